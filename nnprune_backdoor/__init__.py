@@ -1,0 +1,71 @@
+"""Purify backdoored image classifiers by pruning, with clean images alone."""
+
+from .criteria import (
+    ANP,
+    RNP,
+    Criterion,
+    create_criterion,
+    list_criteria,
+    register_criterion,
+)
+from .data import CleanData
+from .errors import (
+    DataError,
+    PurifyError,
+    ScoringError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
+from .masking import MaskedModel, silence_
+from .norms import recalibrate_norms_
+from .purify import PairedAccuracy, Purified, purify
+from .scores import ChannelScores, Neuron, Selection, Site
+from .selection import (
+    AccuracyBudget,
+    BelowThreshold,
+    LowestCount,
+    LowestFraction,
+    Outlier,
+    Selector,
+    create_selector,
+    list_selectors,
+    register_selector,
+)
+from .sites import find_sites
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ANP",
+    "RNP",
+    "AccuracyBudget",
+    "BelowThreshold",
+    "ChannelScores",
+    "CleanData",
+    "Criterion",
+    "DataError",
+    "LowestCount",
+    "LowestFraction",
+    "MaskedModel",
+    "Neuron",
+    "Outlier",
+    "PairedAccuracy",
+    "Purified",
+    "PurifyError",
+    "ScoringError",
+    "Selection",
+    "Selector",
+    "Site",
+    "UnknownNameError",
+    "UnsupportedModelError",
+    "create_criterion",
+    "create_selector",
+    "find_sites",
+    "list_criteria",
+    "list_selectors",
+    "purify",
+    "recalibrate_norms_",
+    "register_criterion",
+    "register_selector",
+    "silence_",
+]

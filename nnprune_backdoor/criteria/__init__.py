@@ -1,0 +1,15 @@
+"""Criteria: each scores every neuron of a model. One file a method."""
+
+from .anp import ANP
+from .base import Criterion, create_criterion, criterion_class, list_criteria, register_criterion
+from .rnp import RNP
+
+__all__ = [
+    "ANP",
+    "RNP",
+    "Criterion",
+    "create_criterion",
+    "criterion_class",
+    "list_criteria",
+    "register_criterion",
+]

@@ -1,0 +1,169 @@
+"""Adversarial Neuron Pruning (ANP).
+
+Wu and Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
+https://arxiv.org/abs/2110.14430. Backdoor neurons are the ones through which small, adversarial
+changes of weights flip clean images to the target; masks learn to close them.
+
+`ANP.paper()` is the published recipe with its noise kept within its bound, `ANP.authors_code()`
+the released code. The defaults differ in one named way, for the reasons and with the numbers in
+docs/ranking.md: the masks' `response` to the noise replaces 2000 steps of mask training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import CleanData, like
+from ..masking import MaskedModel, Silencing
+from ..norms import Statistics, use_statistics_
+from ..progress import progress_bar
+from ..scores import ChannelScores, Site
+from .base import Criterion, register_criterion
+from .response import loss_gradient, response_scores, sensitivity
+
+
+@register_criterion("anp")
+@dataclass(frozen=True, kw_only=True)
+class ANP(Criterion):
+    """Masks trained under the worst noise on all neurons at once: low = backdoor.
+
+    Scores of the trained masks lie in [0, 1]; those of the response in (0, 2), 1 meaning that
+    masking the neuron does not help against the noise.
+    """
+
+    reference: ClassVar[str] = "Wu and Wang, Adversarial Neuron Pruning, NeurIPS 2021"
+    needs_labels: ClassVar[bool] = True
+
+    noise_budget: float = 0.4  # epsilon: largest relative change of a weight or bias
+    noise_steps: int = 1  # S: ascent steps of epsilon / S after the random start
+    project_noise: bool = True  # into [-epsilon, epsilon]; the authors' code reaches 2 epsilon
+    batch_size: int = 128
+    statistics: Statistics = "batch"  # of BatchNorm under noise
+    mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
+
+    optimise: Literal["response", "masks"] = "response"  # paper: masks
+    rounds: int = 12  # response: passes over the clean images, each with fresh noise
+    damping: float = 0.03  # response: share of the mean clean sensitivity added to each neuron's
+    probe_size: int = 20  # response: images a gradient of the clean sensitivity
+
+    steps: int = 2000  # masks: updates
+    mask_lr: float = 0.2  # masks
+    mask_momentum: float = 0.9  # masks
+    alpha: float = 0.2  # masks: weight of the clean loss, 1 - alpha of the loss under noise
+
+    @classmethod
+    def paper(cls) -> Self:
+        """Section 4 and 5.1 of the paper: 2000 mask updates under projected noise."""
+        return cls(optimise="masks")
+
+    @classmethod
+    def authors_code(cls) -> Self:
+        """The released code: as the paper, but the noise may leave its bound after the step."""
+        return cls(optimise="masks", project_noise=False)
+
+    def score(
+        self,
+        model: nn.Module,
+        clean: CleanData,
+        sites: tuple[Site, ...],
+        generator: torch.Generator,
+        progress: bool,
+    ) -> ChannelScores:
+        """Masks against adversarial neuron noise; the masks are the scores."""
+        masked = MaskedModel(model, sites, silencing=self.mask_means)
+        if self.optimise == "masks":
+            flat = self.train_masks(masked, clean, generator, progress)
+        else:
+            flat = self.respond(masked, clean, generator, progress)
+        return ChannelScores(sites, flat, repr(self))
+
+    def adversarial_noise(
+        self, masked: MaskedModel, batch: CleanData, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """delta (on weights) and xi (on biases) that raise the loss on this batch.
+
+        Returns:
+            the two keyword arguments of a perturbed `MaskedModel` call, each (number of neurons,).
+        """
+        epsilon, count = self.noise_budget, len(masked.masks)
+        where = like(masked.model)
+        images, labels = batch.images.to(**where), batch.targets.to(where["device"])
+        noise = [
+            (torch.rand(count, generator=generator) * 2 - 1).mul(epsilon).to(masked.masks)
+            for _ in range(2)
+        ]
+        with masked.frozen_masks():
+            for _ in range(self.noise_steps):
+                for part in noise:
+                    part.requires_grad_(True)
+                logits = masked(images, weight_noise=noise[0], bias_noise=noise[1])
+                loss = F.cross_entropy(logits.float(), labels)
+                gradients = torch.autograd.grad(loss, noise)
+                noise = [
+                    part.detach() + epsilon / self.noise_steps * gradient.sign()
+                    for part, gradient in zip(noise, gradients, strict=True)
+                ]
+                if self.project_noise:
+                    noise = [part.clamp(-epsilon, epsilon) for part in noise]
+        return {"weight_noise": noise[0].detach(), "bias_noise": noise[1].detach()}
+
+    def train_masks(
+        self,
+        masked: MaskedModel,
+        clean: CleanData,
+        generator: torch.Generator,
+        progress: bool,
+    ) -> Tensor:
+        """min over m of alpha L(m w, b) + (1 - alpha) max over noise L((m + delta) w, (1 + xi) b).
+
+        The noise is a constant of the outer problem. Each term is back-propagated by itself, which
+        halves the memory and gives the same gradient.
+        """
+        use_statistics_(masked.model, self.statistics)
+        optimiser = torch.optim.SGD([masked.masks], lr=self.mask_lr, momentum=self.mask_momentum)
+        where = like(masked.model)
+        done = 0
+        with progress_bar(self.steps, "adversarial pruning", progress) as bar:
+            while done < self.steps:
+                for batch in clean.batches(self.batch_size, generator, replacement=True):
+                    if done == self.steps:
+                        break
+                    images, labels = batch.images.to(**where), batch.targets.to(where["device"])
+                    optimiser.zero_grad(set_to_none=True)
+                    if self.noise_budget > 0:
+                        noise = self.adversarial_noise(masked, batch, generator)
+                        robust = F.cross_entropy(masked(images, **noise).float(), labels)
+                        ((1 - self.alpha) * robust).backward()
+                    natural = F.cross_entropy(masked(images).float(), labels)
+                    (self.alpha * natural).backward()
+                    optimiser.step()
+                    with torch.no_grad():
+                        masked.masks.clamp_(0, 1)
+                    done += 1
+                    bar.update()
+        return masked.masks.detach().float().cpu()
+
+    def respond(
+        self,
+        masked: MaskedModel,
+        clean: CleanData,
+        generator: torch.Generator,
+        progress: bool,
+    ) -> Tensor:
+        """Mean pull of the loss under fresh adversarial noise, against the clean sensitivity."""
+        pull = torch.zeros_like(masked.masks)
+        use_statistics_(masked.model, self.statistics)
+        with progress_bar(self.rounds, "adversarial noise", progress) as bar:
+            for _ in range(self.rounds):
+                for batch in clean.batches(self.batch_size, generator):
+                    noise = self.adversarial_noise(masked, batch, generator)
+                    pull += len(batch) * loss_gradient(masked, batch, **noise)
+                bar.update()
+        use_statistics_(masked.model, "running")
+        stiffness = sensitivity(masked.model, clean, masked.sites, generator, self.probe_size)
+        return response_scores(pull / (self.rounds * len(clean)), stiffness, self.damping)

@@ -1,0 +1,167 @@
+"""What every criterion promises, and the registry through which it is found by name."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Self, TypeVar, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data import CleanData, like
+from ..errors import ScoringError, UnsupportedModelError, unknown_name
+from ..scores import ChannelScores, Site
+from ..sites import find_sites
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Criterion(ABC):
+    """Scores every neuron of a model by how suspicious it is: low = prune first.
+
+    Concrete criteria are frozen dataclasses: their fields are the hyper-parameters.
+    """
+
+    reference: ClassVar[str]  # authors, title, venue
+    needs_labels: ClassVar[bool]
+
+    @classmethod
+    @abstractmethod
+    def paper(cls) -> Self:
+        """The published settings (the authors' code where the paper is silent)."""
+
+    @abstractmethod
+    def score(
+        self,
+        model: nn.Module,
+        clean: CleanData,
+        sites: tuple[Site, ...],
+        generator: torch.Generator,
+        progress: bool,
+    ) -> ChannelScores:
+        """The method itself. `model` is a private copy in eval mode, without gradients."""
+
+    @final
+    def __call__(
+        self,
+        model: nn.Module,
+        clean: CleanData | Iterable[Any],
+        *,
+        sites: tuple[Site, ...] | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> ChannelScores:
+        """Score the neurons of `model`, which is left as it was, also when something raises.
+
+        Args:
+            model: a classifier, (N, C, H, W) -> (N, classes).
+            clean: a loader of clean images, normalised as the model expects (see `CleanData`).
+            sites: the neurons to score; by default all that `find_sites` finds.
+            seed: same seed, same machine, same scores.
+
+        Raises:
+            DataError, UnsupportedModelError, ScoringError: see there.
+        """
+        with private_randomness(seed):
+            data = CleanData.collect(clean)
+            if self.needs_labels:
+                data.targets  # noqa: B018 - raises where there are none
+            own = private_copy(model)
+            data.check_against(own)
+            if sites is None:
+                sites = find_sites(own, data.images[:2].to(**like(own)))
+            generator = torch.Generator().manual_seed(seed)
+            scores = self.score(own, data, sites, generator, progress)
+        if scores.sites != sites:
+            raise ScoringError(f"{type(self).__name__} did not score the sites it was given")
+        return scores
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode whose parameters ask for no gradient.
+
+    Raises:
+        UnsupportedModelError: the model is wrapped (compiled, data-parallel) or cannot be copied.
+    """
+    for attribute, wrapper in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module) and type(model).__name__ in (
+            "OptimizedModule",
+            "DataParallel",
+            "DistributedDataParallel",
+        ):
+            raise UnsupportedModelError(
+                f"the model is wrapped by {wrapper}; give the plain one: model.{attribute}"
+            )
+    try:
+        own = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"the model cannot be copied ({error}), and it would not be worked on in place"
+        ) from error
+    return own.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def private_randomness(seed: int) -> Iterator[None]:
+    """Global generators (torch, numpy, random) start from `seed` inside and come back as before.
+
+    Loaders draw from them: for shuffling, for the seeds of workers, for augmentation.
+    """
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+_CRITERIA: dict[str, type[Criterion]] = {}
+_C = TypeVar("_C", bound=type[Criterion])
+
+
+def register_criterion(name: str) -> Callable[[_C], _C]:
+    """Class decorator: make a criterion available by name everywhere, command line included."""
+
+    def add(cls: _C) -> _C:
+        if name in _CRITERIA:
+            raise ValueError(f"a criterion named {name!r} is registered already")
+        _CRITERIA[name] = cls
+        return cls
+
+    return add
+
+
+def create_criterion(name: str, **hyperparameters: Any) -> Criterion:
+    """The registered criterion `name`, for example `create_criterion("rnp", unlearn_lr=0.02)`.
+
+    Raises:
+        UnknownNameError: no such criterion or hyper-parameter; the message names close ones.
+    """
+    cls = criterion_class(name)
+    valid = [field.name for field in dataclasses.fields(cls)]
+    for given in hyperparameters:
+        if given not in valid:
+            raise unknown_name(f"hyper-parameter of {name!r}", given, valid)
+    return cls(**hyperparameters)
+
+
+def criterion_class(name: str) -> type[Criterion]:
+    """The class registered as `name`; raises UnknownNameError."""
+    if name not in _CRITERIA:
+        raise unknown_name("criterion", name, _CRITERIA)
+    return _CRITERIA[name]
+
+
+def list_criteria() -> list[str]:
+    """Names for `create_criterion`, sorted."""
+    return sorted(_CRITERIA)

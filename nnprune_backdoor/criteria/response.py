@@ -1,0 +1,63 @@
+"""Linear response of masks: what training them would do first, without its noise.
+
+Ours, not from a paper. A criterion's objective L pulls on the masks with the gradient
+g = dL/dm at m = 1. Let the original model resist with the stiffness of its clean loss, which near
+its minimum is the Fisher information f of each mask (Kirkpatrick et al., "Overcoming catastrophic
+forgetting", PNAS 2017, use it for weights). Minimising g (m - 1) + f (1 - m)^2 / 2 gives
+1 - m = g / f: a neuron gives way if masking it serves the objective and costs the clean task
+little. Trained masks are this up to the wandering of a hundred noisy steps, after which the lowest
+ones are an ensemble that only works together; see docs/ranking.md.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import CleanData, like
+from ..masking import MaskedModel
+from ..scores import Site
+
+
+def sensitivity(
+    model: nn.Module,
+    clean: CleanData,
+    sites: tuple[Site, ...],
+    generator: torch.Generator,
+    probe_size: int = 20,
+) -> Tensor:
+    """Fisher information f (number of neurons,) of each mask under the clean loss, on the CPU.
+
+    The mean over images of the squared gradient; estimated from gradients of `probe_size` images
+    at once, whose per-image parts are nearly independent, so that one backward pass serves many.
+    """
+    masked = MaskedModel(model, sites)
+    total = torch.zeros_like(masked.masks)
+    for batch in clean.batches(probe_size, generator):
+        gradient = loss_gradient(masked, batch)
+        total += gradient.square() * len(batch) ** 2
+    return (total / len(clean)).float().cpu()
+
+
+def loss_gradient(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor:
+    """dCE/dm (number of neurons,) on a batch, at the present masks."""
+    where = like(masked.model)
+    logits = masked(batch.images.to(**where), **noise)
+    loss = F.cross_entropy(logits.float(), batch.targets.to(where["device"]))
+    (gradient,) = torch.autograd.grad(loss, masked.masks)
+    return gradient
+
+
+def response_scores(gradient: Tensor, stiffness: Tensor, damping: float) -> Tensor:
+    """Scores in (0, 2), low = gives way first; 1 = not pulled at all.
+
+    Args:
+        gradient: g, mean over the clean images (number of neurons,).
+        stiffness: f, from `sensitivity`.
+        damping: share of the mean stiffness added to each, so that a neuron which costs nothing
+            at all needs some reason to go.
+    """
+    mean = stiffness.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    response = (gradient.float().cpu() / (stiffness / mean + damping)).double()
+    return (1 - response / (1 + response.abs())).float()

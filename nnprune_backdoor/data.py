@@ -1,0 +1,261 @@
+"""Clean data: taken from whatever loader the user has, checked once, kept in memory.
+
+A few hundred images fit, and holding them makes every later step independent of the loader: its
+shuffling, its workers and its random augmentation act once, while it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError, UnsupportedModelError
+
+_IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "data")
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+
+
+@dataclass(frozen=True)
+class CleanData:
+    """Clean images (N, C, H, W), normalised as the model expects, and labels (N,) or None."""
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+        if self.labels is not None:
+            _check_labels(self.labels, len(self.images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels (N,), int64; an error where the loader gave none."""
+        if self.labels is None:
+            raise DataError(
+                "expected labelled clean images, got images alone; give batches (images, labels), "
+                "or choose a criterion that needs no labels"
+            )
+        return self.labels
+
+    @classmethod
+    def collect(cls, clean: CleanData | Iterable[Any]) -> CleanData:
+        """Read a loader to its end.
+
+        Args:
+            clean: batches (images, labels, ...), (images,), images alone, or dictionaries with one
+                of the usual keys (image, pixel_values, label, target, ...). Images: (B, C, H, W).
+
+        Raises:
+            DataError: nothing in it, shapes that differ, labels that are no integers, NaN or inf.
+        """
+        if isinstance(clean, CleanData):
+            return clean
+        if isinstance(clean, Tensor):
+            raise DataError(
+                "expected a loader (an iterable of batches), got a tensor; "
+                "wrap it: CleanData(images, labels)"
+            )
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        for number, batch in enumerate(clean):
+            x, y = _unpack(batch, number)
+            if images and x.shape[1:] != images[0].shape[1:]:
+                raise DataError(
+                    f"expected images of shape {tuple(images[0].shape[1:])} as in batch 0, got "
+                    f"{tuple(x.shape[1:])} in batch {number}; resize them to one size"
+                )
+            if (y is None) != (not labels) and images:
+                raise DataError(f"batch {number}: some batches have labels and some have none")
+            images.append(x.detach().cpu())
+            if y is not None:
+                labels.append(y.detach().cpu().reshape(-1))
+        if not images:
+            raise DataError("the clean loader is empty; give at least a few images per class")
+        return cls(torch.cat(images), torch.cat(labels).long() if labels else None)
+
+    def check_against(self, model: nn.Module) -> int:
+        """Run the model on two images; return its number of classes.
+
+        Raises:
+            UnsupportedModelError: NaN or inf in its weights or logits; output not (N, classes).
+            DataError: it does not accept these images; labels out of range, too few, all alike.
+        """
+        for name, tensor in model.state_dict().items():
+            if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
+                raise UnsupportedModelError(
+                    f"the model's {name!r} holds NaN or inf; it cannot be scored. Check how the "
+                    "checkpoint was loaded"
+                )
+        try:
+            with torch.no_grad():
+                logits = model(self.images[:2].to(**like(model)))
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the model does not accept images of shape {tuple(self.images.shape[1:])}: "
+                f"{error}. Give images of the channels and size that it was trained on"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModelError(
+                f"expected a classifier with output (N, classes), got {found}; wrap the model so "
+                "that its forward returns the logits alone"
+            )
+        if not torch.isfinite(logits).all():
+            raise UnsupportedModelError("the model's logits hold NaN or inf on clean images")
+        classes = logits.shape[1]
+        if classes < 2:
+            raise UnsupportedModelError("expected at least two classes, got an output of width 1")
+        if self.labels is not None:
+            self._check_coverage(classes)
+        return classes
+
+    def _check_coverage(self, classes: int) -> None:
+        labels = self.targets
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise DataError(
+                f"expected labels in [0, {classes}), got {low if low < 0 else high}; "
+                "is the loader's dataset the one that the model was trained on?"
+            )
+        if low == high:
+            raise DataError(
+                f"all clean images have label {low}; give images of several classes, or the "
+                "score would only say what that one class needs"
+            )
+        if len(self) < classes:
+            raise DataError(
+                f"expected at least one clean image per class ({classes}), got {len(self)}; "
+                "a few hundred in all is usual"
+            )
+
+    def take(self, indices: Tensor) -> CleanData:
+        """The images (and labels) at `indices` (K,)."""
+        return CleanData(
+            self.images[indices], None if self.labels is None else self.labels[indices]
+        )
+
+    def split(self, *shares: float, seed: int = 0) -> list[CleanData]:
+        """Cut into disjoint parts of the given shares, class by class where labels are known.
+
+        Raises:
+            DataError: the shares do not sum to 1, or a part would be empty.
+        """
+        if any(share <= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+            raise DataError(f"expected positive shares that sum to 1, got {shares}")
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator)
+        if self.labels is not None:  # interleave the classes, so that every cut is stratified
+            labels = self.labels[order]
+            turn = torch.empty(len(order))
+            for label in labels.unique():
+                mine = (labels == label).nonzero().flatten()
+                # one random offset a class: which class loses the rounding must not depend on it
+                offset = torch.rand(1, generator=generator)
+                turn[mine] = (torch.arange(len(mine)) + offset) / len(mine)
+            order = order[turn.argsort(stable=True)]
+        # deal the images out one by one, each to the part that is furthest behind its share
+        owed = torch.zeros(len(shares))
+        owners = torch.empty(len(order), dtype=torch.long)
+        for position in range(len(order)):
+            owed += torch.tensor(shares)
+            owners[position] = int(owed.argmax())
+            owed[owners[position]] -= 1
+        parts = [order[owners == part] for part in range(len(shares))]
+        if any(len(part) == 0 for part in parts):
+            raise DataError(f"{len(self)} clean images are too few to split into {shares}")
+        return [self.take(part.sort().values) for part in parts]
+
+    def batches(
+        self, size: int, generator: torch.Generator, *, replacement: bool = False, shift: int = 0
+    ) -> Iterator[CleanData]:
+        """One epoch in random order: ceil(N / size) batches, none of a single image.
+
+        Args:
+            replacement: draw each image independently, all batches of full size.
+            shift: largest random translation in pixels; > 0 also mirrors at random.
+        """
+        count = len(self)
+        if replacement:
+            order = torch.randint(count, (-(-count // size) * size,), generator=generator)
+        else:
+            order = torch.randperm(count, generator=generator)
+        chunks = list(order.split(size))
+        if len(chunks) > 1 and len(chunks[-1]) == 1:
+            chunks[-2:] = [torch.cat(chunks[-2:])]  # batch statistics need two images
+        for chunk in chunks:
+            part = self.take(chunk)
+            yield part if shift == 0 else part._jittered(shift, generator)
+
+    def _jittered(self, shift: int, generator: torch.Generator) -> CleanData:
+        """Random translation (zero padding, so grey for usual normalisations) and mirroring."""
+        count, _, height, width = self.images.shape
+        padded = nn.functional.pad(self.images, (shift,) * 4)
+        top = torch.randint(2 * shift + 1, (count, 1), generator=generator)
+        left = torch.randint(2 * shift + 1, (count, 1), generator=generator)
+        rows = (top + torch.arange(height))[:, None, :, None]
+        columns = left + torch.arange(width)
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)[:, None, None, :]
+        channels = torch.arange(padded.shape[1])[None, :, None, None]
+        images = padded[torch.arange(count)[:, None, None, None], channels, rows, columns]
+        return CleanData(images, self.labels)
+
+
+def like(model: nn.Module) -> dict[str, Any]:
+    """Device and floating dtype of the model, as keyword arguments of `Tensor.to`."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return {"device": parameter.device, "dtype": parameter.dtype}
+    return {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+def _unpack(batch: Any, number: int) -> tuple[Tensor, Tensor | None]:
+    images: Any = batch
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        images = next((batch[key] for key in _IMAGE_KEYS if key in batch), None)
+        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and batch:
+        images = batch[0]
+        labels = batch[1] if len(batch) > 1 else None
+    if not isinstance(images, Tensor):
+        keys = f" with keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        raise DataError(
+            f"batch {number}: expected (images, labels), images, or a dictionary with one of "
+            f"{_IMAGE_KEYS}, got {type(batch).__name__}{keys}"
+        )
+    if images.ndim != 4:
+        raise DataError(
+            f"batch {number}: expected images (B, C, H, W), got shape {tuple(images.shape)}"
+        )
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+        _check_labels(labels, len(images))
+    return images, labels
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or len(images) == 0:
+        raise DataError(f"expected images (N, C, H, W) with N > 0, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise DataError(
+            f"expected floating-point images, normalised as the model expects, got {images.dtype}"
+        )
+    if not torch.isfinite(images).all():
+        bad = int((~torch.isfinite(images.flatten(1)).all(1)).sum())
+        raise DataError(f"{bad} of {len(images)} clean images hold NaN or inf; drop or repair them")
+
+
+def _check_labels(labels: Tensor, count: int) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.numel() != count:
+        raise DataError(
+            f"expected {count} integer labels, one an image, got shape {tuple(labels.shape)} of "
+            f"{labels.dtype}; class indices are needed, not one-hot rows or probabilities"
+        )

@@ -1,0 +1,13 @@
+"""Progress bars: on when asked for and the output is a terminal, silent otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+def progress_bar(total: int, description: str, progress: bool) -> tqdm[Any]:
+    """A bar of `total` steps on standard error, to be used in a `with` block."""
+    # tqdm: None disables the bar when the output is no terminal, True always does
+    return tqdm(total=total, desc=description, disable=None if progress else True, leave=False)

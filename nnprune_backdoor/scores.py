@@ -1,0 +1,128 @@
+"""Neurons and their scores: a number a channel, low = prune first (Torch-Pruning's sign)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import DataError, ScoringError
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer whose output channels can be switched off.
+
+    `kind` is "norm" (a norm layer standing for itself and the convolution or linear layer,
+    `producer`, that feeds it directly) or "layer" (a convolution or linear layer without one).
+    """
+
+    name: str
+    channels: int
+    kind: Literal["norm", "layer"]
+    producer: str
+
+
+class Neuron(NamedTuple):
+    """One output channel of one site."""
+
+    site: str
+    channel: int
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelScores:
+    """A criterion's verdict on every neuron.
+
+    `flat` is (number of neurons,) float32 on the CPU, in site order, then channel order; `details`
+    is plain data about the run (steps, accuracies, what was not reached) for the report.
+    """
+
+    sites: tuple[Site, ...]
+    flat: Tensor
+    criterion: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        total = sum(site.channels for site in self.sites)
+        if self.flat.shape != (total,):
+            raise ScoringError(f"expected {total} scores, got shape {tuple(self.flat.shape)}")
+        if not torch.isfinite(self.flat).all():
+            raise ScoringError(f"{self.criterion} gave scores that are NaN or inf")
+
+    def __getitem__(self, site: str) -> Tensor:
+        """Scores (C,) of one site."""
+        return self.by_site()[site]
+
+    def by_site(self) -> dict[str, Tensor]:
+        """Site name -> scores (C,), in site order."""
+        pieces = self.flat.split([site.channels for site in self.sites])
+        return {site.name: piece for site, piece in zip(self.sites, pieces, strict=True)}
+
+    def order(self) -> Tensor:
+        """Indices into `flat`, lowest score first; ties keep site order, then channel order."""
+        return self.flat.argsort(stable=True)
+
+    def ranking(self) -> list[Neuron]:
+        """All neurons, the first to prune first."""
+        neurons = neurons_of(self.sites)
+        return [neurons[index] for index in self.order().tolist()]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.safetensors` file: the numbers, and sites and details as JSON in its header."""
+        header = {
+            "sites": [asdict(site) for site in self.sites],
+            "criterion": self.criterion,
+            "details": self.details,
+        }
+        metadata = {"scores": json.dumps(header)}
+        save_file({"scores": self.flat.contiguous()}, os.fspath(path), metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ChannelScores:
+        """Read what `save` wrote. No pickle is involved."""
+        with safe_open(os.fspath(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "scores" not in metadata:
+                raise DataError(f"{os.fspath(path)!r} holds no channel scores")
+            header = json.loads(metadata["scores"])
+            sites = tuple(Site(**site) for site in header["sites"])
+            return cls(sites, file.get_tensor("scores"), header["criterion"], header["details"])
+
+
+def neurons_of(sites: tuple[Site, ...]) -> list[Neuron]:
+    """Every neuron in site order, then channel order: the order of all flat tensors here."""
+    return [Neuron(site.name, channel) for site in sites for channel in range(site.channels)]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The neurons that go, first to go first, and why these."""
+
+    sites: tuple[Site, ...]
+    neurons: tuple[Neuron, ...]
+    reason: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def keep(self) -> Tensor:
+        """Float mask (number of neurons,) in flat order: 0 where a neuron goes, else 1."""
+        index = {neuron: i for i, neuron in enumerate(neurons_of(self.sites))}
+        mask = torch.ones(len(index))
+        mask[[index[neuron] for neuron in self.neurons]] = 0
+        return mask
+
+    def by_site(self) -> dict[str, list[int]]:
+        """Site name -> its channels that go, ascending; sites that lose none are absent."""
+        found: dict[str, list[int]] = {}
+        for site, channel in self.neurons:
+            found.setdefault(site, []).append(channel)
+        return {site.name: sorted(found[site.name]) for site in self.sites if site.name in found}

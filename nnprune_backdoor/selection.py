@@ -1,0 +1,264 @@
+"""How much to prune: selectors turn scores into a selection and never see a triggered image."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .data import CleanData, like
+from .errors import DataError, unknown_name
+from .masking import MaskedModel, Silencing
+from .norms import recalibrate_norms_
+from .progress import progress_bar
+from .scores import ChannelScores, Neuron, Selection, Site, neurons_of
+
+
+class HeldOut:
+    """Held-out clean images: which of them the model still gets right under a selection.
+
+    Args:
+        model: in eval mode, frozen; it is not changed.
+        clean: labelled images that the criterion did not see.
+        recalibrate: clean images on which BatchNorm statistics are estimated anew under each
+            selection, as they will be in the product; None leaves the statistics alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: tuple[Site, ...],
+        clean: CleanData,
+        *,
+        silencing: Silencing = "zero",
+        recalibrate: CleanData | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.clean = clean
+        self.progress = progress
+        self._masked = MaskedModel(model, sites, silencing=silencing)
+        self._masked.masks.requires_grad_(False)
+        self._recalibrate = recalibrate
+
+    @torch.no_grad()
+    def correct(self, selection: Selection) -> Tensor:
+        """Bool (N,): the images that are classified rightly while the selection is silent."""
+        masked = self._masked
+        masked.masks.copy_(selection.keep())
+        where = like(masked.model)
+        if self._recalibrate is not None:
+            batches = [part.to(**where) for part in self._recalibrate.images.split(_BATCH)]
+            recalibrate_norms_(masked.model, batches, run=masked, buffers=masked.buffers)
+        predicted = [
+            masked(part.to(**where)).argmax(1).cpu() for part in self.clean.images.split(_BATCH)
+        ]
+        return torch.cat(predicted) == self.clean.targets
+
+
+class Selector(ABC):
+    """Decides how much of a ranking goes. Concrete ones are frozen dataclasses."""
+
+    @abstractmethod
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        """The neurons that go; `held_out` is needed by selectors that measure accuracy."""
+
+
+_SELECTORS: dict[str, type[Selector]] = {}
+_S = TypeVar("_S", bound=type[Selector])
+
+
+def register_selector(name: str) -> Callable[[_S], _S]:
+    """Class decorator: make a selector available by name."""
+
+    def add(cls: _S) -> _S:
+        _SELECTORS[name] = cls
+        return cls
+
+    return add
+
+
+def create_selector(name: str, **settings: Any) -> Selector:
+    """The registered selector `name`; raises UnknownNameError for a name that does not exist."""
+    if name not in _SELECTORS:
+        raise unknown_name("selector", name, _SELECTORS)
+    return _SELECTORS[name](**settings)
+
+
+def list_selectors() -> list[str]:
+    """Names for `create_selector`, sorted."""
+    return sorted(_SELECTORS)
+
+
+@register_selector("below")
+@dataclass(frozen=True)
+class BelowThreshold(Selector):
+    """Every neuron whose score is at most `threshold` (the published codes compare with <=)."""
+
+    threshold: float  # in the criterion's own unit; 0.2 is usual for masks
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        count = int((scores.flat <= self.threshold).sum())
+        return prefix(scores, count, f"score <= {self.threshold:g}")
+
+
+@register_selector("count")
+@dataclass(frozen=True)
+class LowestCount(Selector):
+    """The `count` neurons of lowest score."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise DataError(f"expected a count of at least 0, got {self.count}")
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        return prefix(scores, self.count, f"the {self.count} lowest scores")
+
+
+@register_selector("fraction")
+@dataclass(frozen=True)
+class LowestFraction(Selector):
+    """This share of all neurons, those of lowest score."""
+
+    fraction: float  # in [0, 1]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise DataError(f"expected a fraction in [0, 1], got {self.fraction}")
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        count = round(self.fraction * len(scores.flat))
+        return prefix(scores, count, f"the lowest {self.fraction:.2%} of the scores")
+
+
+@register_selector("outlier")
+@dataclass(frozen=True)
+class Outlier(Selector):
+    """Neurons whose score lies far below the bulk: score < median - deviations * 1.4826 * MAD.
+
+    The median and the median absolute deviation, so that the outliers do not hide themselves.
+    Where more than half of the scores are alike the MAD is 0 and the mean deviation serves.
+    """
+
+    deviations: float = 3.0
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        flat = scores.flat.double()
+        gap = (flat - flat.median()).abs()
+        spread = 1.4826 * gap.median()
+        if spread == 0:
+            spread = 1.2533 * gap.mean()  # sigma of a normal from its mean absolute deviation
+        limit = flat.median() - self.deviations * spread
+        count = int((flat < limit).sum())
+        return prefix(scores, count, f"score more than {self.deviations:g} deviations below median")
+
+
+@register_selector("accuracy")
+@dataclass(frozen=True)
+class AccuracyBudget(Selector):
+    """The most that can go while held-out clean images lose at most `max_drop` of accuracy.
+
+    The same images are compared before and after, so only flips count (`paired_drop`). The drop
+    is measured along the ranking and smoothed by isotonic regression, since one image more or
+    less is noise; the cut is the last amount at which drop + z(confidence) * its standard error
+    is within the budget. Blind to the backdoor: it spends the budget on a benign model too.
+    """
+
+    max_drop: float = 0.02  # share of the images, 0.02 = two points
+    confidence: float = 0.5  # one-sided; 0.5 takes the estimate, 0.95 demands proof
+    max_fraction: float = 0.2  # of all neurons; nothing beyond is tried
+    points: int = 40  # amounts tried, dense at the small end
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop < 1 or not 0.5 <= self.confidence < 1:
+            raise DataError(
+                "expected max_drop in [0, 1) and confidence in [0.5, 1), got "
+                f"{self.max_drop} and {self.confidence}"
+            )
+        if not 0 < self.max_fraction <= 1 or self.points < 2:
+            raise DataError("expected max_fraction in (0, 1] and at least 2 points")
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        if held_out is None:
+            raise DataError("AccuracyBudget needs labelled held-out clean images")
+        amounts = self._amounts(len(scores.flat))
+        before = held_out.correct(prefix(scores, 0))
+        drops, bounds = [0.0], [0.0]
+        z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(self.confidence)).item()
+        with progress_bar(len(amounts), "selecting", held_out.progress) as bar:
+            for amount in amounts:
+                drop, error = paired_drop(before, held_out.correct(prefix(scores, amount)))
+                drops.append(drop)
+                bounds.append(drop + z * error)
+                bar.update()
+                if drop > self.max_drop + max(0.05, 4 * error):
+                    break  # far beyond the budget; more pruning will not come back into it
+        tried = [0, *amounts][: len(drops)]
+        smooth = isotonic(bounds)
+        count = max(
+            amount
+            for amount, bound in zip(tried, smooth, strict=True)
+            if bound <= self.max_drop or amount == 0
+        )
+        curve = [{"neurons": n, "drop": d} for n, d in zip(tried, drops, strict=True)]
+        reason = f"clean accuracy on {len(before)} held-out images drops by <= {self.max_drop:.1%}"
+        return prefix(scores, count, reason, curve=curve)
+
+    def _amounts(self, total: int) -> list[int]:
+        most = max(1, round(self.max_fraction * total))
+        steps = [math.ceil(most ** (i / (self.points - 1))) for i in range(self.points)]
+        return sorted(set(steps))
+
+
+def prefix(scores: ChannelScores, count: int, reason: str = "", **details: Any) -> Selection:
+    """The first `count` neurons of the ranking; a neuron that is its site's last one is skipped."""
+    neurons = neurons_of(scores.sites)
+    left = {site.name: site.channels for site in scores.sites}
+    chosen: list[Neuron] = []
+    for index in scores.order().tolist():
+        if len(chosen) >= count:
+            break
+        neuron = neurons[index]
+        if left[neuron.site] > 1:
+            left[neuron.site] -= 1
+            chosen.append(neuron)
+    return Selection(scores.sites, tuple(chosen), reason, details)
+
+
+def paired_drop(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """Loss of accuracy on the same images and its standard error, both as shares.
+
+    Args:
+        before, after: bool (N,), whether each image is classified rightly.
+
+    Half a flip is added to each direction, as Agresti and Min (2005) do for paired proportions, so
+    that no flips seen does not mean no uncertainty.
+    """
+    count = len(before)
+    lost = int((before & ~after).sum())
+    won = int((~before & after).sum())
+    total, b, c = count + 2, lost + 0.5, won + 0.5
+    variance = max(b + c - (b - c) ** 2 / total, 0.0) / total**2
+    return (lost - won) / count, math.sqrt(variance)
+
+
+def isotonic(values: Iterable[float]) -> list[float]:
+    """The non-decreasing sequence closest to `values` (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []  # mean, length
+    for value in values:
+        mean, length = value, 1
+        while pools and pools[-1][0] > mean:
+            previous, size = pools.pop()
+            mean = (previous * size + mean * length) / (size + length)
+            length += size
+        pools.append((mean, length))
+    return [mean for mean, length in pools for _ in range(length)]
+
+
+_BATCH = 256  # images a forward pass
