@@ -6,6 +6,7 @@ shuffling, its workers and its random augmentation act once, while it is read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class CleanData:
         _check_images(self.images)
         if self.labels is not None:
             _check_labels(self.labels, len(self.images))
+            object.__setattr__(self, "labels", self.labels.reshape(-1).long())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -151,23 +153,26 @@ class CleanData:
             raise DataError(f"expected positive shares that sum to 1, got {shares}")
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self), generator=generator)
-        if self.labels is not None:  # interleave the classes, so that every cut is stratified
-            labels = self.labels[order]
-            turn = torch.empty(len(order))
-            for label in labels.unique():
-                mine = (labels == label).nonzero().flatten()
-                # one random offset a class: which class loses the rounding must not depend on it
-                offset = torch.rand(1, generator=generator)
-                turn[mine] = (torch.arange(len(mine)) + offset) / len(mine)
-            order = order[turn.argsort(stable=True)]
-        # deal the images out one by one, each to the part that is furthest behind its share
-        owed = torch.zeros(len(shares))
-        owners = torch.empty(len(order), dtype=torch.long)
-        for position in range(len(order)):
-            owed += torch.tensor(shares)
-            owners[position] = int(owed.argmax())
-            owed[owners[position]] -= 1
-        parts = [order[owners == part] for part in range(len(shares))]
+        groups = [order]
+        if self.labels is not None:
+            classes, labels = self.labels.unique(), self.labels[order]
+            turns = torch.randperm(len(classes), generator=generator)
+            groups = [order[labels == label] for label in classes[turns]]
+        # each class is cut by itself; what rounding leaves over goes to the part furthest behind
+        owed = [0.0] * len(shares)
+        pieces: list[list[Tensor]] = [[] for _ in shares]
+        for group in groups:
+            due = [share * len(group) for share in shares]
+            sizes = [math.floor(wanted + 1e-6) for wanted in due]
+            owed = [o + wanted - size for o, wanted, size in zip(owed, due, sizes, strict=True)]
+            cut = [part for part in range(len(shares)) if due[part] - sizes[part] > 1e-6]
+            cut.sort(key=lambda part: -owed[part])
+            for part in cut[: len(group) - sum(sizes)]:
+                sizes[part] += 1
+                owed[part] -= 1
+            for piece, indices in zip(pieces, group.split(sizes), strict=True):
+                piece.append(indices)
+        parts = [torch.cat(piece) for piece in pieces]
         if any(len(part) == 0 for part in parts):
             raise DataError(f"{len(self)} clean images are too few to split into {shares}")
         return [self.take(part.sort().values) for part in parts]
@@ -236,7 +241,13 @@ def _unpack(batch: Any, number: int) -> tuple[Tensor, Tensor | None]:
             f"batch {number}: expected images (B, C, H, W), got shape {tuple(images.shape)}"
         )
     if labels is not None:
-        labels = torch.as_tensor(labels)
+        try:
+            labels = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"batch {number}: expected {len(images)} integer labels, one an image ({error}); "
+                "class indices are needed, not names"
+            ) from error
         _check_labels(labels, len(images))
     return images, labels
 

@@ -36,9 +36,9 @@ class Drill:
     attack: str = "badnets"
     target: int = 0
     rate: float = 0.05  # share of the training images that is poisoned
-    epochs: int = 10
-    batch_size: int = 64
-    lr: float = 0.05
+    epochs: int = 14
+    batch_size: int = 128
+    lr: float = 0.1
     seed: int = 0
 
     def model(self) -> nn.Module:

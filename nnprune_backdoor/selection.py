@@ -102,7 +102,7 @@ class BelowThreshold(Selector):
     threshold: float  # in the criterion's own unit; 0.2 is usual for masks
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
-        count = int((scores.flat <= self.threshold).sum())
+        count = _removable(scores, scores.flat <= self.threshold)
         return prefix(scores, count, f"score <= {self.threshold:g}")
 
 
@@ -155,7 +155,7 @@ class Outlier(Selector):
         if spread == 0:
             spread = 1.2533 * gap.mean()  # sigma of a normal from its mean absolute deviation
         limit = flat.median() - self.deviations * spread
-        count = int((flat < limit).sum())
+        count = _removable(scores, flat < limit)
         return prefix(scores, count, f"score more than {self.deviations:g} deviations below median")
 
 
@@ -229,6 +229,12 @@ def prefix(scores: ChannelScores, count: int, reason: str = "", **details: Any) 
             left[neuron.site] -= 1
             chosen.append(neuron)
     return Selection(scores.sites, tuple(chosen), reason, details)
+
+
+def _removable(scores: ChannelScores, low: Tensor) -> int:
+    """How many of the neurons marked `low` (bool, flat) can go while each site keeps one."""
+    parts = low.split([site.channels for site in scores.sites])
+    return sum(min(int(part.sum()), len(part) - 1) for part in parts)
 
 
 def paired_drop(before: Tensor, after: Tensor) -> tuple[float, float]:

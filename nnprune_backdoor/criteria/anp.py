@@ -48,7 +48,7 @@ class ANP(Criterion):
 
     optimise: Literal["response", "masks"] = "response"  # paper: masks
     rounds: int = 12  # response: passes over the clean images, each with fresh noise
-    damping: float = 0.03  # response: share of the mean clean sensitivity added to each neuron's
+    damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
 
     steps: int = 2000  # masks: updates

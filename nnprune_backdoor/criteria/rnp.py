@@ -55,7 +55,7 @@ class RNP(Criterion):
     unlearn_missed: Literal["error", "flag"] = "error"  # the stop was not reached
 
     recovery: Literal["response", "masks"] = "response"  # paper: masks
-    damping: float = 0.03  # response: share of the mean clean sensitivity added to each neuron's
+    damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
 
     recover_epochs: int = 20  # masks: epochs

@@ -1,0 +1,111 @@
+"""The demo over seeds and methods: before/after, and the curve that only an analyst may see.
+
+    python benchmarks/demo_seeds.py --seeds 0 1 2 3 4 --out benchmarks/results/demo_seeds.json
+
+One backdoored network a seed, trained once; each method purifies it with the default selector and
+500 clean images. The curve (ACC and ASR against the share of neurons silenced) uses triggered
+images and is for analysis: nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnprune_backdoor import ANP, RNP, AccuracyBudget, CleanData, Criterion, PurifyError, purify
+from nnprune_backdoor.attacks import create_attack, photo_patches
+from nnprune_backdoor.demo import Drill, _measure, normalise
+from nnprune_backdoor.masking import silence_
+from nnprune_backdoor.scores import ChannelScores
+from nnprune_backdoor.selection import prefix
+
+METHODS: dict[str, Criterion] = {"rnp": RNP(), "anp": ANP(), "rnp paper": RNP.paper()}
+SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1)
+
+
+def rates(measured: Any) -> dict[str, float]:
+    return {
+        "acc": measured.acc.value,
+        "asr": measured.attack.asr.value,
+        "ra": measured.attack.ra.value,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=int, default=Drill.epochs)
+    parser.add_argument("--width", type=float, default=Drill.width)
+    parser.add_argument("--attack", default="badnets")
+    parser.add_argument("--rate", type=float, default=Drill.rate)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    photos = photo_patches()
+    order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
+    given, hidden = order[:500], order[500:]
+    clean = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
+    pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
+    rows: list[dict[str, Any]] = []
+    for seed in options.seeds:
+        drill = Drill(
+            seed=seed,
+            epochs=options.epochs,
+            width=options.width,
+            attack=options.attack,
+            rate=options.rate,
+        )
+        trigger = create_attack(drill.attack)
+        start = time.perf_counter()
+        model = drill.train(photos)
+        trained = time.perf_counter() - start
+
+        def measure(network: torch.nn.Module, some: slice = slice(None)) -> dict[str, float]:
+            return rates(_measure(network, pixels[some], labels[some], trigger, drill.target))  # noqa: B023
+
+        def curve(scores: ChannelScores) -> list[dict[str, float]]:
+            points = []
+            for share in SHARES:
+                product = drill.model().eval()  # noqa: B023
+                product.load_state_dict(model.state_dict())  # noqa: B023
+                silence_(product, prefix(scores, round(share * len(scores.flat))))
+                points.append({"share": share, **measure(product, slice(700))})  # noqa: B023
+            return points
+
+        before = measure(model)
+        for name in options.methods:
+            row: dict[str, Any] = {"seed": seed, "method": name, "before": before}
+            row |= {"attack": drill.attack, "epochs": drill.epochs, "width": drill.width}
+            try:
+                purified = purify(
+                    model,
+                    clean,
+                    METHODS[name],
+                    selector=AccuracyBudget(),
+                    seed=seed,
+                    progress=False,
+                )
+                row |= {
+                    "after": measure(purified.model),
+                    "silenced": len(purified.selection),
+                    "neurons": len(purified.scores.flat),
+                    "tied_at_zero": float((purified.scores.flat == 0).float().mean()),
+                    "certified_drop": purified.accuracy.drop if purified.accuracy else None,
+                    "seconds": round(sum(purified.seconds.values()), 1),
+                    "training_seconds": round(trained, 1),
+                    "curve": curve(purified.scores),
+                }
+            except PurifyError as error:
+                row["error"] = str(error)
+            rows.append(row)
+            print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
+            options.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
