@@ -74,7 +74,7 @@ def main() -> None:
                 product = drill.model().eval()  # noqa: B023
                 product.load_state_dict(model.state_dict())  # noqa: B023
                 silence_(product, prefix(scores, round(share * len(scores.flat))))
-                points.append({"share": share, **measure(product, slice(700))})  # noqa: B023
+                points.append({"share": share, **measure(product, slice(700))})
             return points
 
         before = measure(model)

@@ -1,0 +1,261 @@
+"""The whole job: on networks with a backdoor written in by hand, and end to end on photographs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nnprune_backdoor import (
+    ANP,
+    RNP,
+    AccuracyBudget,
+    ChannelScores,
+    CleanData,
+    Criterion,
+    DataError,
+    LowestCount,
+    Purified,
+    UnknownNameError,
+    UnsupportedModelError,
+    list_criteria,
+    purify,
+)
+from nnprune_backdoor.demo import Drill, Outcome, run_drill
+from nnprune_backdoor.evaluation import accuracy
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=4).eval()
+
+
+@pytest.fixture(scope="module")
+def clean(model: nn.Module) -> CleanData:
+    """Noise images, labelled by the model itself, so that there is an accuracy to lose."""
+    images = torch.randn(120, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    centred = images + torch.arange(120)[:, None, None, None] % 4
+    return CleanData(centred, torch.arange(120) % 4)
+
+
+QUICK = ANP(rounds=1)
+
+
+def test_the_product_is_a_silenced_copy(model: nn.Module, clean: CleanData) -> None:
+    before = copy.deepcopy(model.state_dict())
+    result = purify(model, clean, QUICK, selector=LowestCount(7), progress=False)
+    assert len(result.selection) == 7
+    assert result.accuracy is not None
+    assert result.accuracy.before.count == 18  # 15 % of 120, seen by nothing else
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    after = result.model.state_dict()
+    for site, channels in result.selection.by_site().items():
+        assert after[f"{site}.weight"][channels].abs().sum() == 0
+        assert after[f"{site}.bias"][channels].abs().sum() == 0
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    touched = result.selection.by_site()
+    assert all(name.rsplit(".", 1)[0] in touched for name in changed)
+
+
+def test_it_is_repeatable_and_says_what_it_did(model: nn.Module, clean: CleanData) -> None:
+    first, second = (
+        purify(model, clean, QUICK, selector=LowestCount(5), progress=False) for _ in range(2)
+    )
+    assert torch.equal(first.scores.flat, second.scores.flat)
+    assert first.selection.neurons == second.selection.neurons
+    text = first.summary()
+    assert "5 of 1040 silenced" in text
+    assert "no proof" in text
+    assert not any(word in text for word in ("is clean", "is safe", "certified"))
+
+
+def test_modes_and_flags_come_back(clean: CleanData) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=4).train()
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    result = purify(model, clean, QUICK, selector=LowestCount(1), progress=False)
+    assert model.training
+    assert result.model.training
+    assert [p.requires_grad for p in result.model.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
+
+
+def test_recalibration_changes_statistics_alone(model: nn.Module, clean: CleanData) -> None:
+    chooser = LowestCount(3)
+    plain = purify(model, clean, QUICK, selector=chooser, progress=False)
+    again = purify(model, clean, QUICK, selector=chooser, recalibrate_norms=True, progress=False)
+    one, two = plain.model.state_dict(), again.model.state_dict()
+    differing = {name for name in one if not torch.equal(one[name], two[name])}
+    assert differing
+    assert all("running" in name or "num_batches" in name for name in differing)
+
+
+def test_refusals_come_before_any_work(model: nn.Module, clean: CleanData) -> None:
+    class Untouchable:
+        def __iter__(self) -> Iterator[object]:
+            raise AssertionError("the loader was read")
+
+    with pytest.raises(UnknownNameError, match="did you mean 'rnp'"):
+        purify(model, Untouchable(), "rpn")
+    with pytest.raises(UnknownNameError, match="unlearn_lr"):
+        purify(model, Untouchable(), "rnp", unlearn_rate=1.0)
+    with pytest.raises(UnknownNameError, match="accuracy"):
+        purify(model, Untouchable(), "rnp", selector="acuracy")
+    with pytest.raises(DataError, match="silencing"):
+        purify(model, Untouchable(), "rnp", silencing="none")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="without labels|labelled"):
+        purify(model, [clean.images], "rnp", progress=False)
+
+
+def test_wrapped_and_tied_models_are_refused(model: nn.Module, clean: CleanData) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"model\.module"):
+        purify(nn.DataParallel(model), clean, QUICK, progress=False)
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 3, padding=1)
+            self.second = nn.Conv2d(3, 3, 3, padding=1)
+            self.second.weight = self.first.weight
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedModelError, match="shared between layers"):
+        purify(Tied(), clean, QUICK, selector=LowestCount(2), progress=False)
+
+
+# --- a backdoor whose neuron is known --------------------------------------------------------
+
+
+def planted() -> tuple[nn.Module, CleanData, Tensor, int]:
+    """A small timm ResNet with one channel that fires on a corner patch alone and drives class 0.
+
+    Trained for a moment on four easy classes; then one channel of the last block is rewritten.
+    """
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=4)
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(256) % 4
+    tints = torch.eye(4)[:, :3] * 1.5
+    images = tints[labels][:, :, None, None] + 0.5 * torch.randn(
+        256, 3, 32, 32, generator=generator
+    )
+    triggered = images.clone()
+    triggered[:, :, -6:, -6:] = 4.0
+    poisoned = torch.cat([images, triggered[:64]])
+    targets = torch.cat([labels, torch.zeros(64, dtype=torch.long)])
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    model.train()
+    for _ in range(12):
+        for chunk in torch.randperm(len(poisoned), generator=generator).split(64):
+            loss = nn.functional.cross_entropy(model(poisoned[chunk]), targets[chunk])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    model.eval()
+    return model, CleanData(images, labels), triggered, 0
+
+
+@pytest.mark.parametrize("name", list_criteria())
+def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
+    """Silencing the lowest scores hurts the backdoor more than silencing random neurons does."""
+    from nnprune_backdoor import create_criterion
+    from nnprune_backdoor.masking import MaskedModel
+    from nnprune_backdoor.selection import prefix
+
+    model, clean, triggered, target = planted()
+    others = clean.targets != target
+    scores = create_criterion(name)(model, clean)
+    masked = MaskedModel(model.requires_grad_(False), scores.sites, silencing="zero")
+    masked.masks.requires_grad_(False)
+
+    def margin(keep: Tensor) -> float:
+        masked.masks.copy_(keep)
+        logits = masked(triggered[others])
+        return float((logits[:, target] - logits[:, 1:].max(1).values).mean())
+
+    count = round(0.05 * len(scores.flat))
+    generator = torch.Generator().manual_seed(0)
+    chance = []
+    for _ in range(10):
+        keep = torch.ones(len(scores.flat))
+        keep[torch.randperm(len(keep), generator=generator)[:count]] = 0
+        chance.append(margin(keep))
+    chosen = prefix(scores, count).keep()
+    assert margin(torch.ones(len(scores.flat))) > 0, "the backdoor is there to begin with"
+    assert margin(chosen) < min(chance)
+
+
+# --- the main job ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Outcome:
+    return run_drill(Drill(), method="rnp")
+
+
+@pytest.mark.timeout(600)
+def test_end_to_end_on_real_photographs(outcome: Outcome) -> None:
+    """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays."""
+    before, after = outcome.before, outcome.after
+    assert before.attack.asr.value >= 0.95
+    assert before.acc.value >= 0.9
+    assert after.attack.asr.value <= 0.2
+    assert after.acc.value >= before.acc.value - 0.04
+    assert after.attack.ra.value >= 0.6
+    table = outcome.table()
+    assert f"{after.attack.asr}" in table
+    assert isinstance(outcome.purified, Purified)
+
+
+def test_unlabelled_images_do_for_a_selector_that_needs_no_labels(
+    model: nn.Module, clean: CleanData
+) -> None:
+    class First(Criterion):
+        reference = "none"
+        needs_labels = False
+
+        @classmethod
+        def paper(cls) -> First:
+            return cls()
+
+        def score(self, model, clean, sites, generator, progress):  # type: ignore[no-untyped-def]
+            total = sum(site.channels for site in sites)
+            return ChannelScores(sites, torch.arange(total).float(), "first")
+
+    loader = DataLoader(TensorDataset(clean.images), batch_size=50)
+    result = purify(model, loader, First(), selector=LowestCount(2), progress=False)
+    assert result.accuracy is None
+    assert "no labels" in result.summary()
+    with pytest.raises(DataError, match="labelled"):
+        purify(model, loader, First(), selector=AccuracyBudget(), progress=False)
+
+
+def test_a_model_on_another_device_than_the_data_is_handled(clean: CleanData) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no second device on this machine")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=4).cuda()
+    result = purify(model, clean, RNP(unlearn_missed="flag", unlearn_epochs=1), progress=False)
+    assert next(result.model.parameters()).is_cuda
+
+
+def test_accuracy_is_what_evaluation_says(model: nn.Module, clean: CleanData) -> None:
+    result = purify(model, clean, QUICK, selector=LowestCount(0), progress=False)
+    assert result.accuracy is not None
+    assert result.accuracy.drop == 0
+    assert accuracy(model, clean.images, clean.targets) == accuracy(
+        result.model, clean.images, clean.targets
+    )
