@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--attack", default="badnets", help=f"one of {', '.join(list_attacks())}")
     demo.add_argument("--poison-rate", type=float, default=0.05, help="share of training images")
-    demo.add_argument("--epochs", type=int, default=14, help="training epochs of the attacker")
+    demo.add_argument("--epochs", type=int, default=8, help="training epochs of the attacker")
     demo.add_argument("--clean-images", type=int, default=500, help="given to the defender")
     demo.add_argument(
         "--max-drop", type=float, default=0.02, help="clean accuracy that may go, 0.02 = 2 points"

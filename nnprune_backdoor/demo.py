@@ -36,7 +36,7 @@ class Drill:
     attack: str = "badnets"
     target: int = 0
     rate: float = 0.05  # share of the training images that is poisoned
-    epochs: int = 14
+    epochs: int = 8
     batch_size: int = 128
     lr: float = 0.1
     seed: int = 0

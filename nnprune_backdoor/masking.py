@@ -74,7 +74,7 @@ class MaskedModel:
                     handle = module.register_forward_hook(_scale_output(s, t))
                     hooks.callback(handle.remove)
             logits: Tensor = torch.func.functional_call(
-                self.model, (parameters, self.buffers), (images,)
+                self.model, (parameters, self.buffers), (images,), tie_weights=False
             )
         return logits
 
@@ -120,13 +120,16 @@ def silence_(model: nn.Module, selection: Selection, *, silencing: Silencing = "
         UnsupportedModelError: a selected layer's weight is parametrised (weight norm, ...), so
             writing to it would change nothing.
     """
-    for name, channels in selection.by_site().items():
-        module = model.get_submodule(name)
-        if nn.utils.parametrize.is_parametrized(module):
+    modules = {name: model.get_submodule(name) for name in selection.by_site()}
+    for name, module in modules.items():
+        # weight norm, spectral norm, torch.nn.utils.prune: the weight is computed in each forward
+        if "weight" not in module._parameters:
             raise UnsupportedModelError(
                 f"layer {name!r} has a parametrised weight; make it plain first with "
                 "torch.nn.utils.parametrize.remove_parametrizations"
             )
+    for name, channels in selection.by_site().items():
+        module = modules[name]
         with torch.no_grad():
             module.weight[channels] = 0  # type: ignore[operator]
             if silencing == "zero" and module.bias is not None:

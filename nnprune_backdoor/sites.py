@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import UnsupportedModelError
 from .scores import Site
 
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
@@ -53,7 +53,8 @@ class _Recorder(TorchFunctionMode):
         self._names = {module: name for name, module in model.named_modules()}
         self._running: list[tuple[nn.Module, tuple[Any, ...]]] = []  # innermost call last
         self._mixers: set[nn.Module] = set()  # attention and gate modules
-        self._calls: dict[nn.Module, tuple[Any, Tensor]] = {}  # layer -> (key of input, output)
+        # layer -> (key of input, key of output when it left, output)
+        self._calls: dict[nn.Module, tuple[_Key, _Key, Tensor]] = {}
         self._seen_types: set[str] = set()
 
     @contextlib.contextmanager
@@ -87,7 +88,7 @@ class _Recorder(TorchFunctionMode):
             )
         if isinstance(module, LAYERS + NORMS) and module not in self._calls:
             # the output is kept alive, so that its address stays its own during the pass
-            self._calls[module] = (keys[0], output)
+            self._calls[module] = (keys[0], _key(output), output)
 
     def __torch_function__(
         self,
@@ -118,13 +119,13 @@ class _Recorder(TorchFunctionMode):
         classifiers = self._classifiers(output)
         left_out = classifiers | self._inside_mixers()
         producers = {
-            _key(out): module
-            for module, (_, out) in self._calls.items()
+            given_on: module
+            for module, (_, given_on, _) in self._calls.items()
             if isinstance(module, LAYERS)
         }
         found: dict[nn.Module, Site] = {}
         with_norm: set[nn.Module] = set()
-        for module, (given, _) in self._calls.items():
+        for module, (given, _, _) in self._calls.items():
             if not isinstance(module, NORMS) or module.weight is None:
                 continue
             producer = producers.get(given)
@@ -150,11 +151,14 @@ class _Recorder(TorchFunctionMode):
         """Trailing layers with one channel a class (several, where heads are averaged)."""
         classes = output.shape[-1] if isinstance(output, Tensor) else -1
         found: set[nn.Module] = set()
-        for module, (_, out) in reversed(self._calls.items()):
-            if _width(module) != classes or out.numel() != output.numel():
-                if isinstance(module, LAYERS):
-                    break
-                continue  # a norm between two averaged heads
+        like: tuple[int, int] | None = None
+        for module, (given, _, out) in reversed(self._calls.items()):
+            if not isinstance(module, LAYERS):
+                continue
+            sizes = given[2], out.numel()
+            if _width(module) != classes or like not in (None, sizes):
+                break
+            like = sizes  # of the last one; others are averaged with it, not run before it
             found.add(module)
         return found
 
@@ -170,7 +174,10 @@ _PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum"}
 _GATINGS = {"mul", "mul_", "__mul__", "__imul__", "__rmul__"}
 
 
-def _key(tensor: Tensor) -> tuple[int, int, int]:
+_Key = tuple[int, int, int]
+
+
+def _key(tensor: Tensor) -> _Key:
     """The same for a tensor and for views of all of it, until somebody writes into it."""
     return tensor.untyped_storage().data_ptr(), tensor._version, tensor.numel()
 

@@ -718,14 +718,14 @@ def test_rnp_responds_to_the_unlearned_network_against_the_original(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
     criterion = RNP(batch_size=64, damping=0.05, probe_size=8)
-    unlearned, _ = unlearn(net, clean, unlearn_lr=0.02, unlearn_epochs=3)
+    unlearned, _ = unlearn(net, clean, unlearn_lr=0.1, unlearn_epochs=8)
     got = criterion.respond(net, unlearned, clean, sites, generator(4))
     draws = generator(4)
     for batch in clean.batches(64, draws):
         pull = loss_gradient(MaskedModel(unlearned, sites), batch)
     stiffness = sensitivity(net, clean, sites, draws, probe_size=8)
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-4)
-    assert got.min() < 0.9
+    assert got.min() < 0.99
 
 
 def exact_fisher(net: nn.Module, sites: Sites, clean: CleanData) -> Tensor:

@@ -67,7 +67,7 @@ class Criterion(ABC):
         Raises:
             DataError, UnsupportedModelError, ScoringError: see there.
         """
-        with private_randomness(seed):
+        with private_randomness(seed), torch.enable_grad():
             data = CleanData.collect(clean)
             if self.needs_labels:
                 data.targets  # noqa: B018 - raises where there are none

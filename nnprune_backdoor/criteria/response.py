@@ -58,6 +58,7 @@ def response_scores(gradient: Tensor, stiffness: Tensor, damping: float) -> Tens
         damping: share of the mean stiffness added to each, so that a neuron which costs nothing
             at all needs some reason to go.
     """
-    mean = stiffness.mean().clamp_min(torch.finfo(torch.float32).tiny)
-    response = (gradient.float().cpu() / (stiffness / mean + damping)).double()
-    return (1 - response / (1 + response.abs())).float()
+    mean = stiffness.double().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    pull = gradient.double().cpu() / (stiffness.double() / mean + damping)
+    # two forms of 1 - pull / (1 + |pull|), each exact where it is used
+    return torch.where(pull >= 0, 1 / (1 + pull), 2 - 1 / (1 + pull.abs())).float()

@@ -116,29 +116,39 @@ class RNP(Criterion):
         )
         accuracies: list[float] = []
         steps, reached = 0, False
+        recent, window = torch.empty(0, dtype=torch.bool), min(self.batch_size, len(clean))
         with progress_bar(self.unlearn_epochs, "unlearning", progress) as bar:
             for _ in range(self.unlearn_epochs):
                 right = 0
                 for batch in clean.batches(self.batch_size, generator):
                     logits, labels = _run(unlearned, batch)
-                    hits = int((logits.argmax(1) == labels).sum())
-                    right += hits
-                    if self.unlearn_check == "step" and hits <= self.unlearn_stop * len(batch):
+                    loss = F.cross_entropy(logits.float(), labels)
+                    if not torch.isfinite(loss):
+                        raise ScoringError(
+                            f"unlearning diverged after {steps} steps (loss {loss.item()}); "
+                            "take a smaller unlearn_lr or set unlearn_clip"
+                        )
+                    hits = (logits.argmax(1) == labels).cpu()
+                    right += int(hits.sum())
+                    # a full batch's worth of images: two wrong ones at the end are no collapse
+                    recent = torch.cat([recent, hits])[-window:]
+                    gone = len(recent) == window and int(recent.sum()) <= self.unlearn_stop * window
+                    if self.unlearn_check == "step" and gone:
                         reached = True
                         break
-                    loss = F.cross_entropy(logits.float(), labels)
                     optimiser.zero_grad(set_to_none=True)
                     (-loss).backward()
                     if self.unlearn_clip is not None:
                         nn.utils.clip_grad_norm_(weights, self.unlearn_clip)
                     optimiser.step()
                     steps += 1
-                    if not torch.isfinite(loss):
-                        raise ScoringError(
-                            f"unlearning diverged after {steps} steps (loss {loss.item()}); "
-                            "take a smaller unlearn_lr or set unlearn_clip"
-                        )
                 accuracies.append(right / len(clean))
+                if steps == 0:
+                    raise ScoringError(
+                        f"the model is right on {accuracies[-1]:.0%} of the images before any "
+                        f"unlearning, at most unlearn_stop ({self.unlearn_stop:.0%}); check labels "
+                        "and normalisation, or lower unlearn_stop"
+                    )
                 schedule.step()
                 bar.update()
                 bar.set_postfix(accuracy=f"{accuracies[-1]:.2f}")
