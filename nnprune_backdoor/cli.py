@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .attacks import list_attacks
-from .criteria import criterion_class, list_criteria
-from .errors import PurifyError, unknown_name
+from .attacks import create_attack, list_attacks
+from .criteria import create_criterion, criterion_class, list_criteria
+from .errors import PurifyError
 from .selection import AccuracyBudget
 
 
@@ -64,12 +64,8 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(options: argparse.Namespace) -> int:
     from .demo import Drill, run_drill  # noqa: PLC0415 - timm takes seconds to import
 
-    for kind, name, valid in (
-        ("criterion", options.method, list_criteria()),
-        ("attack", options.attack, list_attacks()),
-    ):
-        if name not in valid:  # before a minute of training
-            raise unknown_name(kind, name, valid)
+    create_criterion(options.method)  # a bad name fails before a minute of training
+    create_attack(options.attack)
     width = options.width
     if width is None:
         width = 0.5 if options.arch == "resnet18" else 1.0

@@ -180,7 +180,7 @@ class CleanData:
     def batches(
         self, size: int, generator: torch.Generator, *, replacement: bool = False, shift: int = 0
     ) -> Iterator[CleanData]:
-        """One epoch in random order: ceil(N / size) batches, none of a single image.
+        """One epoch in random order; a single image left over joins the batch before it.
 
         Args:
             replacement: draw each image independently, all batches of full size.

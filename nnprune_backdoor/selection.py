@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .data import CleanData, like
-from .errors import DataError, unknown_name
+from .errors import DataError
 from .masking import MaskedModel, Silencing
 from .norms import recalibrate_norms_
 from .progress import progress_bar
+from .registry import Registry
 from .scores import ChannelScores, Neuron, Selection, Site, neurons_of
 
 
@@ -68,30 +69,28 @@ class Selector(ABC):
         """The neurons that go; `held_out` is needed by selectors that measure accuracy."""
 
 
-_SELECTORS: dict[str, type[Selector]] = {}
-_S = TypeVar("_S", bound=type[Selector])
+_SELECTORS: Registry[Selector] = Registry("selector")
+_S = TypeVar("_S", bound=type)
 
 
 def register_selector(name: str) -> Callable[[_S], _S]:
     """Class decorator: make a selector available by name."""
-
-    def add(cls: _S) -> _S:
-        _SELECTORS[name] = cls
-        return cls
-
-    return add
+    return _SELECTORS.register(name)
 
 
 def create_selector(name: str, **settings: Any) -> Selector:
-    """The registered selector `name`; raises UnknownNameError for a name that does not exist."""
-    if name not in _SELECTORS:
-        raise unknown_name("selector", name, _SELECTORS)
-    return _SELECTORS[name](**settings)
+    """The registered selector `name`, for example `create_selector("count", count=24)`.
+
+    Raises:
+        UnknownNameError: no such selector or setting; the message names close ones.
+        DataError: a setting without a default is missing.
+    """
+    return _SELECTORS.create(name, settings)
 
 
 def list_selectors() -> list[str]:
     """Names for `create_selector`, sorted."""
-    return sorted(_SELECTORS)
+    return _SELECTORS.names()
 
 
 @register_selector("below")

@@ -166,7 +166,7 @@ def test_an_unknown_criterion_names_the_close_ones(given: str, hint: str) -> Non
 @pytest.mark.parametrize("name", list_criteria())
 def test_an_unknown_hyper_parameter_names_the_close_ones(name: str) -> None:
     valid = fields(criterion_class(name))[0].name
-    with pytest.raises(UnknownNameError, match=f"of '{name}'.*did you mean.*'{valid}'"):
+    with pytest.raises(UnknownNameError, match=f"of criterion '{name}'.*did you mean.*'{valid}'"):
         create_criterion(name, **{valid + "s": 1})
 
 

@@ -20,14 +20,17 @@ from nnprune_backdoor import (
     Criterion,
     DataError,
     LowestCount,
+    MaskedModel,
     Purified,
     UnknownNameError,
     UnsupportedModelError,
+    create_criterion,
     list_criteria,
     purify,
 )
 from nnprune_backdoor.demo import Drill, Outcome, run_drill
 from nnprune_backdoor.evaluation import accuracy
+from nnprune_backdoor.selection import prefix
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_refusals_come_before_any_work(model: nn.Module, clean: CleanData) -> No
         purify(model, Untouchable(), "rnp", selector="acuracy")
     with pytest.raises(DataError, match="silencing"):
         purify(model, Untouchable(), "rnp", silencing="none")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="without labels|labelled"):
+    with pytest.raises(DataError, match="labelled"):
         purify(model, [clean.images], "rnp", progress=False)
 
 
@@ -171,10 +174,6 @@ def planted() -> tuple[nn.Module, CleanData, Tensor, int]:
 @pytest.mark.parametrize("name", list_criteria())
 def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
     """Silencing the lowest scores hurts the backdoor more than silencing random neurons does."""
-    from nnprune_backdoor import create_criterion
-    from nnprune_backdoor.masking import MaskedModel
-    from nnprune_backdoor.selection import prefix
-
     model, clean, triggered, target = planted()
     others = clean.targets != target
     scores = create_criterion(name)(model, clean)

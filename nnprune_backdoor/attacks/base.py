@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..errors import unknown_name
+from ..registry import Registry
 
 
 class Trigger(ABC):
@@ -22,31 +22,24 @@ class Trigger(ABC):
         """`pixels`: (N, C, H, W) in [0, 1]. Returns a new tensor of that shape and range."""
 
 
-_ATTACKS: dict[str, type[Trigger]] = {}
-_T = TypeVar("_T", bound=type[Trigger])
+_ATTACKS: Registry[Trigger] = Registry("attack")
+_T = TypeVar("_T", bound=type)
 
 
 def register_attack(name: str) -> Callable[[_T], _T]:
     """Class decorator: make a trigger available as `create_attack(name)`."""
-
-    def add(cls: _T) -> _T:
-        _ATTACKS[name] = cls
-        return cls
-
-    return add
+    return _ATTACKS.register(name)
 
 
 def create_attack(name: str, **settings: Any) -> Trigger:
     """The registered trigger `name`, for example `create_attack("badnets", size=3)`.
 
     Raises:
-        UnknownNameError: no attack has that name; the message lists those that exist.
+        UnknownNameError: no attack or setting has that name; the message lists those that exist.
     """
-    if name not in _ATTACKS:
-        raise unknown_name("attack", name, _ATTACKS)
-    return _ATTACKS[name](**settings)
+    return _ATTACKS.create(name, settings)
 
 
 def list_attacks() -> list[str]:
     """Names for `create_attack`, sorted."""
-    return sorted(_ATTACKS)
+    return _ATTACKS.names()

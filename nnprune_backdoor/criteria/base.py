@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from ..data import CleanData, like
-from ..errors import ScoringError, UnsupportedModelError, unknown_name
+from ..errors import ScoringError, UnsupportedModelError
+from ..registry import Registry
 from ..scores import ChannelScores, Site
 from ..sites import find_sites
+
+_C = TypeVar("_C", bound=type)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,20 +128,12 @@ def private_randomness(seed: int) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-_CRITERIA: dict[str, type[Criterion]] = {}
-_C = TypeVar("_C", bound=type[Criterion])
+_CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
 def register_criterion(name: str) -> Callable[[_C], _C]:
     """Class decorator: make a criterion available by name everywhere, command line included."""
-
-    def add(cls: _C) -> _C:
-        if name in _CRITERIA:
-            raise ValueError(f"a criterion named {name!r} is registered already")
-        _CRITERIA[name] = cls
-        return cls
-
-    return add
+    return _CRITERIA.register(name)
 
 
 def create_criterion(name: str, **hyperparameters: Any) -> Criterion:
@@ -147,21 +142,14 @@ def create_criterion(name: str, **hyperparameters: Any) -> Criterion:
     Raises:
         UnknownNameError: no such criterion or hyper-parameter; the message names close ones.
     """
-    cls = criterion_class(name)
-    valid = [field.name for field in dataclasses.fields(cls)]
-    for given in hyperparameters:
-        if given not in valid:
-            raise unknown_name(f"hyper-parameter of {name!r}", given, valid)
-    return cls(**hyperparameters)
+    return _CRITERIA.create(name, hyperparameters)
 
 
 def criterion_class(name: str) -> type[Criterion]:
     """The class registered as `name`; raises UnknownNameError."""
-    if name not in _CRITERIA:
-        raise unknown_name("criterion", name, _CRITERIA)
-    return _CRITERIA[name]
+    return _CRITERIA.get(name)
 
 
 def list_criteria() -> list[str]:
     """Names for `create_criterion`, sorted."""
-    return sorted(_CRITERIA)
+    return _CRITERIA.names()
