@@ -20,10 +20,10 @@ def demo(rows: list[dict[str, Any]]) -> str:
         "# The demo over seeds",
         "",
         "`python benchmarks/demo_seeds.py --out benchmarks/results/demo_seeds.json`, then",
-        "`python benchmarks/render.py`. One backdoored network a seed (timm ResNet-18 at half width,",
-        f"{rows[0]['epochs']} epochs on photo-patches, BadNets 3 x 3 at 5 % poison); 500 clean images",
-        "to the defender; default selector (two points of clean accuracy). In percent; ACC on 2,370",
-        "and ASR, RA on about 2,120 images that the defence never saw.",
+        "`python benchmarks/render.py`. One backdoored network a seed: timm ResNet-18 at half",
+        f"width, {rows[0]['epochs']} epochs on photo-patches, BadNets 3 x 3, 5 % poison. It",
+        "is purified with 500 clean images and the default selector (two points). In percent;",
+        "ACC on 2,370 and ASR, RA on about 2,120 images that the defence never saw.",
         "",
         "| method | seed | ACC before | ASR before | ACC | ASR | RA | neurons silenced | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -33,7 +33,8 @@ def demo(rows: list[dict[str, Any]]) -> str:
         mine = [row for row in rows if row["method"] == method]
         for row in mine:
             before = row["before"]
-            start = f"| {method} | {row['seed']} | {percent(before['acc'])} | {percent(before['asr'])} |"
+            start = f"| {method} | {row['seed']} | "
+            start += f"{percent(before['acc'])} | {percent(before['asr'])} |"
             if "error" in row:
                 lines.append(f"{start} refused: {row['error']} | | | | |")
                 continue
@@ -77,7 +78,7 @@ def sites(report: dict[str, Any]) -> str:
         "",
         "`python benchmarks/timm_sites.py MODELS --out benchmarks/results/timm_sites.json`, then",
         f"`python benchmarks/render.py`. timm {report['timm']}, random weights, native input size.",
-        "Identity: masks of ones reproduce the logits bit for bit. Gradient: finite for every mask.",
+        "Identity: masks of ones give the logits bit for bit. Gradient: finite for every mask.",
         "",
         f"**{len(good)} of {len(rows)} models pass both.**",
         "",
