@@ -42,18 +42,7 @@ def demo(rows: list[dict[str, Any]]) -> str:
             cells = [percent(after[key]) for key in ("acc", "asr", "ra")]
             share = f"{row['silenced']} of {row['neurons']}"
             lines.append(f"{start} {' | '.join(cells)} | {share} | {row['seconds']} |")
-    lines += [
-        "",
-        "| method | mean ASR | worst ASR | mean ACC drop | mean RA |",
-        "|---|---|---|---|---|",
-    ]
-    for method in methods:
-        mine = [row for row in rows if row["method"] == method and "after" in row]
-        asr = [row["after"]["asr"] for row in mine]
-        drop = [row["before"]["acc"] - row["after"]["acc"] for row in mine]
-        ra = [row["after"]["ra"] for row in mine]
-        cells = [statistics.mean(asr), max(asr), statistics.mean(drop), statistics.mean(ra)]
-        lines.append(f"| {method} | {' | '.join(map(percent, cells))} |")
+    lines += ["", *summary(rows)]
     lines += [
         "",
         "## The rankings, seen with the triggered images that no selector has",
@@ -68,6 +57,19 @@ def demo(rows: list[dict[str, Any]]) -> str:
             cells = [f"{percent(p['acc'])} / {percent(p['asr'])}" for p in row["curve"]]
             lines.append(f"| {method} | {row['seed']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a method, over the seeds."""
+    lines = ["| method | mean ASR | worst ASR | mean ACC drop | mean RA |", "|---|---|---|---|---|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method and "after" in row]
+        asr = [row["after"]["asr"] for row in mine]
+        drop = [row["before"]["acc"] - row["after"]["acc"] for row in mine]
+        ra = [row["after"]["ra"] for row in mine]
+        cells = [statistics.mean(asr), max(asr), statistics.mean(drop), statistics.mean(ra)]
+        lines.append(f"| {method} | {' | '.join(map(percent, cells))} |")
+    return lines
 
 
 def sites(report: dict[str, Any]) -> str:
@@ -99,6 +101,11 @@ def main() -> None:
     for name, render in (("demo_seeds", demo), ("timm_sites", sites)):
         data = json.loads((RESULTS / f"{name}.json").read_text())
         (DOCS / f"{name}.md").write_text(render(data))
+    table = "\n".join(summary(json.loads((RESULTS / "demo_seeds.json").read_text())))
+    readme = ROOT.parent / "README.md"
+    begin, end = "<!-- results: python benchmarks/render.py -->\n", "<!-- /results -->"
+    before, rest = readme.read_text().split(begin)
+    readme.write_text(before + begin + table + "\n" + end + rest.split(end)[1])
 
 
 if __name__ == "__main__":

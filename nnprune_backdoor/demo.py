@@ -26,9 +26,9 @@ _MEAN, _STD = 0.5, 0.5
 class Drill:
     """What the attacker does. The defaults embed the trigger in about a minute on two cores.
 
-    Half of a ResNet-18's width (`width=0.5`) is enough for ten classes of 32-pixel photographs.
-    Training until accuracy stops rising matters more than width: in a network trained for a few
-    hundred steps the backdoor shares its neurons with everything else (docs/ranking.md).
+    Half of a ResNet-18's width (`width=0.5`) is enough for ten classes of 32-pixel photographs and
+    trains twice as fast. How far the backdoor shares neurons with everything else differs from
+    seed to seed, and with it how well it can be purified (docs/demo_seeds.md).
     """
 
     arch: str = "resnet18"  # any timm name
