@@ -202,22 +202,23 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
-    return run_drill(Drill(), method="rnp")
+    return run_drill(Drill(), method="rnp", selector=AccuracyBudget(max_drop=0.04))
 
 
 @pytest.mark.timeout(600)
 def test_end_to_end_on_real_photographs(outcome: Outcome) -> None:
-    """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays.
+    """A timm ResNet with a planted trigger: the attack goes, most of the clean accuracy stays.
 
-    Measured: ASR from .998 to .10 or .19, by the number of threads (another order of additions,
-    so another network). The bounds leave room for a third machine.
+    Another number of threads adds in another order and trains another network: with the default
+    budget of two points ASR fell from .998 to .10, .19 and .32 in three such runs. Hence twice the
+    budget here, and bounds that leave room for a fourth machine.
     """
     before, after = outcome.before, outcome.after
     assert before.attack.asr.value >= 0.95
     assert before.acc.value >= 0.9
     assert after.attack.asr.value <= 0.5
-    assert after.acc.value >= before.acc.value - 0.05
     assert after.attack.ra.value >= 0.4
+    assert after.acc.value >= before.acc.value - 0.1
     table = outcome.table()
     assert f"{after.attack.asr}" in table
     assert isinstance(outcome.purified, Purified)
