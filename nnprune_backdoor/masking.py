@@ -55,7 +55,7 @@ class MaskedModel:
         """Logits (N, classes) of images (N, C, H, W) under the masks.
 
         With noise (flat, like `masks`) weights are multiplied by mask + weight_noise and biases
-        by 1 + bias_noise (ANP, section 4: the noise adds to the mask).
+        by 1 + bias_noise (ANP: the noise adds to the mask, it does not multiply it).
         """
         scale = self.masks if weight_noise is None else self.masks + weight_noise
         shift = self.masks if self.silencing == "zero" else None  # None: biases as they are

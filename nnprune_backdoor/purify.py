@@ -19,7 +19,7 @@ from .evaluation import Rate, predict
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .scores import ChannelScores, Selection
-from .selection import HeldOut, Selector, create_selector, paired_drop
+from .selection import HeldOut, Selector, create_selector, even_parts, paired_drop
 from .sites import find_sites
 
 _TOLERANCE = 1e-4  # largest difference of logits, relative to their scale, that counts as equal
@@ -140,9 +140,9 @@ def purify(
         product = copy.deepcopy(model)
         silence_(product, selection, silencing=silencing)
         _check_same(product, own, selection, certifying, silencing)
-        if recalibrate_norms:
+        if recalibrate_norms and len(selection):
             where = like(product)
-            recalibrate_norms_(product, [x.to(**where) for x in scoring.images.split(256)])
+            recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
         accuracy = _paired(own, product, certifying)
         clock.lap("certifying")
     return Purified(product, scores, selection, accuracy, silencing, seed, clock.laps)

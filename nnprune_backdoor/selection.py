@@ -53,8 +53,12 @@ class HeldOut:
         masked.masks.copy_(selection.keep())
         where = like(masked.model)
         if self._recalibrate is not None:
-            batches = [part.to(**where) for part in self._recalibrate.images.split(_BATCH)]
-            recalibrate_norms_(masked.model, batches, run=masked, buffers=masked.buffers)
+            # from the model's own statistics each time; nothing silenced means nothing changed
+            for name, buffer in masked.model.named_buffers():
+                masked.buffers[name].copy_(buffer)
+            if len(selection):
+                batches = [part.to(**where) for part in even_parts(self._recalibrate.images)]
+                recalibrate_norms_(masked.model, batches, run=masked, buffers=masked.buffers)
         predicted = [
             masked(part.to(**where)).argmax(1).cpu() for part in self.clean.images.split(_BATCH)
         ]
@@ -264,6 +268,11 @@ def isotonic(values: Iterable[float]) -> list[float]:
             length += size
         pools.append((mean, length))
     return [mean for mean, length in pools for _ in range(length)]
+
+
+def even_parts(images: Tensor) -> tuple[Tensor, ...]:
+    """Images (N, ...) in parts of about equal size, since batch statistics need two or more."""
+    return torch.tensor_split(images, -(-len(images) // _BATCH))
 
 
 _BATCH = 256  # images a forward pass

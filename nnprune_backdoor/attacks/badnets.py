@@ -2,8 +2,7 @@
 
 Gu, Dolan-Gavitt and Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
 Supply Chain", 2017, https://arxiv.org/abs/1708.06733. The patch here is a square checkerboard of
-black and white pixels (section 4.1.1's "pattern" trigger), in the bottom right corner unless
-moved.
+black and white pixels near the bottom right corner.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Blended injection: a faint pattern over the whole image.
 
 Chen, Liu, Li, Lu and Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data
-Poisoning", 2017, https://arxiv.org/abs/1712.05526, section 4 (random pattern, blend ratio 0.2).
+Poisoning", 2017, https://arxiv.org/abs/1712.05526; here with a random pattern.
 """
 
 from __future__ import annotations

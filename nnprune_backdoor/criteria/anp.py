@@ -58,7 +58,7 @@ class ANP(Criterion):
 
     @classmethod
     def paper(cls) -> Self:
-        """Section 4 and 5.1 of the paper: 2000 mask updates under projected noise."""
+        """The paper's setting: 2000 mask updates under noise that stays within its bound."""
         return cls(optimise="masks")
 
     @classmethod

@@ -5,9 +5,10 @@ ICML 2023, https://arxiv.org/abs/2305.14876. Unlearn the clean task by gradient 
 accuracy has collapsed, but the backdoor has not; then ask which neurons must be masked for the
 clean task to come back. Those were the backdoor's.
 
-`RNP.paper()` is the published recipe. The defaults differ in two named ways, for the reasons and
-with the numbers in docs/ranking.md: unlearning takes ten times smaller steps and looks after each
-of them whether to stop; and recovery is a `response`, not a run of mask training.
+`RNP.paper()` is the authors' published code. The defaults differ, for the reasons and with the
+numbers in docs/ranking.md: unlearning takes ten times smaller steps, of bounded gradient, and looks
+after each of them whether to stop; and recovery is a `response`, not a run of mask training.
+Fields without a remark keep the published value.
 """
 
 from __future__ import annotations
