@@ -1,4 +1,4 @@
-"""The whole job in one call: score, select, silence, measure."""
+"""The whole job in one call: score, select, silence, remove, measure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,11 +18,14 @@ from .errors import DataError, UnsupportedModelError
 from .evaluation import Rate, predict
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
+from .removal import TOLERANCE, RemovalReport, compact
 from .scores import ChannelScores, Selection
 from .selection import HeldOut, Selector, create_selector, even_parts, paired_drop
 from .sites import find_sites
 
-_TOLERANCE = 1e-4  # largest difference of logits, relative to their scale, that counts as equal
+Removal = Literal["exact", "none"]
+
+_PROBE = 16  # images on which the smaller model is held against the silenced one
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Purified:
     selection: Selection
     accuracy: PairedAccuracy | None  # None where the clean images have no labels
     silencing: Silencing
+    removal: RemovalReport | None  # None where nothing was to be taken out of the tensors
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
 
@@ -64,6 +68,7 @@ class Purified:
             f"'{self.silencing}', in {len(self.selection.by_site())} of "
             f"{len(self.scores.sites)} layers",
             f"because    {self.selection.reason}",
+            *self._removal(),
             f"accuracy   {self.accuracy or 'not measured: the clean images have no labels'}",
             f"seconds    {sum(self.seconds.values()):.1f} ("
             + ", ".join(f"{stage} {taken:.1f}" for stage, taken in self.seconds.items())
@@ -73,6 +78,12 @@ class Purified:
         ]
         return "\n".join(lines)
 
+    def _removal(self) -> list[str]:
+        if self.removal is None:
+            return ["removal    none: the model has its original shape"]
+        first, *rest = str(self.removal).splitlines()
+        return [f"removal    {first}", *(f"           {line}" for line in rest)]
+
 
 def purify(
     model: nn.Module,
@@ -81,6 +92,7 @@ def purify(
     *,
     selector: str | Selector = "accuracy",
     silencing: Silencing = "zero",
+    removal: Removal = "exact",
     recalibrate_norms: bool = False,
     shares: tuple[float, float, float] = (0.6, 0.25, 0.15),
     seed: int = 0,
@@ -99,6 +111,8 @@ def purify(
         selector: how much goes; name of a selector that needs no settings, or one already made.
         silencing: "zero" switches weight and bias of a neuron off, which is what removing it
             would do; "constant" keeps the bias (see `masking`).
+        removal: "exact" takes silent neurons out of the tensors where that changes nothing, so
+            the model gets smaller; "none" leaves it in its shape.
         recalibrate_norms: estimate BatchNorm statistics anew on the scoring images after
             silencing. It often gives accuracy back, and the backdoor with it (docs/ranking.md).
         shares: of the clean images for scoring, selecting, and certifying the accuracy.
@@ -113,6 +127,8 @@ def purify(
     criterion, chooser = _criterion(method, hyperparameters), _selector(selector)
     if silencing not in ("zero", "constant"):
         raise DataError(f"expected silencing 'zero' or 'constant', got {silencing!r}")
+    if removal not in ("exact", "none"):
+        raise DataError(f"expected removal 'exact' or 'none', got {removal!r}")
     clock = _Clock()
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
@@ -143,9 +159,14 @@ def purify(
         if recalibrate_norms and len(selection):
             where = like(product)
             recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
+        report = None
+        if removal == "exact" and len(selection):
+            probe = scoring.images[:_PROBE].to(**like(own))
+            product, report = compact(product, selection, probe)
+            clock.lap("removing")
         accuracy = _paired(own, product, certifying)
         clock.lap("certifying")
-    return Purified(product, scores, selection, accuracy, silencing, seed, clock.laps)
+    return Purified(product, scores, selection, accuracy, silencing, report, seed, clock.laps)
 
 
 def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Criterion:
@@ -178,7 +199,7 @@ def _check_same(
     for module, mode in training.items():
         module.training = mode
     drift = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1e-12))
-    if not drift <= (_TOLERANCE if wanted.dtype == torch.float32 else 1e-2):
+    if not drift <= (TOLERANCE if wanted.dtype == torch.float32 else 1e-2):
         raise UnsupportedModelError(
             f"the silenced weights do not compute what the masks do (relative drift {drift:.1e}); "
             "weights that are shared between layers, or computed from others, can cause this"

@@ -1,0 +1,298 @@
+"""Take silent neurons out of the tensors where that provably changes nothing.
+
+Which channels the network would not miss is found by `liveness`, on any architecture; here they
+are cut out of a copy, and the smaller model is held against the silenced one. If it does not run,
+or does not compute the same, the parts that can be told apart are tried one by one. What cannot go
+stays silenced, and the report says why.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .criteria.base import private_copy
+from .errors import DataError
+from .liveness import Lane, merge, split, unneeded
+from .passes import Network, OutOfTime, is_dense
+from .recipe import ATTRIBUTES, Cut, Recipe
+from .scores import Neuron, Selection
+
+TOLERANCE = 1e-4  # largest difference of logits, relative to their scale, that counts as equal
+
+STAYS = "read together with channels that stay (a residual sum, a norm over channels, attention)"
+UNEVEN = "a convolution in groups would lose more channels in one group than in another"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is, and how fast on one batch."""
+
+    parameters: int
+    macs: int  # multiply-accumulates of one image
+    latency: float  # seconds of one batch, median
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor, repeats: int = 5) -> Size:
+        """Measure a model in eval mode on images (N, C, H, W)."""
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as flops:
+                model(example[:1])
+            seconds = []
+            for _ in range(repeats):
+                _wait(example)
+                start = time.perf_counter()
+                model(example)
+                _wait(example)
+                seconds.append(time.perf_counter() - start)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return cls(count, flops.get_total_flops() // 2, statistics.median(seconds))
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalReport:
+    """What was taken out, what only stays silenced, and why."""
+
+    removed: tuple[Neuron, ...]
+    silenced: dict[Neuron, str]  # reason
+    channels: int  # output channels that went, those which served removed neurons only included
+    recipe: Recipe
+    drift: float  # largest difference to the silenced model's logits, relative to their scale
+    before: Size
+    after: Size
+    seconds: float
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        old, new = self.before, self.after
+        asked = len(self.removed) + len(self.silenced)
+        lines = [
+            f"{len(self.removed)} of {asked} neurons removed (drift {self.drift:.1e}), "
+            f"{len(self.silenced)} only silenced",
+            f"parameters {old.parameters:,} -> {new.parameters:,} "
+            f"({new.parameters / old.parameters - 1:+.1%}), "
+            f"MACs {old.macs:,} -> {new.macs:,} ({new.macs / old.macs - 1:+.1%})",
+        ]
+        reasons = list(self.silenced.values())
+        lines += [f"{reasons.count(why)} silenced: {why}" for why in dict.fromkeys(reasons)]
+        return "\n".join(lines)
+
+
+def compact(
+    model: nn.Module,
+    selection: Selection,
+    example: Tensor,
+    *,
+    tolerance: float = TOLERANCE,
+    seconds: float = 300.0,
+) -> tuple[nn.Module, RemovalReport]:
+    """A smaller copy of a silenced model that computes the same.
+
+    Args:
+        model: its selected neurons are silent (`silence_`); left as it is.
+        selection: these neurons.
+        example: images (N, C, H, W), N >= 2, to run and compare on; eight or more are better.
+        tolerance: of the difference of logits, relative to their scale; for half precision a
+            hundredth is allowed.
+        seconds: time limit. What is not settled by then stays silenced.
+
+    Returns:
+        The smaller model and the report. Neurons that could not be removed are silent in it.
+
+    Raises:
+        DataError: fewer than two images.
+        UnsupportedModelError: the model is wrapped or cannot be copied.
+    """
+    if example.ndim != 4 or len(example) < 2:
+        raise DataError(f"expected two images (N, C, H, W) or more, got {tuple(example.shape)}")
+    start = time.monotonic()
+    own = private_copy(model)
+    loose = copy.deepcopy(own).float()  # noise of any scale goes through single precision
+    names = {module: name for name, module in loose.named_modules()}
+    bench = _Bench(own, names, example, tolerance if example.dtype == torch.float32 else 1e-2)
+    reasons: dict[Neuron, str] = {}
+    lane = Lane({}, {}, {}, {})
+    if len(selection):
+        try:
+            network = Network(loose, example[:2].float(), seconds)
+            whole, uneven = unneeded(network)
+            lane, failures = _settle(bench, network, whole)
+            causes = {**failures, UNEVEN: Lane(uneven, {}, {}, {})}
+            reasons = _reasons(loose, selection, lane, causes)
+        except OutOfTime:
+            reasons = dict.fromkeys(selection.neurons, f"not settled within {seconds:g} s")
+            lane = Lane({}, {}, {}, {})
+    recipe = recipe_of(names, lane)
+    smaller = recipe.apply_(copy.deepcopy(model))
+    report = RemovalReport(
+        removed=tuple(neuron for neuron in selection.neurons if neuron not in reasons),
+        silenced=reasons,
+        channels=sum(int(marks.sum()) for marks in lane.outputs.values()),
+        recipe=recipe,
+        drift=bench.drift(recipe),
+        before=Size.of(own, example),
+        after=Size.of(recipe.apply_(copy.deepcopy(own)), example),
+        seconds=time.monotonic() - start,
+    )
+    return smaller, report
+
+
+@dataclass
+class _Bench:
+    """Where cuts are tried."""
+
+    model: nn.Module  # silenced, in eval mode
+    names: dict[nn.Module, str]  # of the layers that lanes speak of
+    example: Tensor
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self._wanted = self.model(self.example)
+
+    def drift(self, recipe: Recipe) -> float:
+        smaller = recipe.apply_(copy.deepcopy(self.model))
+        with torch.no_grad():
+            got = smaller(self.example)
+        if got.shape != self._wanted.shape:
+            raise ValueError(f"logits of shape {tuple(got.shape)}")
+        scale = self._wanted.abs().max().clamp_min(1e-12)
+        return float((got - self._wanted).abs().max() / scale)
+
+    def complaint(self, lane: Lane) -> str:
+        """Why this cut is not to be made; empty if it is fine."""
+        try:
+            drift = self.drift(recipe_of(self.names, lane))
+        except Exception as error:  # whatever a network does with shapes it does not expect
+            return f"the network does not run without it ({_short(error)})"
+        if not drift <= self.tolerance:
+            return f"without it the logits change by {drift:.1e}"
+        return ""
+
+
+def _settle(bench: _Bench, network: Network, whole: Lane) -> tuple[Lane, dict[str, Lane]]:
+    """As much of a lane as can be cut, and why the rest cannot."""
+    if not whole.outputs or not bench.complaint(whole):
+        return whole, {}
+    done = Lane({}, {}, {}, {})
+    failures: dict[str, Lane] = {}
+    todo = [split(network, whole)]
+    while todo:
+        parts = todo.pop()
+        tried = merge([done, *parts])
+        network.check_time()
+        complaint = bench.complaint(tried)
+        if not complaint:
+            done = tried
+        elif len(parts) == 1:
+            failures[complaint] = merge([failures.get(complaint, parts[0]), *parts])
+        else:
+            half = len(parts) // 2
+            todo += [parts[half:], parts[:half]]
+    return done, failures
+
+
+def _reasons(
+    model: nn.Module, selection: Selection, done: Lane, causes: dict[str, Lane]
+) -> dict[Neuron, str]:
+    """Why each selected neuron that was not removed was not; `causes` hold some, by reason."""
+
+    def has(lane: Lane, module: nn.Module, channel: int) -> bool:
+        _, passed = lane.along.get(module, (None, None))
+        marks = lane.outputs.get(module) if is_dense(module) else passed
+        return marks is not None and bool(marks[channel])
+
+    reasons = {}
+    producers = {site.name: model.get_submodule(site.producer) for site in selection.sites}
+    for neuron in selection.neurons:
+        place = producers[neuron.site], neuron.channel
+        if not has(done, *place):
+            found = [why for why, lane in causes.items() if has(lane, *place)]
+            reasons[neuron] = found[0] if found else STAYS
+    return reasons
+
+
+def recipe_of(names: dict[nn.Module, str], lane: Lane) -> Recipe:
+    """The recipe that takes a lane out."""
+    layers = {}
+    for module in dict.fromkeys([*lane.inputs, *lane.outputs]):
+        none = torch.zeros(0, dtype=torch.bool)
+        inputs, outputs = (marks.get(module, none) for marks in (lane.inputs, lane.outputs))
+        layers[names[module]] = _dense_cut(module, inputs, outputs, lane.constants.get(module))
+    for module, (before, after) in lane.along.items():
+        layers[names[module]] = _between_cut(module, before, after)
+    return Recipe({name: cut for name, cut in layers.items() if cut.kept or cut.attributes})
+
+
+def _dense_cut(module: nn.Module, inputs: Tensor, outputs: Tensor, constants: Tensor | None) -> Cut:
+    """Of a convolution or linear layer; marks are empty where a side stays whole."""
+    attributes: dict[str, int] = {}
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    values: dict[int, float] = {}
+    groups = int(getattr(module, "groups", 1))
+    whole = torch.zeros(groups, dtype=torch.bool, device=outputs.device)
+    if len(inputs) and len(outputs):
+        whole = inputs.reshape(groups, -1).all(1) & outputs.reshape(groups, -1).all(1)
+    if whole.any():
+        attributes["groups"] = int((~whole).sum())
+    if len(outputs):
+        attributes["out_features" if isinstance(module, nn.Linear) else "out_channels"] = int(
+            (~outputs).sum()
+        )
+        for name, tensor in _tensors(module).items():
+            if tensor.ndim and tensor.shape[0] == len(outputs):
+                kept[name] = {0: _stay(outputs)}
+    if len(inputs):
+        attributes["in_features" if isinstance(module, nn.Linear) else "in_channels"] = int(
+            (~inputs).sum()
+        )
+        places = inputs.reshape(groups, -1)[~whole][0]  # the same in every group that stays
+        if places.any():
+            kept.setdefault("weight", {})[1] = _stay(places)
+        if constants is not None:
+            gone = inputs & (constants != 0)
+            values = {c: float(constants[c]) for c in gone.nonzero().flatten().tolist()}
+    if values and len(outputs):
+        kept["bias"] = {0: _stay(outputs)}  # also where it is only made by folding
+    return Cut(kept, attributes, values)
+
+
+def _between_cut(module: nn.Module, before: Tensor, after: Tensor) -> Cut:
+    """Of a norm, a depthwise convolution, a scale: whatever channels pass through."""
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, tensor in _tensors(module).items():
+        dims = [dim for dim, size in enumerate(tensor.shape) if size == len(after)]
+        if dims:
+            kept[name] = {dims[0]: _stay(after)}
+    attributes = {}
+    for name in ATTRIBUTES:
+        marks = before if name in ("in_channels", "groups") else after
+        if getattr(module, name, None) == len(marks):
+            attributes[name] = int((~marks).sum())
+    return Cut(kept, attributes)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    held = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+
+def _stay(marks: Tensor) -> tuple[int, ...]:
+    return tuple((~marks).nonzero().flatten().tolist())
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:100] if text else ''}"
+
+
+def _wait(example: Tensor) -> None:
+    """Until the device has done what it was asked for."""
+    if example.is_cuda:
+        torch.cuda.synchronize(example.device)
