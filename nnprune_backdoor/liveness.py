@@ -71,6 +71,35 @@ def unneeded(network: Network) -> tuple[Lane, Marks]:
     return Lane(outputs, inputs, here.along, {m: values[m] for m in inputs}), uneven
 
 
+def coupled(network: Network, wanted: Marks) -> Lane | None:
+    """Channels with all that they are added to or multiplied with, which changes the function.
+
+    None where that would empty a layer, leave groups of a convolution uneven, or where a norm or
+    attention over channels stands in between.
+    """
+    gone = wanted
+    while True:
+        here = taint(network, gone)
+        stays = taint(network, {module: ~gone[module] for module in gone})
+        if here.astray or any(bool(marks.all()) for marks in gone.values()):
+            return None
+        shared = {module: marks & stays.inputs[module] for module, marks in here.inputs.items()}
+        if not _any(shared):
+            break
+        with revived(network.model):
+            others = unheard(network, {m: ~marks for m, marks in shared.items()}, logits=False)
+        more = {module: marks | ~others[module] for module, marks in gone.items()}
+        if _same(more, gone):
+            return None
+        gone = more
+    for module, marks in here.inputs.items():
+        if not all(map(torch.equal, _even(module, marks, gone[module]), (marks, gone[module]))):
+            return None
+    inputs = {module: marks for module, marks in here.inputs.items() if marks.any()}
+    outputs = {module: marks for module, marks in gone.items() if marks.any()}
+    return Lane(outputs, inputs, here.along, {})
+
+
 def _any(marks: Marks) -> bool:
     return any(bool(some.any()) for some in marks.values())
 

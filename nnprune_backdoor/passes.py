@@ -109,6 +109,11 @@ class Network:
                 del module.__dict__["forward"]
         return logits
 
+    def channels(self, module: nn.Module) -> Tensor:
+        """False for each output channel of a dense layer."""
+        mean = self._calls[module][0].mean
+        return torch.zeros(mean.numel(), dtype=torch.bool, device=mean.device)
+
     def check_time(self) -> None:
         """Raise `OutOfTime` if it is up."""
         if time.monotonic() > self._deadline:
@@ -242,10 +247,10 @@ def taint(network: Network, sources: Marks) -> Taint:
 
 
 def _confined(tensor: Tensor) -> Tensor | None:
-    """Marks of NaN along the axis that has it in the smallest share of its indices, if in any."""
+    """Marks of NaN along the axis of channels, second or last, if it is not in all of them."""
     bad = tensor.isnan()
     best: Tensor | None = None
-    for axis in range(bad.ndim):
+    for axis in {min(1, bad.ndim - 1), bad.ndim - 1}:
         marks = bad.movedim(axis, 0).flatten(1).any(1)
         some = bool(marks.any() and not marks.all())
         if some and (best is None or marks.float().mean() < best.float().mean()):

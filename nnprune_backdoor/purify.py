@@ -23,7 +23,7 @@ from .scores import ChannelScores, Selection
 from .selection import HeldOut, Selector, create_selector, even_parts, paired_drop
 from .sites import find_sites
 
-Removal = Literal["exact", "none"]
+Removal = Literal["exact", "group", "none"]
 
 _PROBE = 16  # images on which the smaller model is held against the silenced one
 
@@ -112,7 +112,9 @@ def purify(
         silencing: "zero" switches weight and bias of a neuron off, which is what removing it
             would do; "constant" keeps the bias (see `masking`).
         removal: "exact" takes silent neurons out of the tensors where that changes nothing, so
-            the model gets smaller; "none" leaves it in its shape.
+            the model gets smaller; "group" also takes out what these neurons are added to, whole
+            coupled groups, which costs more than was measured when selecting; "none" leaves the
+            model in its shape.
         recalibrate_norms: estimate BatchNorm statistics anew on the scoring images after
             silencing. It often gives accuracy back, and the backdoor with it (docs/ranking.md).
         shares: of the clean images for scoring, selecting, and certifying the accuracy.
@@ -127,8 +129,8 @@ def purify(
     criterion, chooser = _criterion(method, hyperparameters), _selector(selector)
     if silencing not in ("zero", "constant"):
         raise DataError(f"expected silencing 'zero' or 'constant', got {silencing!r}")
-    if removal not in ("exact", "none"):
-        raise DataError(f"expected removal 'exact' or 'none', got {removal!r}")
+    if removal not in ("exact", "group", "none"):
+        raise DataError(f"expected removal 'exact', 'group' or 'none', got {removal!r}")
     clock = _Clock()
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
@@ -160,9 +162,9 @@ def purify(
             where = like(product)
             recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
         report = None
-        if removal == "exact" and len(selection):
+        if removal != "none" and len(selection):
             probe = scoring.images[:_PROBE].to(**like(own))
-            product, report = compact(product, selection, probe)
+            product, report = compact(product, selection, probe, groups=removal == "group")
             clock.lap("removing")
         accuracy = _paired(own, product, certifying)
         clock.lap("certifying")

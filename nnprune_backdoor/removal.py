@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .criteria.base import private_copy
 from .errors import DataError
-from .liveness import Lane, merge, split, unneeded
+from .liveness import Lane, coupled, merge, split, unneeded
 from .passes import Network, OutOfTime, is_dense
 from .recipe import ATTRIBUTES, Cut, Recipe
 from .scores import Neuron, Selection
@@ -91,6 +91,7 @@ def compact(
     *,
     tolerance: float = TOLERANCE,
     seconds: float = 300.0,
+    groups: bool = False,
 ) -> tuple[nn.Module, RemovalReport]:
     """A smaller copy of a silenced model that computes the same.
 
@@ -101,6 +102,8 @@ def compact(
         tolerance: of the difference of logits, relative to their scale; for half precision a
             hundredth is allowed.
         seconds: time limit. What is not settled by then stays silenced.
+        groups: afterwards remove neurons that are added to others together with those others, the
+            whole coupled group. This changes what the model computes; `drift` says by how much.
 
     Returns:
         The smaller model and the report. Neurons that could not be removed are silent in it.
@@ -123,6 +126,8 @@ def compact(
             network = Network(loose, example[:2].float(), seconds)
             whole, uneven = unneeded(network)
             lane, failures = _settle(bench, network, whole)
+            if groups:
+                lane = _with_groups(bench, network, selection, lane)
             causes = {**failures, UNEVEN: Lane(uneven, {}, {}, {})}
             reasons = _reasons(loose, selection, lane, causes)
         except OutOfTime:
@@ -165,13 +170,13 @@ class _Bench:
         scale = self._wanted.abs().max().clamp_min(1e-12)
         return float((got - self._wanted).abs().max() / scale)
 
-    def complaint(self, lane: Lane) -> str:
+    def complaint(self, lane: Lane, *, any_drift: bool = False) -> str:
         """Why this cut is not to be made; empty if it is fine."""
         try:
             drift = self.drift(recipe_of(self.names, lane))
         except Exception as error:  # whatever a network does with shapes it does not expect
             return f"the network does not run without it ({_short(error)})"
-        if not drift <= self.tolerance:
+        if not drift <= (float("inf") if any_drift else self.tolerance):
             return f"without it the logits change by {drift:.1e}"
         return ""
 
@@ -196,6 +201,27 @@ def _settle(bench: _Bench, network: Network, whole: Lane) -> tuple[Lane, dict[st
             half = len(parts) // 2
             todo += [parts[half:], parts[:half]]
     return done, failures
+
+
+def _with_groups(bench: _Bench, network: Network, selection: Selection, done: Lane) -> Lane:
+    """`done` and the coupled groups of what is left, layer by layer."""
+    for site, channels in selection.by_site().items():
+        producer = next(s.producer for s in selection.sites if s.name == site)
+        module = network.model.get_submodule(producer)
+        if module not in network.dense:
+            continue
+        left = torch.zeros_like(done.outputs.get(module, network.channels(module)))
+        left[channels] = True
+        left &= ~done.outputs.get(module, torch.zeros_like(left))
+        if not left.any():
+            continue
+        none = {m: done.outputs.get(m, network.channels(m)) for m in network.dense}
+        group = coupled(network, {**none, module: none[module] | left})
+        if group is not None:
+            tried = merge([done, group])
+            if not bench.complaint(tried, any_drift=True):
+                done = tried
+    return done
 
 
 def _reasons(

@@ -20,6 +20,7 @@ from nnprune_backdoor import (
     Criterion,
     DataError,
     LowestCount,
+    LowestFraction,
     MaskedModel,
     Purified,
     UnknownNameError,
@@ -30,6 +31,8 @@ from nnprune_backdoor import (
 )
 from nnprune_backdoor.demo import Drill, Outcome, run_drill
 from nnprune_backdoor.evaluation import accuracy
+from nnprune_backdoor.purify import Removal
+from nnprune_backdoor.removal import STAYS
 from nnprune_backdoor.selection import prefix
 
 
@@ -50,9 +53,26 @@ def clean(model: nn.Module) -> CleanData:
 QUICK = ANP(rounds=1)
 
 
+class Arbitrary(Criterion):
+    """Any order, without a look at model or data."""
+
+    reference = "none"
+    needs_labels = False
+
+    @classmethod
+    def paper(cls) -> Arbitrary:
+        return cls()
+
+    def score(self, model, clean, sites, generator, progress):  # type: ignore[no-untyped-def]
+        total = sum(site.channels for site in sites)
+        return ChannelScores(sites, torch.rand(total, generator=generator), "arbitrary")
+
+
 def test_the_product_is_a_silenced_copy(model: nn.Module, clean: CleanData) -> None:
     before = copy.deepcopy(model.state_dict())
-    result = purify(model, clean, QUICK, selector=LowestCount(7), progress=False)
+    chooser = LowestCount(7)
+    result = purify(model, clean, QUICK, selector=chooser, removal="none", progress=False)
+    assert result.removal is None
     assert len(result.selection) == 7
     assert result.accuracy is not None
     assert result.accuracy.before.count == 18  # 15 % of 120, seen by nothing else
@@ -65,6 +85,27 @@ def test_the_product_is_a_silenced_copy(model: nn.Module, clean: CleanData) -> N
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     touched = result.selection.by_site()
     assert all(name.rsplit(".", 1)[0] in touched for name in changed)
+
+
+def test_removal_changes_the_shape_and_not_the_function(model: nn.Module, clean: CleanData) -> None:
+    def run(removal: Removal) -> Purified:
+        tenth = LowestFraction(0.1)
+        return purify(model, clean, Arbitrary(), selector=tenth, removal=removal, progress=False)
+
+    whole, exact, group = run("none"), run("exact"), run("group")
+    sizes = [sum(p.numel() for p in result.model.parameters()) for result in (whole, exact, group)]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert exact.removal is not None
+    assert group.removal is not None
+    assert len(exact.removal.removed) < len(group.removal.removed) == len(group.selection)
+    with torch.no_grad():
+        wanted, got, other = (r.model(clean.images) for r in (whole, exact, group))
+    scale = wanted.abs().max()
+    assert (got - wanted).abs().max() <= 1e-4 * scale
+    assert (other - wanted).abs().max() > 1e-4 * scale  # and says so:
+    assert group.removal.drift > 1e-4
+    assert "neurons removed" in exact.summary()
+    assert STAYS in exact.summary()
 
 
 def test_it_is_repeatable_and_says_what_it_did(model: nn.Module, clean: CleanData) -> None:
@@ -115,6 +156,8 @@ def test_refusals_come_before_any_work(model: nn.Module, clean: CleanData) -> No
         purify(model, Untouchable(), "rnp", selector="acuracy")
     with pytest.raises(DataError, match="silencing"):
         purify(model, Untouchable(), "rnp", silencing="none")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="removal"):
+        purify(model, Untouchable(), "rnp", removal="all")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="labelled"):
         purify(model, [clean.images], "rnp", progress=False)
 
@@ -227,24 +270,12 @@ def test_end_to_end_on_real_photographs(outcome: Outcome) -> None:
 def test_unlabelled_images_do_for_a_selector_that_needs_no_labels(
     model: nn.Module, clean: CleanData
 ) -> None:
-    class First(Criterion):
-        reference = "none"
-        needs_labels = False
-
-        @classmethod
-        def paper(cls) -> First:
-            return cls()
-
-        def score(self, model, clean, sites, generator, progress):  # type: ignore[no-untyped-def]
-            total = sum(site.channels for site in sites)
-            return ChannelScores(sites, torch.arange(total).float(), "first")
-
     loader = DataLoader(TensorDataset(clean.images), batch_size=50)
-    result = purify(model, loader, First(), selector=LowestCount(2), progress=False)
+    result = purify(model, loader, Arbitrary(), selector=LowestCount(2), progress=False)
     assert result.accuracy is None
     assert "no labels" in result.summary()
     with pytest.raises(DataError, match="labelled"):
-        purify(model, loader, First(), selector=AccuracyBudget(), progress=False)
+        purify(model, loader, Arbitrary(), selector=AccuracyBudget(), progress=False)
 
 
 def test_a_model_on_another_device_than_the_data_is_handled(clean: CleanData) -> None:

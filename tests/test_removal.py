@@ -264,6 +264,21 @@ def test_a_coupled_channel_goes_only_if_all_that_is_added_is_silent() -> None:
     assert kept(report, "conv3") == {1: [0, 1, 3, 4, 5]}
 
 
+def test_whole_groups_go_on_request() -> None:
+    model = Residual()
+    report = cut(model, bn2=[1, 2])
+    assert not report.removed
+    sites = (_site(model, "bn2"),)
+    selection = Selection(sites, (Neuron("bn2", 1), Neuron("bn2", 2)))
+    product, wanted = silenced(model, selection)
+    smaller, report = compact(product, selection, IMAGES, groups=True)
+    assert set(report.removed) == set(selection.neurons)
+    for layer in ("conv1", "conv2"):
+        assert kept(report, layer)[0] == [0, 3, 4, 5]
+    assert report.drift == pytest.approx(drift(smaller, wanted), rel=1e-3)
+    assert report.drift > 1e-3  # conv1 was not silent
+
+
 class Separable(Net):
     def __init__(self) -> None:
         super().__init__(
