@@ -19,6 +19,8 @@ from .errors import (
 from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
 from .purify import PairedAccuracy, Purified, purify
+from .recipe import Cut, Recipe
+from .removal import RemovalReport, compact
 from .scores import ChannelScores, Neuron, Selection, Site
 from .selection import (
     AccuracyBudget,
@@ -43,6 +45,7 @@ __all__ = [
     "ChannelScores",
     "CleanData",
     "Criterion",
+    "Cut",
     "DataError",
     "LowestCount",
     "LowestFraction",
@@ -52,12 +55,15 @@ __all__ = [
     "PairedAccuracy",
     "Purified",
     "PurifyError",
+    "Recipe",
+    "RemovalReport",
     "ScoringError",
     "Selection",
     "Selector",
     "Site",
     "UnknownNameError",
     "UnsupportedModelError",
+    "compact",
     "create_criterion",
     "create_selector",
     "find_sites",

@@ -1,0 +1,273 @@
+"""What of this library works on which timm architecture, beside plain Torch-Pruning.
+
+    python benchmarks/timm_coverage.py --out benchmarks/results/timm_coverage.json
+
+The smallest model of every timm module, and popular ones; each in a process of its own. Random
+weights, with norms and scales off their neutral values and BatchNorm statistics that fit them, so
+that every layer matters; native input size. One per cent of all neurons, drawn at random, is
+silenced: coupled ones as well, which only ever go as whole groups.
+
+*plain*: `tp.pruner.MagnitudePruner`, a fifth of every group, classifier ignored, `num_heads` given
+for fused qkv layers; right if the pruned model runs and gives logits of the same shape. *adapter*:
+the same with `GroupImportance` and random scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch_pruning as tp
+from nnprune_backdoor.importance import GroupImportance
+from torch import Tensor, nn
+
+from nnprune_backdoor import (
+    ChannelScores,
+    MaskedModel,
+    Selection,
+    Site,
+    compact,
+    find_sites,
+    recalibrate_norms_,
+    silence_,
+)
+from nnprune_backdoor.scores import neurons_of
+from nnprune_backdoor.selection import prefix
+
+SHARE = 0.01
+POPULAR = (
+    "beit_base_patch16_224",
+    "coatnet_nano_rw_224",
+    "convnext_atto",
+    "convnextv2_atto",
+    "cspresnet50",
+    "darknet53",
+    "dla34",
+    "eca_nfnet_l0",
+    "efficientnet_b0",
+    "efficientnetv2_rw_t",
+    "ghostnet_100",
+    "mambaout_femto",
+    "maxvit_rmlp_pico_rw_256",
+    "mixer_s32_224",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv4_conv_small",
+    "mobileone_s0",
+    "nfnet_l0",
+    "poolformer_s12",
+    "regnety_002",
+    "repvgg_a0",
+    "repvit_m0_9",
+    "res2net50_26w_4s",
+    "resmlp_12_224",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "starnet_s1",
+    "tf_efficientnet_lite0",
+    "twins_pcpvt_small",
+    "vgg11",
+    "vgg11_bn",
+    "vit_tiny_patch16_224",
+    "wide_resnet50_2",
+    "xception41",
+    "xcit_nano_12_p16_224",
+)
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """A model in which every layer matters, and images for it."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10).eval().requires_grad_(False)
+    size = model.pretrained_cfg.get("input_size", (3, 224, 224))
+    images = torch.randn(4, *size)
+    for parameter in model.parameters():
+        if parameter.ndim <= 1 or parameter.min() == parameter.max():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    recalibrate_norms_(model, [images])
+    return model, images
+
+
+def scoring(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], tuple[Site, ...]]:
+    """Sites, identity of masks, finite gradients."""
+    sites = find_sites(model, images[:2])
+    masked = MaskedModel(model, sites)
+    with torch.no_grad():
+        plain = model(images[:2])
+    logits = masked(images[:2])
+    (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), masked.masks)
+    found = {
+        "norm_sites": sum(site.kind == "norm" for site in sites),
+        "layer_sites": sum(site.kind == "layer" for site in sites),
+        "neurons": len(masked.masks),
+        "identity": torch.equal(plain, logits.detach()),
+        "finite_gradient": bool(torch.isfinite(gradient).all()),
+    }
+    return found, sites
+
+
+def removal(model: nn.Module, images: Tensor, sites: tuple[Site, ...]) -> dict[str, Any]:
+    """Silence one per cent, compact, compare with what the masks compute."""
+    generator = torch.Generator().manual_seed(0)
+    total = len(neurons_of(sites))
+    scores = ChannelScores(sites, torch.rand(total, generator=generator), "random")
+    selection: Selection = prefix(scores, max(1, round(SHARE * total)))
+    masked = MaskedModel(model, sites, silencing="zero")
+    masked.masks.requires_grad_(False).copy_(selection.keep())
+    with torch.no_grad():
+        wanted = masked(images)
+        silence_(model, selection)
+        silenced = model(images)
+    start = time.perf_counter()
+    smaller, report = compact(model, selection, images)
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        got = smaller(images)
+    scale = wanted.abs().max()
+    return {
+        "selected": len(selection),
+        "removed": len(report.removed),
+        "silenced_drift": float((silenced - wanted).abs().max() / scale),
+        "drift": float((got - wanted).abs().max() / scale),
+        "parameters": [report.before.parameters, report.after.parameters],
+        "macs": [report.before.macs, report.after.macs],
+        "reasons": dict(Counter(why[:60] for why in report.silenced.values())),
+        "removal_seconds": round(seconds, 1),
+    }
+
+
+def torch_pruning(name: str, adapter: bool) -> str:
+    """Empty if a fifth of the channels went and the model runs, else why not."""
+    model, images = build(name)
+    model.requires_grad_(True)
+    wanted = model(images[:2]).shape
+    importance: Any = tp.importance.MagnitudeImportance(p=2)
+    if adapter:
+        sites = find_sites(model, images[:2])
+        noise = torch.rand(len(neurons_of(sites)), generator=torch.Generator().manual_seed(0))
+        importance = GroupImportance(model, ChannelScores(sites, noise, "random"))
+    heads = {
+        module.qkv: module.num_heads
+        for module in model.modules()
+        if isinstance(getattr(module, "qkv", None), nn.Linear) and hasattr(module, "num_heads")
+    }
+    classifier = model.get_classifier()
+    pruner = tp.pruner.MagnitudePruner(
+        model,
+        (images[:2],),
+        importance=importance,
+        pruning_ratio=0.2,
+        ignored_layers=[classifier] if isinstance(classifier, nn.Module) else [],
+        num_heads=heads,
+        in_channel_groups={},
+        out_channel_groups={},
+    )
+    before = sum(parameter.numel() for parameter in model.parameters())
+    pruner.step()
+    if sum(parameter.numel() for parameter in model.parameters()) == before:
+        return "nothing was pruned"
+    with torch.no_grad():
+        got = model.eval()(images[:2]).shape
+    return "" if got == wanted else f"logits of shape {tuple(got)}"
+
+
+def attempt(job: Callable[[], str], seconds: float) -> str:
+    """The job's complaint, its exception, or that it ran out of time."""
+    try:
+        with time_limit(seconds):
+            return job()
+    except Exception as error:  # the table reports whatever went wrong
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"{seconds:g} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def check(name: str, seconds: float) -> dict[str, Any]:
+    """One row of the table."""
+    start = time.perf_counter()
+    row: dict[str, Any] = {"model": name}
+    try:
+        model, images = build(name)
+        found, sites = scoring(model, images)
+        row |= found | removal(model, images, sites)
+        del model
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {str(error)[:200]}"
+    if seconds:
+        row["plain"] = attempt(lambda: torch_pruning(name, adapter=False), seconds)
+        row["adapter"] = attempt(lambda: torch_pruning(name, adapter=True), seconds)
+    return row | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def smallest_of_each_module(limit: int) -> tuple[list[str], list[str]]:
+    """Per timm module the smallest model by parameters (built on the meta device)."""
+    chosen, left_out = [], []
+    for module in timm.list_modules():
+        sizes = {}
+        for name in timm.list_models(module=module):
+            with contextlib.suppress(Exception), torch.device("meta"):
+                model = timm.create_model(name)
+                sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+        if not sizes:
+            left_out.append(f"{module} (none builds)")
+            continue
+        best = min(sizes, key=lambda name: sizes[name])
+        (chosen if sizes[best] <= limit else left_out).append(best)
+    return chosen, left_out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", help="default: smallest of each module, and popular")
+    parser.add_argument("--limit", type=int, default=60_000_000, help="parameters")
+    parser.add_argument("--seconds", type=float, default=60, help="for Torch-Pruning; 0: leave out")
+    parser.add_argument("--one", action="store_true", help="this process does the one model given")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(check(options.models[0], options.seconds)))
+        return
+    families, left_out = options.models, []
+    if not families:
+        families, left_out = smallest_of_each_module(options.limit)
+    popular = [] if options.models else [name for name in POPULAR if name not in families]
+    rows = []
+    for name in [*families, *popular]:
+        command = [sys.executable, __file__, "--one", name, "--seconds", str(options.seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = done.stdout.strip().splitlines()
+        died = {"model": name, "error": done.stderr[-200:]}
+        row = json.loads(lines[-1]) if done.returncode == 0 and lines else died
+        rows.append(row | {"family": name in families})
+        print(json.dumps(rows[-1]), flush=True)
+        if options.out:
+            versions = {"timm": timm.__version__, "torch": torch.__version__}
+            report = versions | {"share": SHARE, "left_out": left_out, "models": rows}
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
