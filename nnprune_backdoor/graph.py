@@ -9,11 +9,8 @@ files.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import inspect
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from torch import Tensor, nn
 
 from .data import refuse_wrapped
 from .errors import UnsupportedModelError
+from .guard import as_it_was, within
 from .sites import LAYERS, NORMS
 
 Side = Literal["out", "in"]
@@ -63,23 +61,24 @@ def trace(
     ignored = list(ignored)
     modules = [item for item in ignored if isinstance(item, nn.Module)]
     parameters = [item for item in ignored if not isinstance(item, nn.Module)]
-    with torch.inference_mode(False), torch.enable_grad(), _as_it_was(model):
+    with torch.inference_mode(False), torch.enable_grad(), as_it_was(model):
         graph = tp.DependencyGraph()
         try:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-            with time_limit(seconds, "tracing its dependency graph"):
-                graph.build_dependency(
-                    model,
-                    # given without a tuple, a batch would be unpacked into images first
-                    (example.detach().clone(),),
-                    # its own way to call the model swallows every error, interrupts included
-                    forward_fn=_forward,
-                    unwrapped_parameters=[],
-                    customized_pruners={},
-                    ignored_params=parameters,
-                    verbose=False,
-                )
+            build = functools.partial(
+                graph.build_dependency,
+                model,
+                # given without a tuple, a batch would be unpacked into images first
+                (example.detach().clone(),),
+                # its own way to call the model swallows every error, interrupts included
+                forward_fn=_forward,
+                unwrapped_parameters=[],
+                customized_pruners={},
+                ignored_params=parameters,
+                verbose=False,
+            )
+            within(seconds, "tracing its dependency graph", build)
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -102,7 +101,8 @@ def _forward(model: nn.Module, inputs: tuple[Tensor]) -> Any:
         if isinstance(output, Tensor) and output.grad_fn is None:
             blind.append(names[module])
 
-    hooks = [m.register_forward_hook(look) for m in names if isinstance(m, LAYERS + NORMS)]
+    learned = [m for m in names if isinstance(m, LAYERS + NORMS) and m.weight is not None]
+    hooks = [layer.register_forward_hook(look) for layer in learned]
     try:
         output = model(*inputs)
     finally:
@@ -115,75 +115,6 @@ def _forward(model: nn.Module, inputs: tuple[Tensor]) -> Any:
             "are coupled with"
         )
     return output
-
-
-@contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put modes, gradient flags, hooks and buffers back, whatever happens inside."""
-    modules = list(model.modules())
-    training = [module.training for module in modules]
-    hooks = [set(module._forward_hooks) for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, mode, known, held in zip(modules, training, hooks, buffers, strict=True):
-            module.training = mode
-            for key in set(module._forward_hooks) - known:
-                del module._forward_hooks[key]
-            module._buffers.clear()
-            module._buffers.update(held)
-        with torch.no_grad():
-            for buffer, value in values:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-class _TimeIsUp(BaseException):
-    """Not an Exception, so that a model's own `except Exception` lets it through."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float | None, doing: str) -> Iterator[None]:
-    """Interrupt the block after `seconds` of wall time, in whatever thread it runs.
-
-    An alarm signal would be simpler, but it works in the main thread only, not on Windows, and
-    takes the alarm away from whoever else uses it (pytest-timeout does).
-
-    Raises:
-        UnsupportedModelError: time was up; `doing` says what was interrupted.
-    """
-    if seconds is None:
-        yield
-        return
-    caller = ctypes.c_ulong(threading.get_ident())
-    interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    done = threading.Event()
-
-    def watch() -> None:
-        wait = seconds
-        while not done.wait(wait):
-            interrupt(caller, ctypes.py_object(_TimeIsUp))
-            wait = 1.0  # again, should a bare except have swallowed it
-
-    watchdog = threading.Thread(target=watch, daemon=True)
-    watchdog.start()
-    try:
-        try:
-            yield
-        finally:
-            done.set()
-            watchdog.join()
-            interrupt(caller, None)  # one that is set and not yet raised
-    except _TimeIsUp:
-        done.set()
-        raise UnsupportedModelError(
-            f"{doing} took longer than {seconds:g} s and was given up"
-        ) from None
 
 
 # --- groups as plain data ---
@@ -277,8 +208,10 @@ def out_of_range(group: tp.dependency.Group) -> str | None:
     Torch-Pruning loses count where tensors are split, or channels become tokens; such a group
     cannot be cut rightly, and scoring it would stop the pruner with an IndexError.
     """
-    graph = group._DG
-    for name, dependency, channels, _ in members(group):
+    graph, asked = group._DG, {int(root) for root in group[0].idxs}
+    for name, dependency, channels, roots in members(group):
+        if not asked.issuperset(root for root in roots if root is not None):
+            return name
         widths = []
         if graph.is_out_channel_pruning_fn(dependency.handler):
             widths.append(graph.get_out_channels(dependency.target))

@@ -37,8 +37,9 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
     channels as they were asked for. The scores are those of the model as it was given, however
     many steps of pruning come between.
 
-    Torch-Pruning traces by autograd, and a frozen layer is not seen by its pruners: no group of
-    it, or a group that lacks it. Trace such a model with `graph.trace`.
+    Torch-Pruning's pruners trace by autograd and do not see frozen layers: they prune nothing, or
+    groups from which the frozen layer is missing. A warning says so; let all parameters ask for
+    gradients while the pruner is made, or take the groups from `graph.trace`.
 
     Args:
         model: the very model that will be pruned.
@@ -72,6 +73,13 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
                 )
             self._ranks[layer] = ranks
         self._said: set[str] = set()
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        if frozen:
+            self._say_once(
+                "frozen",
+                f"{len(frozen)} parameters are frozen ({frozen[0]!r}, ...), which Torch-Pruning's "
+                "own tracing does not see; call model.requires_grad_(True) before making a pruner",
+            )
 
     def __call__(self, group: tp.dependency.Group) -> Tensor | None:
         """Values (C,), float64, one a root channel in the order of `group[0].idxs`; high = keep.
