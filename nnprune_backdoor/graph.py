@@ -327,14 +327,13 @@ def _cuts(group: tp.dependency.Group) -> Iterator[_Cut]:
                 yield _Cut(layer, side, frozenset(channels), width, count)
 
 
-_wrapper: Callable[..., None] | None = None  # what stands in for `Group.prune`, while it does
+_WRAPPERS: weakref.WeakSet[Any] = weakref.WeakSet()  # all that stand, or stood, in `Group.prune`
 
 
 def _wrap_prune() -> None:
     """Let `Group.prune` tell the ledgers. The only place that changes a class of Torch-Pruning."""
-    global _wrapper  # noqa: PLW0603 - the class that is changed is global, too
     group = tp.dependency.Group
-    if _wrapper is not None and inspect.unwrap(group.prune, stop=_is_ours) is _wrapper:
+    if inspect.unwrap(group.prune, stop=_WRAPPERS.__contains__) in _WRAPPERS:
         return
     plain = group.prune
 
@@ -353,16 +352,12 @@ def _wrap_prune() -> None:
                 for ledger in list(_LEDGERS):
                     ledger._strike(cut)
 
-    _wrapper = group.prune = prune
-
-
-def _is_ours(function: Any) -> bool:
-    return function is _wrapper
+    _WRAPPERS.add(prune)
+    group.prune = prune
 
 
 def _unwrap_prune() -> None:
     """Take the wrapper off when the last ledger is gone, unless somebody has wrapped it again."""
-    global _wrapper  # noqa: PLW0603
-    if _wrapper is not None and not list(_LEDGERS) and tp.dependency.Group.prune is _wrapper:
-        tp.dependency.Group.prune = inspect.getattr_static(_wrapper, "__wrapped__")
-        _wrapper = None
+    group = tp.dependency.Group
+    while not list(_LEDGERS) and group.prune in _WRAPPERS:
+        group.prune = group.prune.__wrapped__

@@ -213,7 +213,7 @@ class Blind(Wrapped):
 
 
 def test_layers_that_autograd_cannot_see_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="'second'.*without gradients"):
+    with pytest.raises(UnsupportedModelError, match=r"'second'.*without gradients"):
         trace(Blind(), EXAMPLE)
 
 
