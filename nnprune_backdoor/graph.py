@@ -249,10 +249,8 @@ class Ledger:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = weakref.WeakSet(model.modules())
-        # layer -> side -> original channels; a layer that was never cut has no row
         self._rows: weakref.WeakKeyDictionary[nn.Module, dict[Side, tuple[int, ...]]] = (
-            weakref.WeakKeyDictionary()
+            weakref.WeakKeyDictionary({module: _all_channels(module) for module in model.modules()})
         )
         _LEDGERS.add(self)
         _wrap_prune()
@@ -265,15 +263,11 @@ class Ledger:
             UnsupportedModelError: no layer of this model, or one that Torch-Pruning cannot cut.
         """
         row = self._rows.get(layer, {}).get(side)
-        if row is not None:
-            return row
-        pruner = tp.pruner.function.PrunerBox.get(tp.ops.module2type(layer))
-        if layer not in self._layers or pruner is None:
+        if row is None:
             raise UnsupportedModelError(
                 f"expected a prunable layer of the ledger's model, got {type(layer).__name__}"
             )
-        count = pruner.get_out_channels if side == "out" else pruner.get_in_channels
-        return tuple(range(count(layer)))
+        return row
 
     def state(self) -> dict[nn.Module, dict[Side, tuple[int, ...]]]:
         """What `restore` takes, for whoever undoes a prune; holds the layers alive."""
@@ -285,14 +279,25 @@ class Ledger:
         self._rows.update({layer: dict(rows) for layer, rows in state.items()})
 
     def _strike(self, cut: _Cut) -> None:
-        if cut.layer not in self._layers:
+        if cut.layer not in self._rows:
             return
-        rows = self._rows.setdefault(cut.layer, {})
-        row = rows.get(cut.side, tuple(range(cut.width)))
+        rows = self._rows[cut.layer]
+        row = rows.get(cut.side, tuple(range(cut.width)))  # none yet: a layer with its own pruner
         if len(row) == cut.width:  # else it was struck already, or the layer cut by hand before
             rows[cut.side] = tuple(
                 original for index, original in enumerate(row) if index not in cut.channels
             )
+
+
+def _all_channels(layer: nn.Module) -> dict[Side, tuple[int, ...]]:
+    pruner = tp.pruner.function.PrunerBox.get(tp.ops.module2type(layer))
+    if pruner is None:
+        return {}
+    widths: dict[Side, int | None] = {
+        "out": pruner.get_out_channels(layer),
+        "in": pruner.get_in_channels(layer),
+    }
+    return {side: tuple(range(width)) for side, width in widths.items() if width is not None}
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ _JITTER = 1e-3  # below one rank; see `_ranks`
 class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the package is untyped
     """Ranks groups of coupled channels by the scores of the neurons in them; low goes first.
 
-    A neuron's value is its rank among all neurons of the model (ties in the scores fall to site
-    order, then channel order), so that local, global and isomorphic pruning alike remove as many
-    channels as they were asked for. The scores are those of the model as it was given, however
-    many steps of pruning come between.
+    A neuron's value is its rank among all neurons of the model, so that no two tie and local,
+    global and isomorphic pruning alike remove as many channels as they were asked for. (Unless
+    that would empty a layer: then Torch-Pruning leaves its whole group as it is.) The scores are
+    those of the model as it was given, however many steps of pruning come between.
 
     Torch-Pruning's pruners trace by autograd and do not see frozen layers: they prune nothing, or
     groups from which the frozen layer is missing. A warning says so; let all parameters ask for
@@ -151,15 +151,21 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
 def _ranks(scores: ChannelScores) -> list[list[float]]:
     """For each site the ranks (C,) of its neurons, 0 = prune first.
 
+    Where scores tie, every site gives its first channels before any gives its last: were ties to
+    fall to site order, a global pruner would ask for whole layers, and Torch-Pruning silently
+    drops such a group.
+
     A random fraction of far less than one is added: Torch-Pruning averages over channel groups
     (grouped convolutions, heads) and `mean` over sites, and averages of whole numbers do tie.
     """
-    ranks = torch.empty(len(scores.flat), dtype=torch.float64)
-    ranks[scores.order()] = torch.arange(len(ranks), dtype=torch.float64)
+    sizes = [site.channels for site in scores.sites]
+    spread = torch.cat([(torch.arange(size) + 0.5) / size for size in sizes]).argsort(stable=True)
+    order = spread[scores.flat[spread].argsort(stable=True)]
+    ranks = torch.empty(len(order), dtype=torch.float64)
+    ranks[order] = torch.arange(len(order), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     ranks += _JITTER * torch.rand(len(ranks), dtype=torch.float64, generator=generator)
-    pieces = ranks.split([site.channels for site in scores.sites])
-    return [piece.tolist() for piece in pieces]
+    return [piece.tolist() for piece in ranks.split(sizes)]
 
 
 # --- one class a criterion ---
