@@ -39,16 +39,17 @@ def prune(model: nn.Module, importance: tp.importance.Importance, ratio: float) 
 
 
 def measure(model: nn.Module, drill: Drill, pixels: Tensor, labels: Tensor) -> list[str]:
-    """Size, ACC and ASR on photographs that neither training nor pruning has seen."""
+    """Channels, parameters, ACC and ASR, on photographs that training and pruning never saw."""
     triggered = create_attack(drill.attack)(pixels)
     acc = accuracy(model, normalise(pixels), labels)
     asr = attack_success(model, normalise(triggered), labels, drill.target).asr
     size = sum(parameter.numel() for parameter in model.parameters())
-    return [f"{size / 1e6:.2f} M", str(acc), str(asr)]
+    width = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    return [str(width), f"{size / 1e6:.2f} M", str(acc), str(asr)]
 
 
 def compare(drill: Drill, photos: Photos, ratio: float, clean_images: int) -> list[list[str]]:
-    """A row a criterion: name, parameters, ACC, ASR, seconds."""
+    """A row a criterion: name, channels, parameters, ACC, ASR, seconds."""
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
     given, hidden = order[:clean_images], order[clean_images:]
     loader = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
@@ -97,9 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
     drill = Drill(epochs=options.epochs, width=options.width, seed=options.seed)
     rows = compare(drill, photos, options.ratio, options.clean)
     print(f"\n{options.ratio:.0%} of the channels pruned globally, no fine-tuning\n")
-    header = ["criterion", "parameters", "ACC", "ASR", "seconds"]
+    widths = (9, 8, 10, 22, 22, 7)
+    header = ["criterion", "channels", "parameters", "ACC", "ASR", "seconds"]
     for row in [header, ["---"] * len(header), *rows]:
-        print("| " + " | ".join(f"{cell:22}" for cell in row) + " |")
+        print("| " + " | ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)) + " |")
 
 
 if __name__ == "__main__":
