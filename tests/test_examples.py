@@ -12,7 +12,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def test_swapping_the_criterion(capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(EXAMPLES / "swap_criterion.py"))["main"]
-    main("--epochs 2 --width 0.125 --train 1500 --clean 100 --ratio 0.1".split())
+    main(
+        ["--epochs", "2", "--width", "0.125", "--train", "1500", "--clean", "100", "--ratio", "0.1"]
+    )
     table = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
     rows = {cells[1].strip(): cells for cells in table}
     assert list(rows)[2:] == ["before", "magnitude", "random", "rnp"]
