@@ -221,6 +221,20 @@ def like(model: nn.Module) -> dict[str, Any]:
     return {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for a compiled or data-parallel model; it names the plain one."""
+    for attribute, wrapper in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module) and type(model).__name__ in (
+            "OptimizedModule",
+            "DataParallel",
+            "DistributedDataParallel",
+        ):
+            raise UnsupportedModelError(
+                f"the model is wrapped by {wrapper}; give the plain one: model.{attribute}"
+            )
+
+
 def _unpack(batch: Any, number: int) -> tuple[Tensor, Tensor | None]:
     images: Any = batch
     labels: Any = None

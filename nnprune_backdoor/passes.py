@@ -77,6 +77,7 @@ class Network:
             axis = channel_axis(module, output.ndim)
             rest = [other for other in range(output.ndim) if other != axis]
             spread, mean = torch.std_mean(output.float(), rest, correction=0, keepdim=True)
+            spread = spread + mean.abs()
             spread = torch.where(spread > 0, spread, spread.new_ones(()))
             call = Call(output.shape, output.dtype, mean, spread)
             self._calls.setdefault(module, []).append(call)

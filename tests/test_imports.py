@@ -17,7 +17,7 @@ import pytest
 import nnprune_backdoor
 
 ROOT = Path(nnprune_backdoor.__file__).parent
-CORE = ("data", "masking", "norms", "progress", "scores", "selection", "sites")
+CORE = ("data", "guard", "masking", "norms", "progress", "scores", "selection", "sites")
 CUTTING = ("liveness", "passes", "recipe", "removal")
 ATTACKER = {"attacks", "demo", "cli"}  # know the trigger, or run something that does
 
@@ -134,7 +134,14 @@ def test_timm_is_imported_by_the_demonstration_alone() -> None:
 
 
 def test_torch_pruning_has_few_doors() -> None:
-    assert IMPORTS.importers("torch_pruning") <= {"graph", "importance", "removal"}
+    doors = {"graph", "importance", "removal"}
+    assert {"graph", "importance"} <= IMPORTS.importers("torch_pruning") <= doors
+
+
+@pytest.mark.parametrize("module", ["graph", "importance"])
+def test_the_adapter_cannot_see_an_attack(module: str) -> None:
+    assert not top(IMPORTS.reach(module)) & (ATTACKER | {"evaluation", "purify"})
+    assert "timm" not in IMPORTS.packages(module)
 
 
 def test_errors_import_nothing_of_the_package() -> None:

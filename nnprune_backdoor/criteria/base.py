@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data import CleanData, like
+from ..data import CleanData, like, refuse_wrapped
 from ..errors import ScoringError, UnsupportedModelError
 from ..registry import Registry
 from ..scores import ChannelScores, Site
@@ -91,16 +91,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: the model is wrapped (compiled, data-parallel) or cannot be copied.
     """
-    for attribute, wrapper in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):
-        inner = getattr(model, attribute, None)
-        if isinstance(inner, nn.Module) and type(model).__name__ in (
-            "OptimizedModule",
-            "DataParallel",
-            "DistributedDataParallel",
-        ):
-            raise UnsupportedModelError(
-                f"the model is wrapped by {wrapper}; give the plain one: model.{attribute}"
-            )
+    refuse_wrapped(model)
     try:
         own = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:

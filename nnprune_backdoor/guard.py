@@ -1,0 +1,93 @@
+"""Work on somebody else's model: leave it as it was, and do not take for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from .errors import UnsupportedModelError
+
+_T = TypeVar("_T")
+
+
+@contextlib.contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put modes, gradient flags, hooks and buffers back, whatever happens inside."""
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    hooks = [set(module._forward_hooks) for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode, known, held in zip(modules, training, hooks, buffers, strict=True):
+            module.training = mode
+            for key in set(module._forward_hooks) - known:
+                del module._forward_hooks[key]
+            module._buffers.clear()
+            module._buffers.update(held)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+class _TimeIsUp(BaseException):
+    """Not an Exception, so that a model's own `except Exception` lets it through."""
+
+
+def within(seconds: float | None, doing: str, work: Callable[[], _T]) -> _T:
+    """What `work` returns, if it does so in `seconds` of wall time; works in every thread.
+
+    An alarm signal would be simpler, but it works in the main thread only, not on Windows, and
+    takes the alarm away from whoever else uses it (pytest-timeout does). A function and not a
+    context manager, because an interrupt could strike between `with` and the first line inside.
+
+    Args:
+        seconds: None for no limit. A long call into compiled code is interrupted when it returns.
+        doing: what the message says was given up.
+
+    Raises:
+        UnsupportedModelError: time was up.
+    """
+    if seconds is None:
+        return work()
+    caller = ctypes.c_ulong(threading.get_ident())
+    interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    done = threading.Event()
+
+    def watch() -> None:
+        wait = seconds
+        while not done.wait(wait):
+            interrupt(caller, ctypes.py_object(_TimeIsUp))
+            wait = 1.0  # again, should a bare except have swallowed it
+
+    watchdog = threading.Thread(target=watch, daemon=True)
+
+    def call_off() -> None:
+        done.set()
+        if watchdog.is_alive():
+            watchdog.join()
+        interrupt(caller, None)  # one that is set and not yet raised
+
+    try:
+        try:
+            watchdog.start()
+            return work()
+        finally:
+            call_off()
+    except _TimeIsUp:
+        call_off()  # the interrupt may have struck while it was being called off
+        raise UnsupportedModelError(
+            f"{doing} took longer than {seconds:g} s and was given up"
+        ) from None
