@@ -270,7 +270,9 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         if options.out:
             versions = {"timm": timm.__version__, "torch": torch.__version__}
-            report = versions | {"share": SHARE, "left_out": left_out, "models": rows}
+            limits = {"seconds": options.seconds, "gib": MEMORY / 2**30}
+            rest = {"share": SHARE, "left_out": left_out, "models": rows}
+            report = versions | limits | rest
             options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -1,0 +1,64 @@
+"""Removal on timm: all its tiny real networks, and eight popular ones; the rest in benchmarks/."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from conftest import generator
+
+from nnprune_backdoor import (
+    ChannelScores,
+    MaskedModel,
+    compact,
+    find_sites,
+    recalibrate_norms_,
+    silence_,
+)
+from nnprune_backdoor.scores import neurons_of
+from nnprune_backdoor.selection import prefix
+
+POPULAR: dict[str, dict[str, int]] = {
+    "resnet50": {},
+    "mobilenetv3_small_100": {},
+    "efficientnet_b0": {},
+    "densenet121": {},
+    "regnety_002": {},
+    "convnext_atto": {},
+    "vit_tiny_patch16_224": {"img_size": 64},
+    "swin_tiny_patch4_window7_224": {"img_size": 56},
+}
+# of which nothing can go: every hidden channel is normalised over its image with others
+WHOLE = {"test_efficientnet_gn", "test_efficientnet_ln"}
+
+
+@pytest.mark.parametrize("name", [*timm.list_models("test_*"), *POPULAR])
+def test_exact_removal(name: str) -> None:
+    torch.manual_seed(0)
+    settings = POPULAR.get(name, {})
+    model = timm.create_model(name, num_classes=10, **settings).eval().requires_grad_(False)
+    size = settings.get(
+        "img_size", 64 if name in POPULAR else model.pretrained_cfg["input_size"][1]
+    )
+    images = torch.randn(4, 3, size, size, generator=generator())
+    for parameter in model.parameters():
+        if parameter.ndim <= 1 or parameter.min() == parameter.max():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    recalibrate_norms_(model, [images])
+    sites = find_sites(model, images[:2])
+    total = len(neurons_of(sites))
+    scores = ChannelScores(sites, torch.rand(total, generator=generator(1)), "random")
+    selection = prefix(scores, round(0.1 * total))
+    masked = MaskedModel(model, sites, silencing="zero")
+    with torch.no_grad():
+        assert torch.equal(masked(images), model(images))
+        masked.masks.copy_(selection.keep())
+        wanted = masked(images)
+    silence_(model, selection)
+    smaller, report = compact(model, selection, images)
+    with torch.no_grad():
+        got = smaller(images)
+    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    assert len(report.removed) + len(report.silenced) == len(selection)
+    assert bool(report.removed) == (name not in WHOLE)
+    assert (report.after.parameters < report.before.parameters) == bool(report.removed)
