@@ -102,7 +102,7 @@ def coverage(report: dict[str, Any]) -> str:
         "- **smaller**: neurons were removed, and the logits differ by at most 1e-4 of their scale",
         "  from those of the masks; **wrong**: by more;",
         "- **plain**: Torch-Pruning's magnitude pruner takes a fifth of every group and the model",
-        "  still runs (nothing is said of what it computes); **adapter**: the same with our scores.",
+        "  still runs (whatever it then computes); **adapter**: the same with our scores.",
         f"  Given up after {report['seconds']:g} s of wall time or {report['gib']:g} GiB.",
         "",
         "| of | models | scored | silenced | smaller | wrong | plain | adapter |",
@@ -152,7 +152,7 @@ def sizes(rows: list[dict[str, Any]]) -> str:
         "thread, medians of 15 in turns. Drift: largest difference of the logits to those of the",
         "silenced model, relative to their scale.",
         "",
-        "| model | private of all neurons | removed | parameters | MACs | latency | drift | seconds |",
+        "| model | private neurons | removed | parameters | MACs | latency | drift | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -110,12 +110,21 @@ class Outcome:
             ("", "before", "after"),
             *((name, str(was), str(now)) for name, was, now in rows),
             ("neurons silenced", "", f"{count} of {total} ({count / total:.1%})"),
+            *self._sizes(),
             ("DER (0.5 = nothing gained, 1 = best)", "", f"{der:.3f}"),
             ("seconds", f"{self.training_seconds:.1f} (training)", f"{taken:.1f} (purifying)"),
         ]
         lines = [f"| {a:40} | {b:22} | {c:22} |" for a, b, c in cells]
         lines.insert(1, f"|{'-' * 42}|{'-' * 24}|{'-' * 24}|")
         return "\n".join(lines)
+
+    def _sizes(self) -> list[tuple[str, str, str]]:
+        removal = self.purified.removal
+        if removal is None:
+            return []
+        old, new = (f"{size.parameters:,}" for size in (removal.before, removal.after))
+        gone = f"{len(removal.removed)} (logits differ by {removal.drift:.0e})"
+        return [("of these removed from the tensors", "", gone), ("parameters", old, new)]
 
 
 def run_drill(
