@@ -18,6 +18,7 @@ from .errors import DataError, UnsupportedModelError
 from .evaluation import Rate, predict
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
+from .recipe import Recipe
 from .removal import TOLERANCE, RemovalReport, compact
 from .scores import ChannelScores, Selection
 from .selection import HeldOut, Selector, create_selector, even_parts, paired_drop
@@ -57,6 +58,11 @@ class Purified:
     removal: RemovalReport | None  # None where nothing was to be taken out of the tensors
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the original architecture becomes that of `model`; empty if it is the same."""
+        return Recipe() if self.removal is None else self.removal.recipe
 
     def summary(self) -> str:
         """A few lines for people: what was done, what it cost, what it does not say."""

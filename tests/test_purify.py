@@ -23,6 +23,7 @@ from nnprune_backdoor import (
     LowestFraction,
     MaskedModel,
     Purified,
+    Recipe,
     UnknownNameError,
     UnsupportedModelError,
     create_criterion,
@@ -104,6 +105,11 @@ def test_removal_changes_the_shape_and_not_the_function(model: nn.Module, clean:
     assert (got - wanted).abs().max() <= 1e-4 * scale
     assert (other - wanted).abs().max() > 1e-4 * scale  # and says so:
     assert group.removal.drift > 1e-4
+    assert whole.recipe == Recipe()
+    rebuilt = exact.recipe.apply_(copy.deepcopy(model))
+    rebuilt.load_state_dict(exact.model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(rebuilt(clean.images), got)
     assert "neurons removed" in exact.summary()
     assert STAYS in exact.summary()
 
