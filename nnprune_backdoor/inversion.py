@@ -114,8 +114,8 @@ class Inversion:
     see docs/inversion.md. Fields without a remark have the value of the authors' code.
     """
 
-    steps: int = 300  # the authors: up to 1000 epochs
-    batch_size: int = 64  # images a label and step
+    steps: int = 200  # the authors: up to 1000 epochs
+    batch_size: int = 32  # images a label and step
     lr: float = 0.1
     betas: tuple[float, float] = (0.5, 0.9)
     penalty: float = 1e-3  # at the start and at 32 x 32 pixels; scaled by 1024 / (H W)

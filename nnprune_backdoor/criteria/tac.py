@@ -50,8 +50,8 @@ class TAC(Criterion):
 
     search_steps: int = 150  # inversion of every label, to find the target
     search_batch: int = 16
-    steps: int = 300  # inversion of the target
-    batch_size: int = 64
+    steps: int = 200  # inversion of the target
+    batch_size: int = 32
     min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
 
     damping: float = 0.1  # unlearn: share of the mean clean sensitivity added to each neuron's
