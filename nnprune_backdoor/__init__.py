@@ -3,6 +3,7 @@
 from .criteria import (
     ANP,
     RNP,
+    TAC,
     Criterion,
     create_criterion,
     list_criteria,
@@ -16,6 +17,7 @@ from .errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
 from .purify import PairedAccuracy, Purified, purify
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ANP",
     "RNP",
+    "TAC",
     "AccuracyBudget",
     "BelowThreshold",
     "ChannelScores",
@@ -47,20 +50,24 @@ __all__ = [
     "Criterion",
     "Cut",
     "DataError",
+    "Inversion",
     "LowestCount",
     "LowestFraction",
     "MaskedModel",
     "Neuron",
     "Outlier",
     "PairedAccuracy",
+    "PixelRange",
     "Purified",
     "PurifyError",
     "Recipe",
+    "RecoveredTrigger",
     "RemovalReport",
     "ScoringError",
     "Selection",
     "Selector",
     "Site",
+    "TargetEvidence",
     "UnknownNameError",
     "UnsupportedModelError",
     "compact",

@@ -17,7 +17,17 @@ import pytest
 import nnprune_backdoor
 
 ROOT = Path(nnprune_backdoor.__file__).parent
-CORE = ("data", "guard", "masking", "norms", "progress", "scores", "selection", "sites")
+CORE = (
+    "data",
+    "guard",
+    "inversion",
+    "masking",
+    "norms",
+    "progress",
+    "scores",
+    "selection",
+    "sites",
+)
 CUTTING = ("liveness", "passes", "recipe", "removal")
 ATTACKER = {"attacks", "demo", "cli"}  # know the trigger, or run something that does
 
@@ -98,7 +108,9 @@ def top(modules: set[str]) -> set[str]:
 
 def test_the_modules_that_are_guarded_exist() -> None:
     assert set(CORE) | {"errors", "evaluation", "purify", "demo", "cli"} <= set(IMPORTS.files)
-    assert {"criteria", "criteria.base", "criteria.rnp", "criteria.anp"} <= set(CRITERIA)
+    assert {"criteria", "criteria.base", "criteria.rnp", "criteria.anp", "criteria.tac"} <= set(
+        CRITERIA
+    )
     assert {"attacks", "attacks.base", "attacks.training"} <= set(IMPORTS.files)
     assert IMPORTS.reach("criteria.rnp") >= {"criteria.base", "data", "sites", "masking", "errors"}
 

@@ -3,10 +3,12 @@
 from .anp import ANP
 from .base import Criterion, create_criterion, criterion_class, list_criteria, register_criterion
 from .rnp import RNP
+from .tac import TAC
 
 __all__ = [
     "ANP",
     "RNP",
+    "TAC",
     "Criterion",
     "create_criterion",
     "criterion_class",
