@@ -17,14 +17,28 @@ from typing import Any
 
 import torch
 
-from nnprune_backdoor import ANP, RNP, AccuracyBudget, CleanData, Criterion, PurifyError, purify
+from nnprune_backdoor import (
+    ANP,
+    RNP,
+    TAC,
+    AccuracyBudget,
+    CleanData,
+    Criterion,
+    PurifyError,
+    purify,
+)
 from nnprune_backdoor.attacks import create_attack, photo_patches
 from nnprune_backdoor.demo import Drill, _measure, normalise
 from nnprune_backdoor.masking import silence_
 from nnprune_backdoor.scores import ChannelScores
 from nnprune_backdoor.selection import prefix
 
-METHODS: dict[str, Criterion] = {"rnp": RNP(), "anp": ANP(), "rnp paper": RNP.paper()}
+METHODS: dict[str, Criterion] = {
+    "tac": TAC(),
+    "rnp": RNP(),
+    "anp": ANP(),
+    "rnp paper": RNP.paper(),
+}
 SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1)
 
 
@@ -93,6 +107,7 @@ def main() -> None:
                 row |= {
                     "after": measure(purified.model),
                     "silenced": len(purified.selection),
+                    "removed": len(purified.removal.removed) if purified.removal else 0,
                     "neurons": len(purified.scores.flat),
                     "tied_at_zero": float((purified.scores.flat == 0).float().mean()),
                     "certified_drop": purified.accuracy.drop if purified.accuracy else None,
