@@ -133,6 +133,10 @@ def compact(
         except OutOfTime:
             reasons = dict.fromkeys(selection.neurons, f"not settled within {seconds:g} s")
             lane = Lane({}, {}, {}, {})
+        except Exception as error:  # a network may object to noise, to NaN, to being cut loose
+            why = f"the network cannot be analysed ({_short(error)})"
+            reasons = dict.fromkeys(selection.neurons, why)
+            lane = Lane({}, {}, {}, {})
     recipe = recipe_of(names, lane)
     smaller = recipe.apply_(copy.deepcopy(model))
     report = RemovalReport(
