@@ -22,7 +22,7 @@ from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
 from .purify import PairedAccuracy, Purified, purify
 from .recipe import Cut, Recipe
-from .removal import RemovalReport, compact
+from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .scores import ChannelScores, Neuron, Selection, Site
 from .selection import (
     AccuracyBudget,
@@ -62,6 +62,7 @@ __all__ = [
     "PurifyError",
     "Recipe",
     "RecoveredTrigger",
+    "RemovalPlan",
     "RemovalReport",
     "ScoringError",
     "Selection",
@@ -76,6 +77,7 @@ __all__ = [
     "find_sites",
     "list_criteria",
     "list_selectors",
+    "plan_removal",
     "purify",
     "recalibrate_norms_",
     "register_criterion",
