@@ -36,6 +36,7 @@ from .selection import (
     register_selector,
 )
 from .sites import find_sites
+from .trigger_selection import TriggerGone
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ __all__ = [
     "Selector",
     "Site",
     "TargetEvidence",
+    "TriggerGone",
     "UnknownNameError",
     "UnsupportedModelError",
     "compact",
