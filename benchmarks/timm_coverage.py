@@ -207,23 +207,37 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def check(name: str, seconds: float) -> dict[str, Any]:
-    """One row of the table."""
+def ours(name: str) -> dict[str, Any]:
+    """What this library does with a model."""
     start = time.perf_counter()
     row: dict[str, Any] = {"model": name}
     try:
         model, images = build(name)
         found, sites = scoring(model, images)
         row |= found | removal(model, images, sites)
-        del model
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {str(error)[:200]}"
-    if seconds:
-        row["plain"] = attempt(lambda: torch_pruning(name, adapter=False), seconds)
-        slow = row["plain"].startswith(("TimeoutError", "MemoryError"))
-        again = (lambda: "as plain: not tried") if slow else (lambda: torch_pruning(name, True))
-        row["adapter"] = attempt(again, seconds)
     return row | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def theirs(name: str, seconds: float) -> dict[str, Any]:
+    """What Torch-Pruning does with it."""
+    plain = attempt(lambda: torch_pruning(name, adapter=False), seconds)
+    if plain.startswith(("TimeoutError", "MemoryError")):
+        return {"plain": plain, "adapter": "as plain: not tried"}
+    return {"plain": plain, "adapter": attempt(lambda: torch_pruning(name, True), seconds)}
+
+
+def apart(part: str, name: str, seconds: float) -> dict[str, Any]:
+    """`ours` or `theirs` in a process of its own, which may die."""
+    command = [sys.executable, __file__, name, "--part", part, "--seconds", str(seconds)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = ended.stdout.strip().splitlines()
+    if ended.returncode == 0 and lines:
+        row: dict[str, Any] = json.loads(lines[-1])
+        return row
+    what = f"the process died: {ended.stderr.strip()[-80:]}"
+    return {"model": name, "error": what} if part == "ours" else {"plain": what, "adapter": what}
 
 
 def smallest_of_each_module(limit: int) -> tuple[list[str], list[str]]:
@@ -248,38 +262,35 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="default: smallest of each module, and popular")
     parser.add_argument("--limit", type=int, default=60_000_000, help="parameters")
     parser.add_argument("--seconds", type=float, default=30, help="for Torch-Pruning; 0: leave out")
-    parser.add_argument("--one", action="store_true", help="this process does the one model given")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has")
+    parser.add_argument("--part", choices=("ours", "theirs"), help="of the one model given")
+    parser.add_argument("--resume", action="store_true", help="only what --out does not have yet")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.one:  # Torch-Pruning's index lists can grow without bound
+    if options.part:  # Torch-Pruning's index lists can grow without bound
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        print(json.dumps(check(options.models[0], options.seconds)))
+        name = options.models[0]
+        row = ours(name) if options.part == "ours" else theirs(name, options.seconds)
+        print(json.dumps(row))
         return
     families, left_out = options.models, []
     if not families:
         families, left_out = smallest_of_each_module(options.limit)
     popular = [] if options.models else [name for name in POPULAR if name not in families]
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Any]] = {}
     if options.resume:
-        rows = json.loads(options.out.read_text())["models"]
-    done = {row["model"] for row in rows}
-    for name in [*families, *popular]:
-        if name in done:
-            continue
-        command = [sys.executable, __file__, "--one", name, "--seconds", str(options.seconds)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = ended.stdout.strip().splitlines()
-        died = {"model": name, "error": ended.stderr[-200:]}
-        row = json.loads(lines[-1]) if ended.returncode == 0 and lines else died
-        rows.append(row | {"family": name in families})
-        print(json.dumps(rows[-1]), flush=True)
-        if options.out:
-            versions = {"timm": timm.__version__, "torch": torch.__version__}
-            limits = {"seconds": options.seconds, "gib": MEMORY / 2**30}
-            rest = {"share": SHARE, "left_out": left_out, "models": rows}
-            report = versions | limits | rest
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+        rows = {row["model"]: row for row in json.loads(options.out.read_text())["models"]}
+    for part in ("ours", "theirs") if options.seconds else ("ours",):
+        for name in [*families, *popular]:
+            row = rows.get(name, {})
+            if ("seconds" if part == "ours" else "plain") in row:
+                continue
+            rows[name] = row | {"family": name in families} | apart(part, name, options.seconds)
+            print(json.dumps(rows[name]), flush=True)
+            if options.out:
+                versions = {"timm": timm.__version__, "torch": torch.__version__}
+                limits = {"seconds": options.seconds, "gib": MEMORY / 2**30}
+                rest = {"share": SHARE, "left_out": left_out, "models": list(rows.values())}
+                options.out.write_text(json.dumps(versions | limits | rest, indent=1) + "\n")
 
 
 if __name__ == "__main__":
