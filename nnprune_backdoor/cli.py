@@ -11,7 +11,7 @@ from . import __version__
 from .attacks import create_attack, list_attacks
 from .criteria import create_criterion, criterion_class, list_criteria
 from .errors import PurifyError
-from .selection import AccuracyBudget
+from .selection import create_selector
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, default=8, help="training epochs of the attacker")
     demo.add_argument("--clean-images", type=int, default=500, help="given to the defender")
     demo.add_argument(
+        "--selector",
+        choices=("trigger", "accuracy"),
+        default="trigger",
+        help="how much goes: until recovered triggers fail, or as much as accuracy allows",
+    )
+    demo.add_argument(
         "--max-drop", type=float, default=0.02, help="clean accuracy that may go, 0.02 = 2 points"
     )
     demo.add_argument("--seed", type=int, default=0, help="of training and defence")
@@ -85,7 +91,7 @@ def _demo(options: argparse.Namespace) -> int:
     outcome = run_drill(
         drill,
         method=options.method,
-        selector=AccuracyBudget(max_drop=options.max_drop),
+        selector=create_selector(options.selector, max_drop=options.max_drop),
         clean_images=options.clean_images,
         progress=not options.quiet,
         save=options.save,

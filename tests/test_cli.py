@@ -39,6 +39,7 @@ def test_demo_prints_a_table_and_draws_a_picture(
     """One epoch of a tiny network: the plumbing, not the numbers."""
     picture = tmp_path / "pair.png"
     arguments = "demo --arch test_resnet --epochs 1 --method anp --clean-images 150 --quiet"
+    arguments += " --selector accuracy"
     assert main([*arguments.split(), "--save", str(picture)]) == 0
     printed = capsys.readouterr().out
     for word in ("ACC", "ASR", "RA", "neurons silenced", "seconds"):
