@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..data import CleanData, like
-from ..errors import ScoringError
+from ..errors import DataError, ScoringError
 from ..masking import MaskedModel, Silencing
 from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
@@ -74,6 +74,18 @@ class MNP(UnlearningCriterion):
     mask_statistics: Statistics = "batch"  # masks: of BatchNorm
     closed_below: float = 0.2  # masks: at which a neuron counts as closed
     closed_share: float = 0.1  # masks: stop once so many are, or the penalty closes them all
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.preserve <= 1:
+            raise DataError(f"expected preserve in [0, 1], got {self.preserve}")
+        for name in ("penalty", "mu"):
+            if not getattr(self, name) >= 0:
+                raise DataError(f"expected {name} of at least 0, got {getattr(self, name)}")
+        if self.steps < 1:
+            raise DataError(f"expected at least one step, got {self.steps}")
+        if self.norm not in (norms := get_args(Norm)):
+            names = ", ".join(map(repr, norms[:-1]))
+            raise DataError(f"expected the norm {names} or {norms[-1]!r}, got {self.norm!r}")
 
     @classmethod
     def paper(cls) -> Self:
