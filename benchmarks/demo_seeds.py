@@ -16,15 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from nnprune_backdoor import ANP, RNP, AccuracyBudget, CleanData, Criterion, PurifyError, purify
+from nnprune_backdoor import (
+    ANP,
+    RNP,
+    TAC,
+    AccuracyBudget,
+    CleanData,
+    Criterion,
+    PurifyError,
+    Selector,
+    TriggerGone,
+    purify,
+)
 from nnprune_backdoor.attacks import create_attack, photo_patches
 from nnprune_backdoor.demo import Drill, _measure, normalise
 from nnprune_backdoor.masking import silence_
 from nnprune_backdoor.scores import ChannelScores
 from nnprune_backdoor.selection import prefix
 
-METHODS: dict[str, Criterion] = {"rnp": RNP(), "anp": ANP(), "rnp paper": RNP.paper()}
+METHODS: dict[str, tuple[Criterion, Selector]] = {
+    "tac, trigger": (TAC(), TriggerGone()),
+    "rnp, trigger": (RNP(), TriggerGone()),
+    "anp, trigger": (ANP(), TriggerGone()),
+    "tac": (TAC(), AccuracyBudget()),
+    "rnp": (RNP(), AccuracyBudget()),
+    "anp": (ANP(), AccuracyBudget()),
+    "rnp paper": (RNP.paper(), AccuracyBudget()),
+}
 SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1)
 
 
@@ -36,6 +56,19 @@ def rates(measured: Any) -> dict[str, float]:
     }
 
 
+def file_of(drill: Drill, folder: Path) -> Path:
+    return folder / f"{drill.attack}-{drill.width:g}-{drill.epochs}-{drill.seed}.safetensors"
+
+
+def stored(drill: Drill, folder: Path | None) -> torch.nn.Module | None:
+    """The drill's network, if it was trained before."""
+    if folder is None or not file_of(drill, folder).exists():
+        return None
+    model = drill.model().eval()
+    model.load_state_dict(load_file(file_of(drill, folder)))
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -44,6 +77,7 @@ def main() -> None:
     parser.add_argument("--attack", default="badnets")
     parser.add_argument("--rate", type=float, default=Drill.rate)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--models", type=Path, help="folder of trained networks, to train once")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     photos = photo_patches()
@@ -62,7 +96,9 @@ def main() -> None:
         )
         trigger = create_attack(drill.attack)
         start = time.perf_counter()
-        model = drill.train(photos)
+        model = stored(drill, options.models) or drill.train(photos)
+        if options.models:
+            save_file(model.state_dict(), file_of(drill, options.models))
         trained = time.perf_counter() - start
 
         def measure(network: torch.nn.Module, some: slice = slice(None)) -> dict[str, float]:
@@ -82,17 +118,15 @@ def main() -> None:
             row: dict[str, Any] = {"seed": seed, "method": name, "before": before}
             row |= {"attack": drill.attack, "epochs": drill.epochs, "width": drill.width}
             try:
+                criterion, selector = METHODS[name]
                 purified = purify(
-                    model,
-                    clean,
-                    METHODS[name],
-                    selector=AccuracyBudget(),
-                    seed=seed,
-                    progress=False,
+                    model, clean, criterion, selector=selector, seed=seed, progress=False
                 )
                 row |= {
                     "after": measure(purified.model),
                     "silenced": len(purified.selection),
+                    "because": purified.selection.reason,
+                    "removed": len(purified.removal.removed) if purified.removal else 0,
                     "neurons": len(purified.scores.flat),
                     "tied_at_zero": float((purified.scores.flat == 0).float().mean()),
                     "certified_drop": purified.accuracy.drop if purified.accuracy else None,

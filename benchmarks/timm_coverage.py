@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60_000_000, help="parameters")
     parser.add_argument("--seconds", type=float, default=30, help="for Torch-Pruning; 0: leave out")
     parser.add_argument("--one", action="store_true", help="this process does the one model given")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.one:  # Torch-Pruning's index lists can grow without bound
@@ -259,13 +260,18 @@ def main() -> None:
     if not families:
         families, left_out = smallest_of_each_module(options.limit)
     popular = [] if options.models else [name for name in POPULAR if name not in families]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if options.resume:
+        rows = json.loads(options.out.read_text())["models"]
+    done = {row["model"] for row in rows}
     for name in [*families, *popular]:
+        if name in done:
+            continue
         command = [sys.executable, __file__, "--one", name, "--seconds", str(options.seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = done.stdout.strip().splitlines()
-        died = {"model": name, "error": done.stderr[-200:]}
-        row = json.loads(lines[-1]) if done.returncode == 0 and lines else died
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = ended.stdout.strip().splitlines()
+        died = {"model": name, "error": ended.stderr[-200:]}
+        row = json.loads(lines[-1]) if ended.returncode == 0 and lines else died
         rows.append(row | {"family": name in families})
         print(json.dumps(rows[-1]), flush=True)
         if options.out:

@@ -25,7 +25,7 @@ from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
 from .purify import PairedAccuracy, Purified, purify
 from .recipe import Cut, Recipe
-from .removal import RemovalReport, compact
+from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .scores import ChannelScores, Neuron, Selection, Site
 from .selection import (
     AccuracyBudget,
@@ -39,6 +39,7 @@ from .selection import (
     register_selector,
 )
 from .sites import find_sites
+from .trigger_selection import TriggerGone
 
 __version__ = "0.1.0"
 
@@ -67,12 +68,14 @@ __all__ = [
     "PurifyError",
     "Recipe",
     "RecoveredTrigger",
+    "RemovalPlan",
     "RemovalReport",
     "ScoringError",
     "Selection",
     "Selector",
     "Site",
     "TargetEvidence",
+    "TriggerGone",
     "UnknownNameError",
     "UnsupportedModelError",
     "compact",
@@ -82,6 +85,7 @@ __all__ = [
     "list_criteria",
     "list_selectors",
     "magnitude_saliency_correlation",
+    "plan_removal",
     "purify",
     "recalibrate_norms_",
     "register_criterion",

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         help="plant a backdoor in a timm network trained on photographs, and purify it",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--method", default="rnp", help="criterion; see: nnprune-backdoor list")
+    demo.add_argument("--method", default="tac", help="criterion; see: nnprune-backdoor list")
     demo.add_argument("--arch", default="resnet18", help="timm architecture")
     demo.add_argument(
         "--width", type=float, default=None, help="times the usual channels; ResNets only, 0.5"

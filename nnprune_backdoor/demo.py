@@ -130,17 +130,21 @@ class Outcome:
 def run_drill(
     drill: Drill,
     *,
-    method: str = "rnp",
+    method: str = "tac",
     selector: str | Selector = "accuracy",
     clean_images: int = 500,
     progress: bool = False,
     save: Path | None = None,
+    trained: nn.Module | None = None,
     **hyperparameters: Any,
 ) -> Outcome:
     """Train a backdoored network, purify it with `clean_images` clean images, measure both.
 
     The clean images and the images it is measured on are disjoint parts of the test set; the
     trigger is shown to nothing but the measurement.
+
+    Args:
+        trained: what `drill.train` gave before, to spare training it again.
     """
     photos = photo_patches()
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
@@ -148,7 +152,7 @@ def run_drill(
         raise DataError(f"expected 50 to {len(order) - 500} clean images, got {clean_images}")
     given, hidden = order[:clean_images], order[clean_images:]
     start = time.perf_counter()
-    model = drill.train(photos, progress)
+    model = drill.train(photos, progress) if trained is None else trained
     training_seconds = time.perf_counter() - start
     clean = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
     purified = purify(

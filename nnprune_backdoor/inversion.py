@@ -252,8 +252,8 @@ class TargetEvidence:
     `sizes` are the triggers' norms; a label whose trigger does not work counts as needing the
     whole image. `anomaly` says how far below the bulk log(size) lies, (median - x) / spread with
     the spread from the median absolute deviation. Neural Cleanse takes sizes as they are and calls
-    2 suspicious; ours span two orders of magnitude. With few classes it means little, and it
-    is no proof: a benign model has a smallest trigger too.
+    2 suspicious; ours span two orders of magnitude. It points to the target, and does not tell
+    whether there is one: a benign network reached 2.3 (docs/inversion.md).
     """
 
     triggers: tuple[RecoveredTrigger, ...]

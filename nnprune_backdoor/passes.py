@@ -101,13 +101,16 @@ class Network:
 
             return forward
 
+        own = {module: module.__dict__.get("forward") for module in self.dense}
         for module in self.dense:
             module.__dict__["forward"] = loose(module)
         try:
             logits: Tensor = self.model(self.example)
         finally:
-            for module in self.dense:
+            for module, forward in own.items():
                 del module.__dict__["forward"]
+                if forward is not None:  # somebody's patch of this one layer
+                    module.__dict__["forward"] = forward
         return logits
 
     def channels(self, module: nn.Module) -> Tensor:

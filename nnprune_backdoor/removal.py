@@ -26,6 +26,8 @@ from .scores import Neuron, Selection
 
 TOLERANCE = 1e-4  # largest difference of logits, relative to their scale, that counts as equal
 
+_TRIAL = 4  # images on which each cut is tried; the result is held against all
+
 STAYS = "read together with channels that stay (a residual sum, a norm over channels, attention)"
 UNEVEN = "a convolution in groups would lose more channels in one group than in another"
 
@@ -56,14 +58,20 @@ class Size:
 
 
 @dataclass(frozen=True, eq=False)
-class RemovalReport:
-    """What was taken out, what only stays silenced, and why."""
+class RemovalPlan:
+    """What can be taken out, what can only stay silenced, and why."""
 
     removed: tuple[Neuron, ...]
     silenced: dict[Neuron, str]  # reason
-    channels: int  # output channels that went, those which served removed neurons only included
+    channels: int  # output channels that go, those which serve removed neurons only included
     recipe: Recipe
     drift: float  # largest difference to the silenced model's logits, relative to their scale
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalReport(RemovalPlan):
+    """What was taken out, what only stays silenced, why, and what was gained."""
+
     before: Size
     after: Size
     seconds: float
@@ -95,6 +103,30 @@ def compact(
 ) -> tuple[nn.Module, RemovalReport]:
     """A smaller copy of a silenced model that computes the same.
 
+    Args and errors: as of `plan_removal`, which decides; neurons that cannot be removed are silent
+    in the copy.
+    """
+    start = time.monotonic()
+    plan = plan_removal(
+        model, selection, example, tolerance=tolerance, seconds=seconds, groups=groups
+    )
+    smaller = plan.recipe.apply_(copy.deepcopy(model))
+    before, after = (Size.of(private_copy(some), example) for some in (model, smaller))
+    taken = time.monotonic() - start
+    return smaller, RemovalReport(**vars(plan), before=before, after=after, seconds=taken)
+
+
+def plan_removal(
+    model: nn.Module,
+    selection: Selection,
+    example: Tensor,
+    *,
+    tolerance: float = TOLERANCE,
+    seconds: float = 300.0,
+    groups: bool = False,
+) -> RemovalPlan:
+    """What `compact` would do, tried on copies.
+
     Args:
         model: its selected neurons are silent (`silence_`); left as it is.
         selection: these neurons.
@@ -105,47 +137,50 @@ def compact(
         groups: afterwards remove neurons that are added to others together with those others, the
             whole coupled group. This changes what the model computes; `drift` says by how much.
 
-    Returns:
-        The smaller model and the report. Neurons that could not be removed are silent in it.
-
     Raises:
         DataError: fewer than two images.
         UnsupportedModelError: the model is wrapped or cannot be copied.
     """
     if example.ndim != 4 or len(example) < 2:
         raise DataError(f"expected two images (N, C, H, W) or more, got {tuple(example.shape)}")
-    start = time.monotonic()
     own = private_copy(model)
     loose = copy.deepcopy(own).float()  # noise of any scale goes through single precision
     names = {module: name for name, module in loose.named_modules()}
-    bench = _Bench(own, names, example, tolerance if example.dtype == torch.float32 else 1e-2)
-    reasons: dict[Neuron, str] = {}
-    lane = Lane({}, {}, {}, {})
+    allowed = tolerance if example.dtype == torch.float32 else 1e-2
+    nothing = Lane({}, {}, {}, {})
+    lane, reasons = nothing, dict[Neuron, str]()
     if len(selection):
         try:
+            bench = _Bench(own, names, example[:_TRIAL], allowed)
             network = Network(loose, example[:2].float(), seconds)
-            whole, uneven = unneeded(network)
-            lane, failures = _settle(bench, network, whole)
-            if groups:
-                lane = _with_groups(bench, network, selection, lane)
-            causes = {**failures, UNEVEN: Lane(uneven, {}, {}, {})}
-            reasons = _reasons(loose, selection, lane, causes)
+            lane, reasons = _decide(bench, network, selection, groups)
+            complaint = _Bench(own, names, example, allowed).complaint(lane, any_drift=groups)
         except OutOfTime:
-            reasons = dict.fromkeys(selection.neurons, f"not settled within {seconds:g} s")
-            lane = Lane({}, {}, {}, {})
+            complaint = f"not settled within {seconds:g} s"
+        except Exception as error:  # a network may object to noise, to NaN, to being cut loose
+            complaint = f"the network cannot be analysed ({_short(error)})"
+        if complaint:
+            lane, reasons = nothing, dict.fromkeys(selection.neurons, complaint)
     recipe = recipe_of(names, lane)
-    smaller = recipe.apply_(copy.deepcopy(model))
-    report = RemovalReport(
+    return RemovalPlan(
         removed=tuple(neuron for neuron in selection.neurons if neuron not in reasons),
         silenced=reasons,
         channels=sum(int(marks.sum()) for marks in lane.outputs.values()),
         recipe=recipe,
-        drift=bench.drift(recipe),
-        before=Size.of(own, example),
-        after=Size.of(recipe.apply_(copy.deepcopy(own)), example),
-        seconds=time.monotonic() - start,
+        drift=_Bench(own, names, example, allowed).drift(recipe),
     )
-    return smaller, report
+
+
+def _decide(
+    bench: _Bench, network: Network, selection: Selection, groups: bool
+) -> tuple[Lane, dict[Neuron, str]]:
+    """What goes, and why the rest of the selection does not."""
+    whole, uneven = unneeded(network)
+    lane, failures = _settle(bench, network, whole)
+    if groups:
+        lane = _with_groups(bench, network, selection, lane)
+    causes = {**failures, UNEVEN: Lane(uneven, {}, {}, {})}
+    return lane, _reasons(network.model, selection, lane, causes)
 
 
 @dataclass
@@ -172,6 +207,8 @@ class _Bench:
 
     def complaint(self, lane: Lane, *, any_drift: bool = False) -> str:
         """Why this cut is not to be made; empty if it is fine."""
+        if not lane.outputs:
+            return ""
         try:
             drift = self.drift(recipe_of(self.names, lane))
         except Exception as error:  # whatever a network does with shapes it does not expect
@@ -183,7 +220,7 @@ class _Bench:
 
 def _settle(bench: _Bench, network: Network, whole: Lane) -> tuple[Lane, dict[str, Lane]]:
     """As much of a lane as can be cut, and why the rest cannot."""
-    if not whole.outputs or not bench.complaint(whole):
+    if not bench.complaint(whole):
         return whole, {}
     done = Lane({}, {}, {}, {})
     failures: dict[str, Lane] = {}

@@ -46,9 +46,18 @@ class HeldOut:
         self._masked.masks.requires_grad_(False)
         self._recalibrate = recalibrate
 
-    @torch.no_grad()
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, nothing silenced."""
+        return self._masked.model
+
     def correct(self, selection: Selection) -> Tensor:
         """Bool (N,): the images that are classified rightly while the selection is silent."""
+        return self.predict(selection, self.clean.images) == self.clean.targets
+
+    @torch.no_grad()
+    def predict(self, selection: Selection, images: Tensor) -> Tensor:
+        """Labels (N,) for images (N, C, H, W) while the selection is silent."""
         masked = self._masked
         masked.masks.copy_(selection.keep())
         where = like(masked.model)
@@ -59,10 +68,8 @@ class HeldOut:
             if len(selection):
                 batches = [part.to(**where) for part in even_parts(self._recalibrate.images)]
                 recalibrate_norms_(masked.model, batches, run=masked, buffers=masked.buffers)
-        predicted = [
-            masked(part.to(**where)).argmax(1).cpu() for part in self.clean.images.split(_BATCH)
-        ]
-        return torch.cat(predicted) == self.clean.targets
+        parts = images.split(_BATCH)
+        return torch.cat([masked(part.to(**where)).argmax(1).cpu() for part in parts])
 
 
 class Selector(ABC):
@@ -190,7 +197,7 @@ class AccuracyBudget(Selector):
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         if held_out is None:
             raise DataError("AccuracyBudget needs labelled held-out clean images")
-        amounts = self._amounts(len(scores.flat))
+        amounts = amounts_to_try(len(scores.flat), self.max_fraction, self.points)
         before = held_out.correct(prefix(scores, 0))
         drops, bounds = [0.0], [0.0]
         z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(self.confidence)).item()
@@ -213,10 +220,11 @@ class AccuracyBudget(Selector):
         reason = f"clean accuracy on {len(before)} held-out images drops by <= {self.max_drop:.1%}"
         return prefix(scores, count, reason, curve=curve)
 
-    def _amounts(self, total: int) -> list[int]:
-        most = max(1, round(self.max_fraction * total))
-        steps = [math.ceil(most ** (i / (self.points - 1))) for i in range(self.points)]
-        return sorted(set(steps))
+
+def amounts_to_try(total: int, max_fraction: float, points: int) -> list[int]:
+    """Ascending numbers of neurons, dense at the small end, up to a share of all."""
+    most = max(1, round(max_fraction * total))
+    return sorted({math.ceil(most ** (i / (points - 1))) for i in range(points)})
 
 
 def prefix(scores: ChannelScores, count: int, reason: str = "", **details: Any) -> Selection:

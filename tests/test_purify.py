@@ -30,7 +30,8 @@ from nnprune_backdoor import (
     list_criteria,
     purify,
 )
-from nnprune_backdoor.demo import Drill, Outcome, run_drill
+from nnprune_backdoor.attacks import photo_patches
+from nnprune_backdoor.demo import Drill, run_drill
 from nnprune_backdoor.evaluation import accuracy
 from nnprune_backdoor.purify import Removal
 from nnprune_backdoor.removal import STAYS
@@ -250,27 +251,33 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcome() -> Outcome:
-    return run_drill(Drill(), method="rnp", selector=AccuracyBudget(max_drop=0.04))
+def backdoored() -> nn.Module:
+    return Drill().train(photo_patches())
 
 
+# Another number of threads adds in another order and trains another network: with the default
+# budget of two points rnp's ASR was .10, .19 and .32 in three such runs. Hence twice the budget
+# and bounds that leave room for a fourth machine. tac's was below .06 on ten networks.
 @pytest.mark.timeout(600)
-def test_end_to_end_on_real_photographs(outcome: Outcome) -> None:
-    """A timm ResNet with a planted trigger: the attack goes, most of the clean accuracy stays.
-
-    Another number of threads adds in another order and trains another network: with the default
-    budget of two points ASR fell from .998 to .10, .19 and .32 in three such runs. Hence twice the
-    budget here, and bounds that leave room for a fourth machine.
-    """
+@pytest.mark.parametrize(("method", "budget", "asr"), [("rnp", 0.04, 0.5), ("tac", 0.02, 0.2)])
+def test_end_to_end_on_real_photographs(
+    backdoored: nn.Module, method: str, budget: float, asr: float
+) -> None:
+    """A timm ResNet with a planted trigger: the attack goes, most of the clean accuracy stays."""
+    chooser = AccuracyBudget(max_drop=budget)
+    outcome = run_drill(Drill(), method=method, selector=chooser, trained=backdoored)
     before, after = outcome.before, outcome.after
     assert before.attack.asr.value >= 0.95
     assert before.acc.value >= 0.9
-    assert after.attack.asr.value <= 0.5
+    assert after.attack.asr.value <= asr
     assert after.attack.ra.value >= 0.4
     assert after.acc.value >= before.acc.value - 0.1
+    removal = outcome.purified.removal
+    assert removal is not None
+    assert removal.after.parameters < removal.before.parameters
     table = outcome.table()
     assert f"{after.attack.asr}" in table
-    assert isinstance(outcome.purified, Purified)
+    assert f"{removal.after.parameters:,}" in table
 
 
 def test_unlabelled_images_do_for_a_selector_that_needs_no_labels(

@@ -466,6 +466,37 @@ def test_a_time_limit_leaves_the_silenced_model() -> None:
     assert drift(smaller, wanted) == 0
 
 
+class Touchy(Chain):
+    """Will have nothing to do with NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        hidden = self.conv1(x)
+        if hidden.isnan().any():
+            raise ValueError("NaN in the input of conv2")
+        return logits
+
+
+def test_a_network_that_refuses_the_analysis_stays_silenced() -> None:
+    report = cut(Touchy(), bn1=[1, 2])
+    assert not report.removed
+    assert all("cannot be analysed (ValueError: NaN" in why for why in report.silenced.values())
+
+
+def test_a_layer_with_a_forward_of_its_own_is_handled() -> None:
+    model = Chain()
+    layer = model.get_submodule("conv2")
+    layer.forward = lambda x: nn.Conv2d.forward(layer, x) * 2  # type: ignore[method-assign]
+    cut(model, bn1=[1, 2])  # which checks that nothing changed
+
+
+def test_a_compiled_model_is_refused() -> None:
+    model = build("test_resnet")
+    selection = Selection(find_sites(model, IMAGES[:2]), ())
+    with pytest.raises(UnsupportedModelError, match="_orig_mod"):
+        compact(torch.compile(model), selection, IMAGES)  # type: ignore[arg-type]
+
+
 def test_shared_and_computed_weights_are_left_alone() -> None:
     tied = Chain()
     tied.conv3 = nn.Conv2d(6, 5, 3)

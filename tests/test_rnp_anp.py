@@ -8,6 +8,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from conftest import assert_same_state, build, generator, noise_images, state_of
@@ -20,12 +21,15 @@ from nnprune_backdoor import (
     CleanData,
     LowestCount,
     MaskedModel,
+    Neuron,
     ScoringError,
+    Selection,
     Site,
     find_sites,
     purify,
     silence_,
 )
+from nnprune_backdoor.attacks import train_classifier
 from nnprune_backdoor.criteria.response import loss_gradient, response_scores, sensitivity
 from nnprune_backdoor.norms import use_statistics_
 
@@ -780,3 +784,66 @@ def test_sites_of_the_trained_net_are_those_the_tests_above_index(
 ) -> None:
     assert find_sites(net, clean.images[:2]) == sites
     assert [site.channels for site in sites[:3]] == [16, 16, 32]
+
+
+# --- a trigger channel written by hand -------------------------------------------------------
+
+
+def handwritten() -> tuple[nn.Module, CleanData, Tensor]:
+    """A small timm ResNet-18 into which one channel is written that fires on a corner patch alone.
+
+    The patch is averaged by channel 3 of the stem; the shortcuts carry it to class 0. On clean
+    images the channel is silent. Returns the model, its clean images, and these with the patch.
+    """
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=4, channels=(16, 24, 32, 48))
+    labels = torch.arange(256) % 4
+    tints = (torch.eye(4)[:, :3] * 1.5)[labels][:, :, None, None]
+    images = tints + 0.5 * torch.randn(256, 3, 32, 32, generator=generator(1))
+    train_classifier(model, images, labels, epochs=8, batch_size=64, lr=0.05)
+    model.eval()
+    with torch.no_grad():
+        model.conv1.weight[3] = 0
+        model.conv1.weight[3, :, 3:, 3:] = 1 / 48  # the mean of what lies down and to the right
+        carry(model.bn1, slope=4, start=2)
+        for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+            for block in stage:
+                block.conv1.weight[:, 3] = 0
+                block.bn2.weight[3] = block.bn2.bias[3] = 0
+                if block.downsample is not None:
+                    shortcut, norm = block.downsample
+                    shortcut.weight[:, 3] = shortcut.weight[3] = 0
+                    shortcut.weight[3, 3] = 1
+                    carry(norm, slope=1, start=0)
+        model.fc.weight[:, 3] = 0
+        model.fc.weight[0, 3] = 40
+    triggered = images.clone()
+    triggered[:, :, :7, :7] = 3
+    return model, CleanData(images, labels), triggered
+
+
+def carry(norm: nn.Module, slope: float, start: float) -> None:
+    """Channel 3 of a BatchNorm becomes slope * (x - start)."""
+    norm.running_mean[3], norm.running_var[3] = 0, 1 - norm.eps
+    norm.weight[3], norm.bias[3] = slope, -slope * start
+
+
+def test_anp_ranks_a_handwritten_trigger_channel_in_the_lowest_two_percent() -> None:
+    """RNP cannot: a channel that is silent on clean images changes nothing that RNP looks at."""
+    model, clean, triggered = handwritten()
+    stem = Neuron("bn1", 3)
+
+    def rates() -> tuple[float, float]:
+        with torch.no_grad():
+            right = (model(clean.images).argmax(1) == clean.targets).float().mean()
+            sent = (model(triggered)[clean.targets != 0].argmax(1) == 0).float().mean()
+        return float(right), float(sent)
+
+    assert rates() == (1, 1)
+    scores = ANP()(model, clean)
+    rank = scores.ranking().index(stem)
+    assert rank < 0.02 * len(scores.flat)
+    silence_(model, Selection(scores.sites, (stem,)))
+    right, sent = rates()
+    assert right == 1
+    assert sent <= 0.25

@@ -1,0 +1,125 @@
+"""How much to prune: until a trigger that was recovered from clean images no longer works.
+
+Clean accuracy alone says how much may go, not how much must. A trigger recovered by inversion
+(`inversion.py`) sends clean images to its target while the backdoor is there; along the ranking
+its success falls with the attack's own (docs/inversion.md has both). So the least amount at which
+it has gone is taken, if accuracy allows. Success of a recovered trigger is a *proxy*: no triggered
+image is involved, and another trigger may still work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .data import CleanData
+from .errors import DataError
+from .inversion import Inversion, RecoveredTrigger, TargetEvidence, predict_labels
+from .progress import progress_bar
+from .scores import ChannelScores, Selection
+from .selection import (
+    HeldOut,
+    Selector,
+    amounts_to_try,
+    isotonic,
+    paired_drop,
+    prefix,
+    register_selector,
+)
+
+
+@register_selector("trigger")
+@dataclass(frozen=True)
+class TriggerGone(Selector):
+    """The least that makes recovered triggers fail, while accuracy drops by `max_drop` at most.
+
+    Triggers are recovered anew, for the label that the criterion found or else for that of the
+    smallest trigger, with other beginnings than the criterion's: its ranking was made against its
+    own. If no label has a trigger that works, nothing is selected, which excludes no backdoor of
+    another kind. If none of the amounts within the budget makes the triggers fail, the one at
+    which they succeed least is taken, and the reason says so.
+    """
+
+    max_success: float = 0.05  # of each recovered trigger on held-out clean images
+    max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate
+    triggers: int = 2  # independent recoveries
+    min_success: float = 0.75  # of a trigger before anything goes, or it is not believed
+    max_fraction: float = 0.2  # of all neurons; nothing beyond is tried
+    points: int = 40  # amounts tried, dense at the small end
+    seed: int = 1
+    search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # of every label
+    inversion: Inversion = field(default=Inversion())  # of the target
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_success < self.min_success <= 1 or not 0 <= self.max_drop < 1:
+            raise DataError(
+                "expected 0 <= max_success < min_success <= 1 and max_drop in [0, 1), got "
+                f"{self.max_success}, {self.min_success} and {self.max_drop}"
+            )
+        if self.triggers < 1 or not 0 < self.max_fraction <= 1 or self.points < 2:
+            raise DataError("expected a trigger or more, max_fraction in (0, 1], 2 points or more")
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        if held_out is None:
+            raise DataError("TriggerGone needs labelled held-out clean images")
+        found = self._recover(scores, held_out)
+        if not found:
+            reason = "no label has a recovered trigger that works, so there is none to remove"
+            return prefix(scores, 0, reason)
+        elsewhere = predict_labels(held_out.model, held_out.clean.images) != found[0].target
+        others = held_out.clean.images[elsewhere]
+        stamped = [trigger(others) for trigger in found]
+        before = held_out.correct(prefix(scores, 0))
+        curve: list[dict[str, Any]] = []
+        amounts = [0, *amounts_to_try(len(scores.flat), self.max_fraction, self.points)]
+        with progress_bar(len(amounts), "selecting", held_out.progress) as bar:
+            for amount in amounts:
+                chosen = prefix(scores, amount)
+                drop, error = paired_drop(before, held_out.correct(chosen))
+                hits = [held_out.predict(chosen, images) == found[0].target for images in stamped]
+                success = max(hit.float().mean().item() for hit in hits)
+                curve.append({"neurons": amount, "drop": drop, "success": success})
+                bar.update()
+                if success <= self.max_success or drop > self.max_drop + max(0.05, 4 * error):
+                    break
+        return self._decide(scores, curve, found)
+
+    def _recover(self, scores: ChannelScores, held_out: HeldOut) -> list[RecoveredTrigger]:
+        """Triggers of the target that work; none if no label has one."""
+        images = CleanData(held_out.clean.images)
+        target = scores.details.get("target")
+        if target is None:
+            labels = self.search.recover(
+                held_out.model, images, seed=self.seed, progress=held_out.progress
+            )
+            target = TargetEvidence.of(labels, self.min_success).target
+        if target is None:
+            return []
+        found = [
+            self.inversion.recover(
+                held_out.model, images, [target], seed=seed, progress=held_out.progress
+            )[0]
+            for seed in range(self.seed, self.seed + self.triggers)
+        ]
+        return [trigger for trigger in found if trigger.success >= self.min_success]
+
+    def _decide(
+        self, scores: ChannelScores, curve: list[dict[str, Any]], found: list[RecoveredTrigger]
+    ) -> Selection:
+        smooth = isotonic(point["drop"] for point in curve)
+        allowed = [
+            point for point, drop in zip(curve, smooth, strict=True) if drop <= self.max_drop
+        ] or curve[:1]
+        best = min(allowed, key=lambda point: max(point["success"], self.max_success))
+        what = f"recovered triggers of label {found[0].target}"
+        if best["success"] <= self.max_success:
+            reason = f"{what} succeed on <= {self.max_success:.0%} of held-out images"
+        else:
+            reason = (
+                f"{what} still succeed on {best['success']:.0%} of held-out images, but more would "
+                f"cost over {self.max_drop:.1%} of clean accuracy"
+            )
+        sizes = [trigger.norm for trigger in found]
+        return prefix(
+            scores, best["neurons"], reason, curve=curve, target=found[0].target, sizes=sizes
+        )
