@@ -287,8 +287,8 @@ class LayerCorrelation:
 class MagnitudeSaliency:
     """Correlation of magnitude with clean saliency: by layer, and the means over the layers.
 
-    Only a number. MNP's authors detect backdoors by a low one; no threshold is known, and on the
-    networks in docs/mnp.md it does not tell backdoored from benign.
+    Only a number. MNP's authors detect backdoors by it, but no threshold is known to us, and
+    backdoored networks alone differ by a factor of two (docs/mnp.md).
     """
 
     layers: tuple[LayerCorrelation, ...]
