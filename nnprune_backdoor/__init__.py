@@ -2,11 +2,14 @@
 
 from .criteria import (
     ANP,
+    MNP,
     RNP,
     TAC,
     Criterion,
+    MagnitudeSaliency,
     create_criterion,
     list_criteria,
+    magnitude_saliency_correlation,
     register_criterion,
 )
 from .data import CleanData
@@ -42,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ANP",
+    "MNP",
     "RNP",
     "TAC",
     "AccuracyBudget",
@@ -54,6 +58,7 @@ __all__ = [
     "Inversion",
     "LowestCount",
     "LowestFraction",
+    "MagnitudeSaliency",
     "MaskedModel",
     "Neuron",
     "Outlier",
@@ -79,6 +84,7 @@ __all__ = [
     "find_sites",
     "list_criteria",
     "list_selectors",
+    "magnitude_saliency_correlation",
     "plan_removal",
     "purify",
     "recalibrate_norms_",

@@ -32,11 +32,16 @@ from nnprune_backdoor.criteria import criterion_class
 # settings that make a criterion quick, each of its branches once; one that is not named here is
 # tested with its defaults
 _RNP = {"unlearn_epochs": 2, "unlearn_missed": "flag", "batch_size": 32}
+_MNP = {**_RNP, "steps": 3}
 _ANP = {"rounds": 1, "batch_size": 32}
 _TAC = {"target": 3, "steps": 5, "min_success": 0.0}
 FAST: dict[str, dict[str, dict[str, Any]]] = {
     "rnp": {"response": _RNP, "masks": {**_RNP, "recovery": "masks", "recover_epochs": 2}},
     "anp": {"response": _ANP, "masks": {**_ANP, "optimise": "masks", "steps": 3}},
+    "mnp": {
+        "response": {**_MNP, "ranking": "response"},
+        "masks": {**_MNP, "ranking": "masks"},
+    },
     "tac": {
         "unlearn": _TAC,
         "change": {**_TAC, "ranking": "change"},
@@ -129,7 +134,7 @@ def assert_same_scores(one: ChannelScores, other: ChannelScores) -> None:
 def test_the_registry_is_sorted_and_not_empty() -> None:
     names = list_criteria()
     assert names == sorted(names)
-    assert {"anp", "rnp", "tac"} <= set(names)
+    assert {"anp", "mnp", "rnp", "tac"} <= set(names)
     assert set(FAST) <= set(names)
 
 

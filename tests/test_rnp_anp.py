@@ -637,7 +637,13 @@ def test_purify_changes_the_selected_gammas_and_betas_alone(
 ) -> None:
     before = state_of(trained)
     result = purify(
-        trained, clean, criterion, selector=LowestCount(9), silencing=silencing, progress=False
+        trained,
+        clean,
+        criterion,
+        selector=LowestCount(9),
+        silencing=silencing,
+        removal="none",
+        progress=False,
     )
     assert len(result.selection) == 9
     assert_same_state(before, trained.state_dict())

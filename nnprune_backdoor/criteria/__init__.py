@@ -2,16 +2,20 @@
 
 from .anp import ANP
 from .base import Criterion, create_criterion, criterion_class, list_criteria, register_criterion
+from .mnp import MNP, MagnitudeSaliency, magnitude_saliency_correlation
 from .rnp import RNP
 from .tac import TAC
 
 __all__ = [
     "ANP",
+    "MNP",
     "RNP",
     "TAC",
     "Criterion",
+    "MagnitudeSaliency",
     "create_criterion",
     "criterion_class",
     "list_criteria",
+    "magnitude_saliency_correlation",
     "register_criterion",
 ]

@@ -40,12 +40,16 @@ def sensitivity(
     return (total / len(clean)).float().cpu()
 
 
-def loss_gradient(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor:
-    """dCE/dm (number of neurons,) on a batch, at the present masks."""
+def clean_loss(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor:
+    """Mean cross-entropy of a batch at the present masks, differentiable in them."""
     where = like(masked.model)
     logits = masked(batch.images.to(**where), **noise)
-    loss = F.cross_entropy(logits.float(), batch.targets.to(where["device"]))
-    (gradient,) = torch.autograd.grad(loss, masked.masks)
+    return F.cross_entropy(logits.float(), batch.targets.to(where["device"]))
+
+
+def loss_gradient(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor:
+    """dCE/dm (number of neurons,) on a batch, at the present masks."""
+    (gradient,) = torch.autograd.grad(clean_loss(masked, batch, **noise), masked.masks)
     return gradient
 
 
