@@ -2,6 +2,7 @@
 
 from .criteria import (
     ANP,
+    CNP,
     RNP,
     TAC,
     Criterion,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ANP",
+    "CNP",
     "RNP",
     "TAC",
     "AccuracyBudget",

@@ -34,9 +34,15 @@ from nnprune_backdoor.criteria import criterion_class
 _RNP = {"unlearn_epochs": 2, "unlearn_missed": "flag", "batch_size": 32}
 _ANP = {"rounds": 1, "batch_size": 32}
 _TAC = {"target": 3, "steps": 5, "min_success": 0.0}
+_CNP = {**_TAC, "mask_batch": 32, "rounds": 1}
 FAST: dict[str, dict[str, dict[str, Any]]] = {
     "rnp": {"response": _RNP, "masks": {**_RNP, "recovery": "masks", "recover_epochs": 2}},
     "anp": {"response": _ANP, "masks": {**_ANP, "optimise": "masks", "steps": 3}},
+    "cnp": {
+        "response": _CNP,
+        "masks": {**_CNP, "ranking": "masks", "mask_steps": 3, "mask_look": 1},
+        "authors": {**_CNP, "target": None, "candidates": 1, "inversion": "authors"},
+    },
     "tac": {
         "unlearn": _TAC,
         "change": {**_TAC, "ranking": "change"},
@@ -129,7 +135,7 @@ def assert_same_scores(one: ChannelScores, other: ChannelScores) -> None:
 def test_the_registry_is_sorted_and_not_empty() -> None:
     names = list_criteria()
     assert names == sorted(names)
-    assert {"anp", "rnp", "tac"} <= set(names)
+    assert {"anp", "cnp", "rnp", "tac"} <= set(names)
     assert set(FAST) <= set(names)
 
 

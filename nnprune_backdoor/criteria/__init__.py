@@ -2,11 +2,13 @@
 
 from .anp import ANP
 from .base import Criterion, create_criterion, criterion_class, list_criteria, register_criterion
+from .cnp import CNP
 from .rnp import RNP
 from .tac import TAC
 
 __all__ = [
     "ANP",
+    "CNP",
     "RNP",
     "TAC",
     "Criterion",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,22 +77,40 @@ class TriggerCriterion(Criterion):
         Raises:
             ScoringError: no label has one.
         """
-        search = Inversion(steps=self.search_steps, batch_size=self.search_batch)
-        found = search.recover(model, clean, pixels=self.pixels, seed=seed, progress=progress)
-        evidence = TargetEvidence.of(found, self.min_success)
+        return self.believed(self.search(model, clean, None, seed, progress))
+
+    def search(
+        self,
+        model: nn.Module,
+        clean: CleanData,
+        labels: Sequence[int] | None,
+        seed: int,
+        progress: bool,
+    ) -> TargetEvidence:
+        """Short inversions of these labels; None: of every one."""
+        inversion = Inversion(steps=self.search_steps, batch_size=self.search_batch)
+        found = inversion.recover(
+            model, clean, labels, pixels=self.pixels, seed=seed, progress=progress
+        )
+        return TargetEvidence.of(found, self.min_success)
+
+    def believed(self, evidence: TargetEvidence) -> tuple[int, dict[str, Any]]:
+        """The target that the evidence points to, and the evidence as plain data.
+
+        Raises:
+            ScoringError: no trigger works.
+        """
+        success = [trigger.success for trigger in evidence.triggers]
         if evidence.target is None:
-            best = max(found, key=lambda trigger: trigger.success)
+            best = max(evidence.triggers, key=lambda trigger: trigger.success)
             raise ScoringError(
                 f"no label has a trigger that works: the best one (label {best.target}) sends "
                 f"{best.success:.0%} of {best.tested} held-out images there, min_success is "
                 f"{self.min_success:.0%}; give more search_steps or images, or name the target"
             )
-        search_details = {
-            "sizes": list(evidence.sizes),
-            "success": [trigger.success for trigger in found],
-            "anomaly": list(evidence.anomaly),
-        }
-        return evidence.target, {"search": search_details}
+        sizes, anomaly = list(evidence.sizes), list(evidence.anomaly)
+        found = {"sizes": sizes, "success": success, "anomaly": anomaly}
+        return evidence.target, {"search": found}
 
     def invert(
         self, model: nn.Module, clean: CleanData, target: int, seed: int, progress: bool
