@@ -41,7 +41,7 @@ from nnprune_backdoor.selection import prefix
 from nnprune_backdoor.sites import find_classifiers
 
 Sites = tuple[Site, ...]
-QUICK = CNP(mask_batch=16, mask_steps=3, mask_look=2, rounds=1)
+QUICK = CNP(statistics="batch", mask_batch=16, mask_steps=3, mask_look=2, rounds=1)
 
 
 def brighter(images: Tensor) -> Tensor:
@@ -87,6 +87,14 @@ def test_paper_settings_are_those_of_the_published_code() -> None:
     assert (paper.mask_lr_least, paper.mask_patience, paper.mask_look) == (0.01, 2, 40)
 
 
+@pytest.mark.parametrize("setting", ["rounds", "mask_batch", "mask_look", "candidates"])
+def test_settings_that_make_no_sense_are_refused(setting: str) -> None:
+    with pytest.raises(DataError, match="of at least 1"):
+        CNP(**{setting: -1})
+    with pytest.raises(DataError, match="both mean and std"):
+        CNP(mean=(0.5,))
+
+
 def test_one_percent_of_a_resnet18_is_48_neurons() -> None:
     sites = find_sites(timm.create_model("resnet18").eval(), noise_images(2))
     assert sum(site.channels for site in sites) == 4800
@@ -102,7 +110,7 @@ def test_one_percent_of_a_resnet18_is_48_neurons() -> None:
         ([0.7] * 6, math.log(6)),
         ([1, 1, 1, 0, 0, 0], 1.133664),
         ([1, 1, 1, -1, -1, -1], 1.099884),
-        ([0, 0, 0, 1, 1, 1], 4.466997),
+        ([0, 0, 0, 1, 1, 1], math.log(3 + 3 * math.exp(1 / 0.3))),
         ([1, 0.5, 1, 0.5, 0.5, 1], 1.827176),
     ],
 )
@@ -308,7 +316,8 @@ def test_steps_follow_the_gradient_of_the_loss(
         speed = 0.9 * speed + gradient
         with torch.no_grad():
             masks.sub_(0.2 * speed).clamp_(0, 1)
-    torch.testing.assert_close(got, masks.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, masks.detach(), rtol=0, atol=5e-4)
+    assert (got < 1).float().mean() > 0.1
 
 
 def test_the_rate_falls_where_recovery_stalls(net: nn.Module, clean: CleanData) -> None:
@@ -375,13 +384,12 @@ def test_noise_leads_to_the_target_of_a_handmade_backdoor() -> None:
 def test_the_increase_is_counted_over_five_passes(net: nn.Module, clean: CleanData) -> None:
     criterion, draws = replace(QUICK, mask_batch=32), generator(6)
     got = criterion.noise_increase(net, clean, generator(6))
-    masked, expected, batches = MaskedModel(net, find_sites(net, clean.images[:2])), [0] * 10, 0
+    masked, expected = MaskedModel(net, find_sites(net, clean.images[:2])), [0] * 10
     for images in islice(criterion.draws(clean, draws), 10):  # 320 draws of 64 images
         before = net(images).argmax(1)
         after = masked(images, **criterion.noise(masked, images, before, draws)).argmax(1)
         for label in range(10):
             expected[label] += int((after == label).sum() - (before == label).sum())
-        batches += 1
     assert got.tolist() == expected
     assert max(expected) > 0
 
@@ -508,44 +516,50 @@ def test_divergence_is_an_error(images: CleanData) -> None:
         CNP(target=2, inversion="authors", inversion_lr=0.1)(model, images)
     huge = CNP(stamp=brighter, noise_budget=1e38)
     for criterion in (huge, replace(huge, ranking="masks")):
-        with pytest.raises(ScoringError, match="contrastive loss diverged.*noise_budget"):
+        with pytest.raises(ScoringError, match=r"contrastive loss diverged.*noise_budget"):
             criterion(Handmade(3, target=1).eval(), images)
 
 
 # ---- does it find the backdoor? -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranking", ["response", "masks"])
-def test_with_the_true_trigger_the_backdoor_goes_first(ranking: Any) -> None:
-    """A network trained on a patch: silencing a few neurons ends it, random ones do not."""
+@pytest.fixture(scope="module")
+def patched() -> tuple[nn.Module, CleanData, Tensor]:
+    """A network trained on a patch for class 0, and images with the patch that are not of it."""
     model, clean, triggered, target = planted()
-    model.requires_grad_(False)
-    others = clean.targets != target
+    return model.requires_grad_(False), clean, triggered[clean.targets != target]
 
-    def patch(images: Tensor) -> Tensor:
-        stamped = images.clone()
-        stamped[:, :, -6:, -6:] = 4.0
-        return stamped
 
-    criterion = CNP(stamp=patch, ranking=ranking, mask_steps=100, rounds=1)
-    scores = criterion(model, CleanData(clean.images))
+def patch(images: Tensor) -> Tensor:
+    stamped = images.clone()
+    stamped[:, :, -6:, -6:] = 4.0
+    return stamped
+
+
+@pytest.mark.parametrize(("ranking", "share"), [("response", 0.02), ("masks", 0.01)])
+def test_with_the_true_trigger_the_backdoor_goes_first(
+    patched: tuple[nn.Module, CleanData, Tensor], ranking: Any, share: float
+) -> None:
+    """Silencing a few neurons ends it and costs nothing; random ones do not end it."""
+    model, clean, triggered = patched
+    criterion = CNP(stamp=patch, ranking=ranking, rounds=1, mask_batch=32, mask_steps=15)
+    scores = criterion(model, CleanData(clean.images[:64]))
     masked = MaskedModel(model, scores.sites)
 
     def measure(keep: Tensor) -> tuple[float, float]:
         with torch.no_grad():
             masked.masks.copy_(keep)
             right = masked(clean.images).argmax(1) == clean.targets
-            sent = masked(triggered[others]).argmax(1) == target
+            sent = masked(triggered).argmax(1) == 0
         return right.float().mean().item(), sent.float().mean().item()
 
-    count = round(0.02 * len(scores.flat))
-    accuracy, success = measure(torch.ones(len(scores.flat)))
-    assert accuracy > 0.95
-    assert success > 0.95
+    ones = torch.ones(len(scores.flat))
+    accuracy, success = measure(ones)
+    assert accuracy > 0.98
+    assert success > 0.98
+    count = round(share * len(ones))
     accuracy, success = measure(prefix(scores, count).keep())
-    print(ranking, accuracy, success)
-    assert accuracy > 0.9
-    assert success < 0.2
-    random = torch.ones(len(scores.flat))
-    random[torch.randperm(len(random), generator=generator())[:count]] = 0
-    assert measure(random)[1] > 0.9
+    assert accuracy > 0.95
+    assert success < 0.1
+    ones[torch.randperm(len(ones), generator=generator())[:count]] = 0
+    assert measure(ones)[1] > 0.9

@@ -57,15 +57,15 @@ class CNP(TriggerCriterion):
     candidates: int | None = None  # labels that noise leads to most, to invert; None: all; paper 1
     noise_passes: int = 5  # candidates: draws per image
     inversion: Literal["smallest", "authors"] = "smallest"  # paper: authors
-    inversion_lr: float = 0.005  # authors
-    inversion_penalty: float = 0.01  # authors: of the mask's sum, at 32 x 32; times 1024 / (H W)
+    inversion_lr: float = 0.005  # of the authors' inversion
+    inversion_penalty: float = 0.01  # ... on the sum of the mask, at 32 x 32; times 1024 / (H W)
 
     ranking: Literal["response", "masks"] = "response"  # paper: masks
     temperature: float = 0.3  # tau of the contrastive loss
     noise_budget: float = 0.4  # epsilon: largest relative change of a weight or bias, at first
     noise_steps: int = 1
     project_noise: bool = False  # into [-epsilon, epsilon]; the authors' reaches 2 epsilon
-    statistics: Statistics = "batch"  # of BatchNorm; benign and stamped images each their own
+    statistics: Statistics = "running"  # of BatchNorm; paper: batch, benign and stamped apart
     mirror: bool = False  # images at random; the authors': True, which digits and signs forbid
     mask_batch: int = 128
 
@@ -80,6 +80,12 @@ class CNP(TriggerCriterion):
     mask_patience: int = 2  # masks: ... for more than so many looks
     mask_look: int = 40  # masks: steps between two looks
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        labels = 1 if self.candidates is None else self.candidates
+        if min(labels, self.rounds, self.mask_batch, self.mask_look) < 1:
+            raise DataError("expected rounds, mask_batch, mask_look and candidates of at least 1")
+
     @classmethod
     def paper(cls) -> Self:
         """The authors' published code. They prune 1 %: `selector=LowestFraction(0.01)`."""
@@ -90,6 +96,7 @@ class CNP(TriggerCriterion):
             batch_size=128,
             min_success=0.0,
             ranking="masks",
+            statistics="batch",
             mirror=True,
         )
 
