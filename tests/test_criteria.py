@@ -41,7 +41,13 @@ FAST: dict[str, dict[str, dict[str, Any]]] = {
     "cnp": {
         "response": _CNP,
         "masks": {**_CNP, "ranking": "masks", "mask_steps": 3, "mask_look": 1},
-        "authors": {**_CNP, "target": None, "candidates": 1, "inversion": "authors"},
+        "authors": {
+            **_CNP,
+            "target": None,
+            "candidates": 1,
+            "noise_passes": 1,
+            "inversion": "authors",
+        },
     },
     "tac": {
         "unlearn": _TAC,
