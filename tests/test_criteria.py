@@ -34,19 +34,21 @@ from nnprune_backdoor.criteria import criterion_class
 _RNP = {"unlearn_epochs": 2, "unlearn_missed": "flag", "batch_size": 32}
 _ANP = {"rounds": 1, "batch_size": 32}
 _TAC = {"target": 3, "steps": 5, "min_success": 0.0}
-_CNP = {**_TAC, "mask_batch": 32, "rounds": 1}
+_CNP = {**_TAC, "steps": 2, "mask_batch": 16, "rounds": 1}
 FAST: dict[str, dict[str, dict[str, Any]]] = {
     "rnp": {"response": _RNP, "masks": {**_RNP, "recovery": "masks", "recover_epochs": 2}},
     "anp": {"response": _ANP, "masks": {**_ANP, "optimise": "masks", "steps": 3}},
     "cnp": {
         "response": _CNP,
-        "masks": {**_CNP, "ranking": "masks", "mask_steps": 3, "mask_look": 1},
         "authors": {
             **_CNP,
             "target": None,
             "candidates": 1,
             "noise_passes": 1,
             "inversion": "authors",
+            "ranking": "masks",
+            "mask_steps": 2,
+            "mask_look": 1,
         },
     },
     "tac": {
