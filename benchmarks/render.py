@@ -24,7 +24,7 @@ def demo(rows: list[dict[str, Any]]) -> str:
         "`python benchmarks/render.py`. One backdoored network a seed: timm ResNet-18 at half",
         f"width, {rows[0]['epochs']} epochs on photo-patches, BadNets 3 x 3, 5 % poison. It",
         "is purified with 500 clean images and a budget of two points of ACC; methods named",
-        "`..., trigger` with `selector=\"trigger\"`, the others with the default one. In percent;",
+        '`..., trigger` with `selector="trigger"`, the others with the default one. In percent;',
         "ACC on 2,370 and ASR, RA on about 2,120 images that the defence never saw. Seeds 0 and 1",
         "are networks C0 and C1 of [ranking.md](ranking.md), on which the defaults were found",
         "(with another clean set); seeds 2 to 4 were first seen here.",

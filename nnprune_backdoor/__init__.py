@@ -2,6 +2,7 @@
 
 from .criteria import (
     ANP,
+    CNP,
     MNP,
     RNP,
     TAC,
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ANP",
+    "CNP",
     "MNP",
     "RNP",
     "TAC",

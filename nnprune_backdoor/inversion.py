@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -97,6 +97,15 @@ class RecoveredTrigger:
         """Sum of the mask: the size of the trigger in pixels."""
         return self.mask.sum().item()
 
+    def tested_on(self, model: nn.Module, clean: CleanData) -> Self:
+        """The same trigger with its success on these clean images, whose labels do not matter."""
+        elsewhere = clean.images[predict_labels(model, clean.images) != self.target]
+        success = 0.0
+        if len(elsewhere):
+            sent = predict_labels(model, self(elsewhere)) == self.target
+            success = sent.float().mean().item()
+        return replace(self, success=success, tested=len(elsewhere))
+
     def __call__(self, images: Tensor) -> Tensor:
         """Stamp images (N, C, H, W), normalised as the model expects; same shape, dtype, device."""
         mask, pattern = self.mask.to(images), self.pattern.to(images)
@@ -161,8 +170,7 @@ class Inversion:
         with _evaluating(model):
             classes = data.check_against(model)
             wanted = list(range(classes)) if labels is None else list(labels)
-            if not all(0 <= label < classes for label in wanted):
-                raise DataError(f"expected labels in [0, {classes}), got {wanted}")
+            check_labels(wanted, classes)
             fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
             size = max(1, _AT_ONCE // min(self.batch_size, len(fit)))
             found: list[RecoveredTrigger] = []
@@ -172,7 +180,7 @@ class Inversion:
                 for start in range(0, len(wanted), size):
                     group = wanted[start : start + size]
                     found += self._descend(model, fit, group, pixels, seed=seed, bar=bar)
-            return tuple(_tested(trigger, model, held) for trigger in found)
+            return tuple(trigger.tested_on(model, held) for trigger in found)
 
     def _descend(
         self,
@@ -286,23 +294,17 @@ class TargetEvidence:
         return cls(tuple(triggers), tuple(sizes.tolist()), tuple(anomaly), smallest)
 
 
+def check_labels(labels: Sequence[int], classes: int) -> None:
+    """Raise DataError unless all labels are in [0, classes)."""
+    if not all(0 <= label < classes for label in labels):
+        raise DataError(f"expected labels in [0, {classes}), got {list(labels)}")
+
+
 @torch.no_grad()
 def predict_labels(model: nn.Module, images: Tensor) -> Tensor:
     """The model's own labels (N,) for images (N, C, H, W), int64 on the CPU."""
     where = like(model)
     return torch.cat([model(part.to(**where)).argmax(1).cpu() for part in images.split(_AT_ONCE)])
-
-
-def _tested(trigger: RecoveredTrigger, model: nn.Module, held: CleanData) -> RecoveredTrigger:
-    """The same trigger with its success on held-out images."""
-    elsewhere = held.images[predict_labels(model, held.images) != trigger.target]
-    success = 0.0
-    if len(elsewhere):
-        sent = predict_labels(model, trigger(elsewhere)) == trigger.target
-        success = sent.float().mean().item()
-    return RecoveredTrigger(
-        trigger.target, trigger.mask, trigger.pattern, success, len(elsewhere), trigger.steps
-    )
 
 
 def _start(seed: int, label: int, *shape: int) -> Tensor:

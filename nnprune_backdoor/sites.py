@@ -44,6 +44,24 @@ def find_sites(model: nn.Module, example: Tensor) -> tuple[Site, ...]:
     return record.sites(output)
 
 
+def find_classifiers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Names of the layers that give the logits, last to run first.
+
+    One, or several where heads are averaged.
+
+    Args:
+        model: any classifier in eval mode; it is left as it was.
+        example: images (N, C, H, W) on the model's device; two are enough.
+
+    Raises:
+        UnsupportedModelError: the last layer does not have one channel a class.
+    """
+    record = _Recorder(model)
+    with torch.no_grad(), record, record.hooks():
+        output = model(example)
+    return record.classifiers(output)
+
+
 class _Recorder(TorchFunctionMode):
     """Which layer ran when, on what, and inside which module activations were multiplied."""
 
@@ -146,6 +164,15 @@ class _Recorder(TorchFunctionMode):
                 f"classifier, attention projections and gates; layer types seen: {types}"
             )
         return tuple(found[module] for module in self._calls if module in found)
+
+    def classifiers(self, output: Any) -> tuple[str, ...]:
+        found = self._classifiers(output)
+        if not found:
+            raise UnsupportedModelError(
+                "found no classifier: expected the last convolution or linear layer to have one "
+                "channel a class"
+            )
+        return tuple(self._names[module] for module in reversed(self._calls) if module in found)
 
     def _classifiers(self, output: Any) -> set[nn.Module]:
         """Trailing layers with one channel a class (several, where heads are averaged)."""

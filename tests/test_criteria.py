@@ -35,9 +35,23 @@ _RNP = {"unlearn_epochs": 2, "unlearn_missed": "flag", "batch_size": 32}
 _MNP = {**_RNP, "steps": 3}
 _ANP = {"rounds": 1, "batch_size": 32}
 _TAC = {"target": 3, "steps": 5, "min_success": 0.0}
+_CNP = {**_TAC, "steps": 2, "mask_batch": 16, "rounds": 1}
 FAST: dict[str, dict[str, dict[str, Any]]] = {
     "rnp": {"response": _RNP, "masks": {**_RNP, "recovery": "masks", "recover_epochs": 2}},
     "anp": {"response": _ANP, "masks": {**_ANP, "optimise": "masks", "steps": 3}},
+    "cnp": {
+        "response": _CNP,
+        "authors": {
+            **_CNP,
+            "target": None,
+            "candidates": 1,
+            "noise_passes": 1,
+            "inversion": "authors",
+            "ranking": "masks",
+            "mask_steps": 2,
+            "mask_look": 1,
+        },
+    },
     "mnp": {
         "response": {**_MNP, "ranking": "response"},
         "masks": {**_MNP, "ranking": "masks"},
@@ -134,7 +148,7 @@ def assert_same_scores(one: ChannelScores, other: ChannelScores) -> None:
 def test_the_registry_is_sorted_and_not_empty() -> None:
     names = list_criteria()
     assert names == sorted(names)
-    assert {"anp", "mnp", "rnp", "tac"} <= set(names)
+    assert {"anp", "cnp", "mnp", "rnp", "tac"} <= set(names)
     assert set(FAST) <= set(names)
 
 

@@ -24,6 +24,7 @@ from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import Criterion, register_criterion
+from .noise import adversarial_noise
 from .response import loss_gradient, response_scores, sensitivity
 
 
@@ -85,32 +86,18 @@ class ANP(Criterion):
     def adversarial_noise(
         self, masked: MaskedModel, batch: CleanData, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """delta (on weights) and xi (on biases) that raise the loss on this batch.
-
-        Returns:
-            the two keyword arguments of a perturbed `MaskedModel` call, each (number of neurons,).
-        """
-        epsilon, count = self.noise_budget, len(masked.masks)
+        """delta (on weights) and xi (on biases) that raise the loss on this batch; see `noise`."""
         where = like(masked.model)
         images, labels = batch.images.to(**where), batch.targets.to(where["device"])
-        noise = [
-            (torch.rand(count, generator=generator) * 2 - 1).mul(epsilon).to(masked.masks)
-            for _ in range(2)
-        ]
-        with masked.frozen_masks():
-            for _ in range(self.noise_steps):
-                for part in noise:
-                    part.requires_grad_(True)
-                logits = masked(images, weight_noise=noise[0], bias_noise=noise[1])
-                loss = F.cross_entropy(logits.float(), labels)
-                gradients = torch.autograd.grad(loss, noise)
-                noise = [
-                    part.detach() + epsilon / self.noise_steps * gradient.sign()
-                    for part, gradient in zip(noise, gradients, strict=True)
-                ]
-                if self.project_noise:
-                    noise = [part.clamp(-epsilon, epsilon) for part in noise]
-        return {"weight_noise": noise[0].detach(), "bias_noise": noise[1].detach()}
+        return adversarial_noise(
+            masked,
+            images,
+            labels,
+            generator,
+            budget=self.noise_budget,
+            steps=self.noise_steps,
+            project=self.project_noise,
+        )
 
     def train_masks(
         self,

@@ -22,17 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from ..data import CleanData, like
-from ..errors import DataError, ScoringError
-from ..inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence, predict_labels
+from ..inversion import RecoveredTrigger, predict_labels
 from ..masking import MaskedModel
 from ..scores import ChannelScores, Site
-from .base import Criterion, register_criterion
+from .base import register_criterion
 from .response import loss_gradient, response_scores, sensitivity
+from .trigger import TriggerCriterion
 
 
 @register_criterion("tac")
 @dataclass(frozen=True, kw_only=True)
-class TAC(Criterion):
+class TAC(TriggerCriterion):
     """Neurons through which a recovered trigger works: low = backdoor.
 
     Scores by "unlearn" lie in (0, 2), 1 meaning that silencing the neuron does nothing for stamped
@@ -43,23 +43,10 @@ class TAC(Criterion):
     reference: ClassVar[str] = "Wang et al., Neural Cleanse, IEEE S&P 2019; Zheng et al., ECCV 2022"
     needs_labels: ClassVar[bool] = False
 
-    target: int | None = None  # the attacker's label; None: that of the smallest trigger
-    mean: tuple[float, ...] | None = None  # of the normalisation; None: the valid range of pixels
-    std: tuple[float, ...] | None = None  # ... is the one seen in the clean images
     ranking: Literal["unlearn", "change"] = "unlearn"  # paper: change
-
-    search_steps: int = 150  # inversion of every label, to find the target
-    search_batch: int = 16
-    steps: int = 200  # inversion of the target
-    batch_size: int = 32
-    min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
 
     damping: float = 0.1  # unlearn: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # unlearn: images a gradient of the clean sensitivity
-
-    def __post_init__(self) -> None:
-        if (self.mean is None) != (self.std is None):
-            raise DataError("expected both mean and std of the normalisation, or neither")
 
     @classmethod
     def paper(cls) -> Self:
@@ -92,56 +79,6 @@ class TAC(Criterion):
             stiffness = sensitivity(model, own, sites, generator, self.probe_size)
             flat = response_scores(pull / len(stamped), stiffness, self.damping)
         return ChannelScores(sites, flat, repr(self), details)
-
-    def recover(
-        self, model: nn.Module, clean: CleanData, generator: torch.Generator, progress: bool
-    ) -> tuple[RecoveredTrigger, dict[str, Any]]:
-        """The target's trigger, and how it was found.
-
-        Raises:
-            ScoringError: no trigger works on `min_success` of the held-out images.
-        """
-        pixels = None
-        if self.mean is not None and self.std is not None:
-            pixels = PixelRange.normalised(self.mean, self.std)
-        seeds = torch.randint(2**31, (2,), generator=generator).tolist()
-        target = self.target
-        details: dict[str, Any] = {}
-        if target is None:
-            search = Inversion(steps=self.search_steps, batch_size=self.search_batch)
-            found = search.recover(model, clean, pixels=pixels, seed=seeds[0], progress=progress)
-            evidence = TargetEvidence.of(found, self.min_success)
-            target = evidence.target
-            details["search"] = {
-                "sizes": list(evidence.sizes),
-                "success": [trigger.success for trigger in found],
-                "anomaly": list(evidence.anomaly),
-            }
-            if target is None:
-                best = max(found, key=lambda trigger: trigger.success)
-                raise ScoringError(
-                    f"no label has a trigger that works: the best one (label {best.target}) sends "
-                    f"{best.success:.0%} of {best.tested} held-out images there, min_success is "
-                    f"{self.min_success:.0%}; give more search_steps or images, or name the target"
-                )
-        inversion = Inversion(steps=self.steps, batch_size=self.batch_size)
-        (trigger,) = inversion.recover(
-            model, clean, [target], pixels=pixels, seed=seeds[1], progress=progress
-        )
-        if trigger.success < self.min_success or trigger.tested == 0:
-            raise ScoringError(
-                f"the trigger recovered for label {target} sends {trigger.success:.0%} of "
-                f"{trigger.tested} held-out images there, min_success is {self.min_success:.0%}; "
-                "give more steps or images of other classes"
-            )
-        details["target"] = target
-        details["trigger"] = {
-            "success": trigger.success,
-            "tested": trigger.tested,
-            "norm": trigger.norm,
-            "steps": trigger.steps,
-        }
-        return trigger, details
 
 
 @torch.no_grad()
