@@ -111,9 +111,10 @@ def coverage(report: dict[str, Any]) -> str:
     ]
     families = [row for row in rows if row["family"]]
     for title, mine in (("families (smallest of a timm module)", families), ("all", rows)):
-        keys = ("scored", "silenced", "smaller", "wrong", "plain", "adapter")
-        cells = " | ".join(str(count(key, mine)) for key in keys)
-        lines.append(f"| {title} | {len(mine)} | {cells} |")
+        cells = [str(count(key, mine)) for key in ("scored", "silenced", "smaller", "wrong")]
+        for key in ("plain", "adapter"):
+            cells.append(f"{count(key, mine)} of {sum(key in row for row in mine)} tried")
+        lines.append(f"| {title} | {len(mine)} | {' | '.join(cells)} |")
     lines += [
         "",
         f"Left out, more than 60 million parameters: {', '.join(report['left_out'])}.",
