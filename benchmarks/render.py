@@ -117,7 +117,8 @@ def coverage(report: dict[str, Any]) -> str:
         lines.append(f"| {title} | {len(mine)} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Left out, more than 60 million parameters: {', '.join(report['left_out'])}.",
+        f"Left out: {', '.join(report['left_out'])}.",
+        "Seconds are of one thread of a machine that was shared with other work.",
         "",
         "| model | sites | neurons | removed | drift | parameters | s | why not all | plain "
         "| adapter |",
@@ -152,7 +153,7 @@ def sizes(rows: list[dict[str, Any]]) -> str:
         "`python benchmarks/removal_sizes.py --out benchmarks/results/removal_sizes.json`, then",
         "`python benchmarks/render.py`. Random weights, native input size, batch of four, one",
         "thread, medians of 15 in turns. Drift: largest difference of the logits to those of the",
-        "silenced model, relative to their scale.",
+        "silenced model, relative to their scale. The machine was shared with other work.",
         "",
         "| model | private neurons | removed | parameters | MACs | latency | drift | seconds |",
         "|---|---|---|---|---|---|---|---|",
