@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
+from .data import refuse_wrapped
 from .errors import UnsupportedModelError
 
 _T = TypeVar("_T")
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode whose parameters ask for no gradient.
+
+    Raises:
+        UnsupportedModelError: the model is wrapped (compiled, data-parallel) or cannot be copied.
+    """
+    refuse_wrapped(model)
+    try:
+        own = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"the model cannot be copied ({error}), and it would not be worked on in place"
+        ) from error
+    return own.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def private_randomness(seed: int) -> Iterator[None]:
+    """Global generators (torch, numpy, random) start from `seed` inside and come back as before.
+
+    Loaders draw from them: for shuffling, for the seeds of workers, for augmentation.
+    """
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @contextlib.contextmanager

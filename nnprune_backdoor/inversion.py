@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like
 from .errors import DataError, ScoringError
+from .guard import private_randomness
 from .progress import progress_bar
 
 
@@ -163,7 +164,9 @@ class Inversion:
             DataError: images outside the range, too few to split, no such label.
             ScoringError: the loss became NaN or inf.
         """
-        data = CleanData(CleanData.collect(clean).images)  # stratifying would look at the labels
+        with private_randomness(seed):  # a loader may shuffle
+            data = CleanData.collect(clean)
+        data = CleanData(data.images)  # stratifying would look at the labels
         if pixels is None:
             pixels = PixelRange.seen_in(data.images)
         pixels.check(data.images)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from .criteria import Criterion, create_criterion
-from .criteria.base import private_copy, private_randomness
 from .data import CleanData, like
 from .errors import DataError, UnsupportedModelError
 from .evaluation import Rate, predict
+from .guard import private_copy, private_randomness
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .recipe import Recipe

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_same_state, generator, hooks_of, state_of
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from nnprune_backdoor import (
     TAC,
@@ -449,3 +450,14 @@ def test_a_neuron_that_the_trigger_wakes_has_changed_most() -> None:
     found = activation_change(model, images, trigger, find_sites(model, images.images[:2]))
     assert found.shape == (6,)
     assert found.argmax() == 3
+
+
+def test_a_shuffling_loader_leaves_the_global_generator_alone(
+    model: Handmade, images: CleanData
+) -> None:
+    data = TensorDataset(images.images, images.targets)
+    loader = DataLoader(data, batch_size=32, shuffle=True)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    Inversion(steps=2, batch_size=8).recover(model, loader, [1])
+    assert torch.equal(torch.get_rng_state(), before)

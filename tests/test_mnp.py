@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_same_state, build, generator, noise_images, state_of
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from nnprune_backdoor import (
     MNP,
@@ -555,3 +556,11 @@ def test_correlation_needs_labels_and_a_wide_layer(net: nn.Module, clean: CleanD
     narrow = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 30 * 30, 10))
     with pytest.raises(ScoringError, match="no layer has 32"):
         magnitude_saliency_correlation(narrow, clean)
+
+
+def test_the_diagnostic_leaves_the_global_generator_alone(net: nn.Module, clean: CleanData) -> None:
+    loader = DataLoader(TensorDataset(clean.images, clean.targets), batch_size=32, shuffle=True)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    magnitude_saliency_correlation(net, loader)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
-import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self, TypeVar, final
 
-import numpy as np
 import torch
 from torch import nn
 
-from ..data import CleanData, like, refuse_wrapped
-from ..errors import ScoringError, UnsupportedModelError
+from ..data import CleanData, like
+from ..errors import ScoringError
+from ..guard import private_copy, private_randomness
 from ..registry import Registry
 from ..scores import ChannelScores, Site
 from ..sites import find_sites
@@ -83,40 +80,6 @@ class Criterion(ABC):
         if scores.sites != sites:
             raise ScoringError(f"{type(self).__name__} did not score the sites it was given")
         return scores
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode whose parameters ask for no gradient.
-
-    Raises:
-        UnsupportedModelError: the model is wrapped (compiled, data-parallel) or cannot be copied.
-    """
-    refuse_wrapped(model)
-    try:
-        own = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise UnsupportedModelError(
-            f"the model cannot be copied ({error}), and it would not be worked on in place"
-        ) from error
-    return own.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def private_randomness(seed: int) -> Iterator[None]:
-    """Global generators (torch, numpy, random) start from `seed` inside and come back as before.
-
-    Loaders draw from them: for shuffling, for the seeds of workers, for augmentation.
-    """
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 _CRITERIA: Registry[Criterion] = Registry("criterion")

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from ..data import CleanData, like
 from ..errors import DataError, ScoringError
+from ..guard import private_copy, private_randomness
 from ..masking import MaskedModel, Silencing
 from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from ..sites import find_sites
-from .base import private_copy, register_criterion
+from .base import register_criterion
 from .response import clean_loss, loss_gradient, response_scores, sensitivity
 from .unlearning import UnlearningCriterion
 
@@ -319,7 +320,8 @@ def magnitude_saliency_correlation(
         DataError, UnsupportedModelError: see there.
         ScoringError: no layer is left to correlate.
     """
-    data = CleanData.collect(clean)
+    with private_randomness(0):  # a loader may shuffle
+        data = CleanData.collect(clean)
     own = private_copy(model)
     data.targets  # noqa: B018 - raises where there are none
     data.check_against(own)
