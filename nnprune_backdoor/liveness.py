@@ -35,19 +35,25 @@ class Lane:
     constants: dict[nn.Module, Tensor]  # values (channels,) of `inputs`; 0 where nothing arrives
 
 
-def unneeded(network: Network) -> tuple[Lane, Marks]:
+UNEVEN = "a convolution in groups would lose more channels in one group than in another"
+LAST = "it is the last channel of its layer"
+
+
+def unneeded(network: Network) -> tuple[Lane, dict[str, Marks]]:
     """All channels that can go without changing what the network computes.
 
     Returns:
-        These, and the outputs of dense layers that could go as well if a convolution in groups did
-        not need groups of one size.
+        These, and by reason the outputs of dense layers that nobody would miss either, but that
+        have to stay.
     """
     still, values = constants(network)
     gone = unheard(network, still)
+    last = {module: marks.all() & (marks.cumsum(0) == 1) for module, marks in gone.items()}
+    gone = {module: marks & ~last[module] for module, marks in gone.items()}
     uneven = {module: torch.zeros_like(marks) for module, marks in gone.items()}
     while True:
         here = taint(network, gone)
-        if not any(marks.any() for marks in gone.values()):
+        if not _any(gone):
             break
         stays = taint(network, {module: ~marks for module, marks in gone.items()})
         even = dict(gone)
@@ -66,9 +72,7 @@ def unneeded(network: Network) -> tuple[Lane, Marks]:
                 break
             level = _without_culprits(network, gone, shared)
         gone = level
-    inputs = {module: marks for module, marks in here.inputs.items() if marks.any()}
-    outputs = {module: marks for module, marks in gone.items() if marks.any()}
-    return Lane(outputs, inputs, here.along, {m: values[m] for m in inputs}), uneven
+    return _lane(gone, here, values), {UNEVEN: uneven, LAST: last}
 
 
 def coupled(network: Network, wanted: Marks) -> Lane | None:
@@ -95,9 +99,11 @@ def coupled(network: Network, wanted: Marks) -> Lane | None:
     for module, marks in here.inputs.items():
         if not all(map(torch.equal, _even(module, marks, gone[module]), (marks, gone[module]))):
             return None
-    inputs = {module: marks for module, marks in here.inputs.items() if marks.any()}
-    outputs = {module: marks for module, marks in gone.items() if marks.any()}
-    return Lane(outputs, inputs, here.along, {})
+    return _lane(gone, here, {})
+
+
+def _lane(gone: Marks, here: Taint, values: dict[nn.Module, Tensor]) -> Lane:
+    return merge([Lane(gone, here.inputs, here.along, values)])
 
 
 def _any(marks: Marks) -> bool:

@@ -58,7 +58,8 @@ class Network:
     """A model whose dense layers are cut loose from each other, one forward pass at a time.
 
     Args:
-        model: a private copy in eval mode.
+        model: a copy in eval mode for this alone: a forward of a layer's own, which somebody set on
+            the instance, is gone afterwards.
         example: two or more images on its device.
         seconds: what all passes together may take; then `OutOfTime` is raised.
     """
@@ -101,16 +102,13 @@ class Network:
 
             return forward
 
-        own = {module: module.__dict__.get("forward") for module in self.dense}
         for module in self.dense:
             module.__dict__["forward"] = loose(module)
         try:
             logits: Tensor = self.model(self.example)
         finally:
-            for module, forward in own.items():
+            for module in self.dense:
                 del module.__dict__["forward"]
-                if forward is not None:  # somebody's patch of this one layer
-                    module.__dict__["forward"] = forward
         return logits
 
     def channels(self, module: nn.Module) -> Tensor:

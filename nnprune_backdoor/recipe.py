@@ -7,6 +7,7 @@ gives the smaller one; nothing is traced, nothing is unpickled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +95,7 @@ def _parse(entry: Mapping[str, Any]) -> Cut:
     for tensor, sides in entry["kept"].items():
         for dim, indices in sides.items():
             good = bool(indices) and all(type(index) is int and index >= 0 for index in indices)
-            if not good or indices != sorted(set(indices)):
+            if not good or indices != sorted(set(indices)) or int(dim) < 0:
                 raise ValueError(f"{tensor}: expected ascending indices, got {indices}")
             kept.setdefault(tensor, {})[int(dim)] = tuple(indices)
     attributes = entry["attributes"]
@@ -102,6 +103,8 @@ def _parse(entry: Mapping[str, Any]) -> Cut:
         if name not in ATTRIBUTES or type(value) is not int or value < 1:
             raise ValueError(f"expected a width of {', '.join(ATTRIBUTES)}, got {name}={value!r}")
     constants = {int(index): float(value) for index, value in entry["constants"].items()}
+    if min(constants, default=0) < 0 or not all(map(math.isfinite, constants.values())):
+        raise ValueError(f"expected channels and finite constants, got {entry['constants']}")
     return Cut(kept, dict(attributes), constants)
 
 
@@ -134,16 +137,23 @@ def _own(module: nn.Module, name: str) -> Tensor | None:
 
 
 def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> None:
-    for tensor_name, sides in cut.kept.items():
+    weight = module._parameters.get("weight")
+    if cut.constants and (weight is None or weight.ndim < 2 or getattr(module, "groups", 1) > 1):
+        raise UnsupportedModelError(
+            f"layer {name!r} cannot take constant inputs into its bias; was the recipe made for "
+            "another architecture?"
+        )
+    columns = {"weight": {1: tuple(sorted(cut.constants))}} if cut.constants else {}
+    for tensor_name, sides in [*cut.kept.items(), *columns.items()]:
         tensor = _own(module, tensor_name)
-        if tensor is None and tensor_name == "bias" and cut.constants:
-            continue  # it will be made
+        if tensor is None and tensor_name == "bias" and cut.constants and weight is not None:
+            tensor = weight.new_empty(len(weight))  # the one that will be made
         if tensor is None:
             raise UnsupportedModelError(
                 f"layer {name!r} has no plain {tensor_name!r} to cut; where it is computed (weight "
                 "norm), make it plain with torch.nn.utils.parametrize.remove_parametrizations"
             )
-        if holders[id(tensor)] > 1:
+        if holders.get(id(tensor), 1) > 1:
             raise UnsupportedModelError(f"layer {name!r} shares {tensor_name!r} with another layer")
         for dim, indices in sides.items():
             if dim >= tensor.ndim or indices[-1] >= tensor.shape[dim]:
@@ -174,10 +184,10 @@ def _fold_(module: nn.Module, constants: Mapping[int, float]) -> None:
     """Move what constant inputs contribute into the bias."""
     weight = module._parameters["weight"]
     assert weight is not None
-    columns = weight.detach()[:, list(constants)].flatten(2) if weight.ndim > 2 else None
-    columns = weight.detach()[:, list(constants)] if columns is None else columns.sum(2)
+    columns = weight.detach()[:, list(constants)].reshape(len(weight), len(constants), -1).sum(2)
     values = torch.tensor(list(constants.values()), dtype=torch.float64, device=weight.device)
     part = (columns.double() @ values).to(weight)
     bias = module._parameters.get("bias")
+    like = weight if bias is None else bias
     total = part if bias is None else bias.detach() + part
-    module._parameters["bias"] = nn.Parameter(total, weight.requires_grad)
+    module._parameters["bias"] = nn.Parameter(total, like.requires_grad)

@@ -1,4 +1,4 @@
-"""Take silent neurons out of the tensors where that provably changes nothing.
+"""Take silent neurons out of the tensors where that changes nothing.
 
 Which channels the network would not miss is found by `liveness`, on any architecture; here they
 are cut out of a copy, and the smaller model is held against the silenced one. If it does not run,
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .criteria.base import private_copy
+from .cutting import recipe_of
 from .errors import DataError
+from .guard import private_copy
 from .liveness import Lane, coupled, merge, split, unneeded
 from .passes import Network, OutOfTime, is_dense
-from .recipe import ATTRIBUTES, Cut, Recipe
+from .recipe import Recipe
 from .scores import Neuron, Selection
 
 TOLERANCE = 1e-4  # largest difference of logits, relative to their scale, that counts as equal
@@ -29,7 +30,6 @@ TOLERANCE = 1e-4  # largest difference of logits, relative to their scale, that 
 _TRIAL = 4  # images on which each cut is tried; the result is held against all
 
 STAYS = "read together with channels that stay (a residual sum, a norm over channels, attention)"
-UNEVEN = "a convolution in groups would lose more channels in one group than in another"
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,11 @@ def _decide(
     bench: _Bench, network: Network, selection: Selection, groups: bool
 ) -> tuple[Lane, dict[Neuron, str]]:
     """What goes, and why the rest of the selection does not."""
-    whole, uneven = unneeded(network)
+    whole, kept = unneeded(network)
     lane, failures = _settle(bench, network, whole)
     if groups:
         lane = _with_groups(bench, network, selection, lane)
-    causes = {**failures, UNEVEN: Lane(uneven, {}, {}, {})}
+    causes = {**failures, **{why: Lane(marks, {}, {}, {}) for why, marks in kept.items()}}
     return lane, _reasons(network.model, selection, lane, causes)
 
 
@@ -279,75 +279,6 @@ def _reasons(
             found = [why for why, lane in causes.items() if has(lane, *place)]
             reasons[neuron] = found[0] if found else STAYS
     return reasons
-
-
-def recipe_of(names: dict[nn.Module, str], lane: Lane) -> Recipe:
-    """The recipe that takes a lane out."""
-    layers = {}
-    for module in dict.fromkeys([*lane.inputs, *lane.outputs]):
-        none = torch.zeros(0, dtype=torch.bool)
-        inputs, outputs = (marks.get(module, none) for marks in (lane.inputs, lane.outputs))
-        layers[names[module]] = _dense_cut(module, inputs, outputs, lane.constants.get(module))
-    for module, (before, after) in lane.along.items():
-        layers[names[module]] = _between_cut(module, before, after)
-    return Recipe({name: cut for name, cut in layers.items() if cut.kept or cut.attributes})
-
-
-def _dense_cut(module: nn.Module, inputs: Tensor, outputs: Tensor, constants: Tensor | None) -> Cut:
-    """Of a convolution or linear layer; marks are empty where a side stays whole."""
-    attributes: dict[str, int] = {}
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    values: dict[int, float] = {}
-    groups = int(getattr(module, "groups", 1))
-    whole = torch.zeros(groups, dtype=torch.bool, device=outputs.device)
-    if len(inputs) and len(outputs):
-        whole = inputs.reshape(groups, -1).all(1) & outputs.reshape(groups, -1).all(1)
-    if whole.any():
-        attributes["groups"] = int((~whole).sum())
-    if len(outputs):
-        attributes["out_features" if isinstance(module, nn.Linear) else "out_channels"] = int(
-            (~outputs).sum()
-        )
-        for name, tensor in _tensors(module).items():
-            if tensor.ndim and tensor.shape[0] == len(outputs):
-                kept[name] = {0: _stay(outputs)}
-    if len(inputs):
-        attributes["in_features" if isinstance(module, nn.Linear) else "in_channels"] = int(
-            (~inputs).sum()
-        )
-        places = inputs.reshape(groups, -1)[~whole][0]  # the same in every group that stays
-        if places.any():
-            kept.setdefault("weight", {})[1] = _stay(places)
-        if constants is not None:
-            gone = inputs & (constants != 0)
-            values = {c: float(constants[c]) for c in gone.nonzero().flatten().tolist()}
-    if values and len(outputs):
-        kept["bias"] = {0: _stay(outputs)}  # also where it is only made by folding
-    return Cut(kept, attributes, values)
-
-
-def _between_cut(module: nn.Module, before: Tensor, after: Tensor) -> Cut:
-    """Of a norm, a depthwise convolution, a scale: whatever channels pass through."""
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name, tensor in _tensors(module).items():
-        dims = [dim for dim, size in enumerate(tensor.shape) if size == len(after)]
-        if dims:
-            kept[name] = {dims[0]: _stay(after)}
-    attributes = {}
-    for name in ATTRIBUTES:
-        marks = before if name in ("in_channels", "groups") else after
-        if getattr(module, name, None) == len(marks):
-            attributes[name] = int((~marks).sum())
-    return Cut(kept, attributes)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    held = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in held.items() if tensor is not None}
-
-
-def _stay(marks: Tensor) -> tuple[int, ...]:
-    return tuple((~marks).nonzero().flatten().tolist())
 
 
 def _short(error: Exception) -> str:

@@ -28,7 +28,7 @@ CORE = (
     "selection",
     "sites",
 )
-CUTTING = ("liveness", "passes", "recipe", "removal")
+CUTTING = ("cutting", "liveness", "passes", "recipe", "removal")
 ATTACKER = {"attacks", "demo", "cli"}  # know the trigger, or run something that does
 
 

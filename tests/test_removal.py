@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nnprune_backdoor import DataError, Neuron, Selection, Site, UnsupportedModelError, find_sites
+from nnprune_backdoor.liveness import LAST, UNEVEN
 from nnprune_backdoor.masking import Silencing, silence_
 from nnprune_backdoor.recipe import Recipe
-from nnprune_backdoor.removal import STAYS, UNEVEN, RemovalReport, compact
+from nnprune_backdoor.removal import STAYS, RemovalReport, compact
 from nnprune_backdoor.scores import neurons_of
 
 IMAGES = noise_images(8)
@@ -214,6 +215,13 @@ def test_a_private_channel_goes_from_every_tensor() -> None:
     assert report.recipe.layers["conv1"].attributes == {"out_channels": 4}
     assert report.recipe.layers["bn1"].attributes == {"num_features": 4}
     assert report.channels == 2
+
+
+def test_a_layer_keeps_its_last_channel() -> None:
+    report = cut(Chain(), bn1=list(range(6)))
+    assert len(report.removed) == 5
+    assert report.silenced == {Neuron("bn1", 0): LAST}
+    assert Recipe.from_dict(report.recipe.to_dict()) == report.recipe
 
 
 def test_a_constant_goes_into_the_bias_unless_the_layer_pads() -> None:
@@ -536,6 +544,9 @@ def test_bad_input_is_refused() -> None:
         {"kept": {"weight": {"0": [-1]}}, "attributes": {}, "constants": {}},
         {"kept": {}, "attributes": {"forward": 3}, "constants": {}},
         {"kept": {}, "attributes": {"groups": "3"}, "constants": {}},
+        {"kept": {"weight": {"-1": [0]}}, "attributes": {}, "constants": {}},
+        {"kept": {}, "attributes": {}, "constants": {"-1": 1.0}},
+        {"kept": {}, "attributes": {}, "constants": {"0": float("nan")}},
         {"kept": {}, "attributes": {}},
         "weights",
     ],
@@ -543,6 +554,36 @@ def test_bad_input_is_refused() -> None:
 def test_a_malformed_recipe_is_refused(entry: object) -> None:
     with pytest.raises(DataError, match="malformed"):
         Recipe.from_dict({"conv1": entry})
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"kept": {}, "attributes": {}, "constants": {"6": 1.0}},  # conv2 has six inputs
+        {
+            "kept": {"bias": {"0": [5]}},
+            "attributes": {},
+            "constants": {"0": 1.0},
+        },  # and five outputs
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_nothing_is_cut_by_a_recipe_whose_later_entry_does_not_fit(
+    later: dict[str, object], bias: bool
+) -> None:
+    model = Chain()
+    model.conv2 = nn.Conv2d(6, 5, 3, bias=bias)
+    with torch.no_grad():
+        model(IMAGES)
+    before = state_of(model)
+    first = {"kept": {"weight": {"0": [0]}}, "attributes": {"out_channels": 1}, "constants": {}}
+    with pytest.raises(UnsupportedModelError, match="too small"):
+        Recipe.from_dict({"conv1": first, "conv2": later}).apply_(model)
+    assert_same_state(before, state_of(model))
+    norm = {"kept": {}, "attributes": {}, "constants": {"0": 1.0}}
+    with pytest.raises(UnsupportedModelError, match="into its bias"):
+        Recipe.from_dict({"conv1": first, "bn1": norm}).apply_(model)
+    assert_same_state(before, state_of(model))
 
 
 def test_a_recipe_for_another_width_is_refused_before_anything_is_cut() -> None:
