@@ -70,6 +70,15 @@ def test_the_budget_is_kept(model: nn.Module, images: CleanData) -> None:
     assert "still succeed" in selection.reason
 
 
+def test_the_reason_is_true_where_amounts_run_out(model: nn.Module, images: CleanData) -> None:
+    """Only one idle channel may be tried, which costs nothing and does nothing."""
+    few = TriggerGone(search=QUICK, inversion=QUICK, max_fraction=1 / 8)
+    scores = ranked(model, images, [3])
+    reason = few(scores, held_out(model, scores, images)).reason
+    assert "still succeed" in reason
+    assert "up to 12% of the neurons" in reason
+
+
 def test_no_trigger_nothing_selected(images: CleanData) -> None:
     """A network that obeys no small trigger: it sees one number for the whole image."""
 
