@@ -119,6 +119,7 @@ def coverage(report: dict[str, Any]) -> str:
         "",
         f"Left out: {', '.join(report['left_out'])}.",
         "Seconds are of one thread of a machine that was shared with other work.",
+        *report.get("remarks", []),
         "",
         "| model | sites | neurons | removed | drift | parameters | s | why not all | plain "
         "| adapter |",
