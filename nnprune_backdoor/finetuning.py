@@ -59,7 +59,7 @@ def fine_tune(
         seed: same seed, same machine, same result.
 
     Raises:
-        DataError: no labels, too few images, a setting out of range.
+        DataError: see `CleanData`; or no labels, or a setting out of range.
         UnsupportedModelError: see `CleanData.check_against` and `silence_`; or the selection is of
             a model of another shape.
         ScoringError: training diverged.
@@ -71,8 +71,7 @@ def fine_tune(
         )
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean)
-        if len(data.targets) < 2:
-            raise DataError("expected at least two clean images to fine-tune on, got one")
+        data.targets  # noqa: B018 - raises where there are none
         tuned = private_copy(model)
         data.check_against(tuned)
         silent = Selection((), ()) if selection is None else selection

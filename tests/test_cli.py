@@ -18,6 +18,8 @@ def test_list_names_every_criterion(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for name in list_criteria():
         assert re.search(rf"^{name} ", printed, re.MULTILINE)
+    for needs in ("rnp .*needs labelled", "clp .*no images", "bnp .*no labels, BatchNorm"):
+        assert re.search(f"^{needs}", printed, re.MULTILINE)
 
 
 def test_bad_names_fail_before_any_training(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,10 @@
 """Channel Lipschitzness based Pruning (CLP).
 
 Zheng, Tang, Li and Liu, "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022,
-https://arxiv.org/abs/2208.03111. A channel that a small trigger can move must be steep. An upper
-bound of its Lipschitz constant needs no image: the spectral norm of its kernel, reshaped to
-(inputs, kernel positions), times |gamma| / sqrt(variance + eps) of the BatchNorm that follows. A
-channel is pruned if its bound exceeds the mean of its layer by u standard deviations; u = 3.
+https://arxiv.org/abs/2208.03111. A channel that a small trigger can move must be steep. The
+paper bounds its Lipschitz constant without an image: by the spectral norm of its kernel, reshaped
+to (inputs, kernel positions), times |gamma| / sqrt(variance + eps) of the BatchNorm that follows.
+A channel is pruned if its bound exceeds the mean of its layer by u standard deviations; u = 3.
 
 Which norm follows which layer is seen in a forward pass, not guessed from the order in which they
 were registered. A linear layer's channel has the norm of its row. Without a norm layer the factor
@@ -32,8 +32,9 @@ class CLP(Criterion):
     """Minus the bound in standard deviations from its layer's mean: low = steep.
 
     The published rule for u = 3 is thus `BelowThreshold(-3)`, with `silencing="zero"` (the default
-    of `purify`). `Outlier(3)` is its robust relative: median and MAD of all layers together. Layers
-    of ten channels or fewer have no outlier at u = 3 (see `standardised`).
+    of `purify`). `Outlier(3)` is its robust relative: median and MAD of all layers together, so it
+    takes more where few wide layers with outliers of their own are all there is. Layers of ten
+    channels or fewer have no outlier at u = 3 (see `standardised`).
     """
 
     reference: ClassVar[str] = "Zheng et al., Channel Lipschitzness, ECCV 2022 (baseline)"
@@ -64,9 +65,9 @@ class CLP(Criterion):
 
 @torch.no_grad()
 def lipschitz_bounds(model: nn.Module, site: Site) -> Tensor:
-    """Upper bound (channels,), float64, of each channel's Lipschitz constant, layer by layer.
+    """The paper's bound (channels,), float64, of each channel's Lipschitz constant.
 
-    Of the site's own layer and norm, as in the paper: not of the whole network up to there.
+    Of the site's own layer and norm, not of the whole network up to there.
     """
     spectral: Tensor = torch.linalg.matrix_norm(kernels(model, site), ord=2)
     steepness = spectral * gammas(model, site)

@@ -34,7 +34,9 @@ def watch(
         values = inputs[0] if side == "input" else output
         # linear layers have their channels last, convolutions and norm layers after the images
         along = -1 if isinstance(module, nn.Linear) else 1
-        see(watched[module], values.movedim(along, 0).flatten(1).double())
+        # a copy: what comes next may write into it
+        values = values.movedim(along, 0).flatten(1).to(torch.float64, copy=True)
+        see(watched[module], values)
 
     with hooked(list(watched), hook):
         for part in images.split(_FEW):
