@@ -64,10 +64,15 @@ def fine_tune(
             a model of another shape.
         ScoringError: training diverged.
     """
-    if epochs < 0 or not lr > 0 or batch_size < 2:
+    if epochs < 0 or not lr > 0 or batch_size < 2 or shift < 0:
         raise DataError(
-            "expected epochs >= 0, lr > 0 and batch_size >= 2, got "
-            f"{epochs}, {lr:g} and {batch_size}"
+            "expected epochs >= 0, lr > 0, batch_size >= 2 and shift >= 0, got "
+            f"{epochs}, {lr:g}, {batch_size} and {shift}"
+        )
+    if silencing not in ("zero", "constant") or statistics not in ("batch", "running"):
+        raise DataError(
+            "expected silencing 'zero' or 'constant' and statistics 'batch' or 'running', got "
+            f"{silencing!r} and {statistics!r}"
         )
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean)

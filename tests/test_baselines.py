@@ -308,6 +308,11 @@ def test_fp_as_published_ranks_the_last_convolution_first() -> None:
     assert FP()(Dormant(), clean, sites=without)["row"].tolist() == every["row"].tolist()
 
 
+def test_fp_knows_two_choices_of_layers() -> None:
+    with pytest.raises(DataError, match="'last' or 'all', got 'first'"):
+        FP(layers="first")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("name", "last"), [("test_resnet", "layer4.0.downsample.2"), ("test_vit", "blocks.5.mlp.fc2")]
 )
@@ -507,9 +512,12 @@ X, Y = noise_images(10), torch.arange(10)
     [
         (CleanData(X), {}, DataError, "labelled"),
         (CleanData(X[:1], Y[:1]), {}, DataError, "all clean images have label 0"),
-        (CleanData(X, Y), {"epochs": -1}, DataError, "got -1, 0.01 and 64"),
+        (CleanData(X, Y), {"epochs": -1}, DataError, "got -1, 0.01, 64 and 0"),
         (CleanData(X, Y), {"lr": 0.0}, DataError, "lr > 0"),
         (CleanData(X, Y), {"batch_size": 1}, DataError, "batch_size >= 2"),
+        (CleanData(X, Y), {"shift": -1}, DataError, "shift >= 0"),
+        (CleanData(X, Y), {"silencing": "zeros"}, DataError, "got 'zeros' and 'batch'"),
+        (CleanData(X, Y), {"statistics": "both"}, DataError, "got 'zero' and 'both'"),
         (CleanData(X, Y), {"epochs": 9, "lr": 1e9}, ScoringError, "take a smaller lr"),
     ],
 )

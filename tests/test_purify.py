@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -192,6 +193,7 @@ def test_wrapped_and_tied_models_are_refused(model: nn.Module, clean: CleanData)
 # --- a backdoor whose neuron is known --------------------------------------------------------
 
 
+@functools.cache
 def planted() -> tuple[nn.Module, CleanData, Tensor, int]:
     """A small timm ResNet with one channel that fires on a corner patch alone and drives class 0.
 

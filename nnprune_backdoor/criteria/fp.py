@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import CleanData
+from ..errors import DataError
 from ..scores import ChannelScores, Site
 from .base import Criterion, register_criterion
 from .layers import relative, watch
@@ -39,6 +40,10 @@ class FP(Criterion):
     needs_labels: ClassVar[bool] = False
 
     layers: Literal["last", "all"] = "last"
+
+    def __post_init__(self) -> None:
+        if self.layers not in ("last", "all"):
+            raise DataError(f"expected layers 'last' or 'all', got {self.layers!r}")
 
     @classmethod
     def paper(cls) -> Self:
