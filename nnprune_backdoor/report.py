@@ -25,6 +25,8 @@ from .version import __version__
 
 Data = dict[str, Any]
 
+_LARGE = 1000  # numbers; larger arrays among settings and details are only named
+
 NOT_ASKED = "removal was not asked for"
 
 
@@ -32,8 +34,9 @@ NOT_ASKED = "removal was not asked for"
 class Report:
     """Plain data: dictionaries, lists, strings, numbers, booleans and None.
 
-    Numbers that are not finite become None, objects of other kinds their `repr`. Rates are
-    {"hits", "count", "share", "interval"}, intervals at 95 %; seconds are wall time.
+    Numbers that are not finite become None, objects of other kinds their `repr`, large arrays their
+    shape. Rates are {"hits", "count", "share", "interval"}, intervals at 95 %; seconds are wall
+    time.
     """
 
     given: Data  # model, images, what was asked
@@ -109,7 +112,8 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - a kind of value a line
         case list() | tuple() | set() | frozenset():
             return [plain(entry) for entry in value]
         case Tensor() | np.ndarray() | np.generic():
-            return plain(value.tolist())
+            large = math.prod(value.shape) > _LARGE
+            return plain(f"array of shape {tuple(value.shape)}" if large else value.tolist())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _settings(value)
     if callable(value):  # its repr holds an address, which differs from run to run
