@@ -30,10 +30,12 @@ from .finetuning import fine_tune
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
-from .purify import PairedAccuracy, Purified, purify
+from .purify import Purified, purify
 from .recipe import Cut, Recipe
+from .record import Given, PairedAccuracy, ProxySuccess
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
-from .scores import ChannelScores, Neuron, Selection, Site
+from .report import Report
+from .scores import ChannelScores, Neuron, Point, Selection, Site
 from .selection import (
     AccuracyBudget,
     BelowThreshold,
@@ -47,8 +49,7 @@ from .selection import (
 )
 from .sites import find_sites
 from .trigger_selection import TriggerGone
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "ANP",
@@ -66,6 +67,7 @@ __all__ = [
     "Criterion",
     "Cut",
     "DataError",
+    "Given",
     "Inversion",
     "LowestCount",
     "LowestFraction",
@@ -76,6 +78,8 @@ __all__ = [
     "Outlier",
     "PairedAccuracy",
     "PixelRange",
+    "Point",
+    "ProxySuccess",
     "Purified",
     "PurifyError",
     "Random",
@@ -83,6 +87,7 @@ __all__ = [
     "RecoveredTrigger",
     "RemovalPlan",
     "RemovalReport",
+    "Report",
     "ScoringError",
     "Selection",
     "Selector",
@@ -91,6 +96,7 @@ __all__ = [
     "TriggerGone",
     "UnknownNameError",
     "UnsupportedModelError",
+    "__version__",
     "compact",
     "create_criterion",
     "create_selector",

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__
 from .attacks import create_attack, list_attacks
 from .criteria import Criterion, create_criterion, criterion_class, list_criteria
 from .errors import PurifyError
 from .selection import create_selector
+from .version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,64 +5,80 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from . import plots
 from .criteria import Criterion, create_criterion
 from .data import CleanData, like
-from .errors import DataError, UnsupportedModelError
-from .evaluation import Rate, predict
+from .errors import DataError, PurifyError, UnsupportedModelError
 from .guard import private_copy, private_randomness
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
+from .pages import to_html, to_markdown
 from .recipe import Recipe
-from .removal import TOLERANCE, RemovalReport, compact
-from .scores import ChannelScores, Selection
-from .selection import HeldOut, Selector, create_selector, even_parts, paired_drop
+from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal
+from .removal import TOLERANCE, compact
+from .report import Report
+from .scores import Selection
+from .selection import HeldOut, Selector, create_selector, even_parts
 from .sites import find_sites
 
-Removal = Literal["exact", "group", "none"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PROBE = 16  # images on which the smaller model is held against the silenced one
 
 
-@dataclass(frozen=True)
-class PairedAccuracy:
-    """Clean accuracy before and after on the same images, which nothing before had seen."""
-
-    before: Rate
-    after: Rate
-    drop: float  # share of the images; negative = gain
-    interval: tuple[float, float]  # of the drop, 95 %
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{self.before.value:.1%} -> {self.after.value:.1%} on {self.before.count} images, "
-            f"drop {100 * self.drop:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-        )
-
-
 @dataclass(frozen=True, eq=False)
-class Purified:
-    """What `purify` gives back."""
+class Purified(Record):
+    """What `purify` gives back: a record of all it did, and ways to look at it.
 
-    model: nn.Module
-    scores: ChannelScores
-    selection: Selection
-    accuracy: PairedAccuracy | None  # None where the clean images have no labels
-    silencing: Silencing
-    removal: RemovalReport | None  # None where nothing was to be taken out of the tensors
-    seed: int
-    seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
+    The `plot_` methods give matplotlib figures; without the extra `plots` they raise PurifyError.
+    """
 
     @property
     def recipe(self) -> Recipe:
         """How the original architecture becomes that of `model`; empty if it is the same."""
         return Recipe() if self.removal is None else self.removal.recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, fit for strict JSON (`report.Report` says what is where)."""
+        return Report.of(self).to_dict()
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown text, without pictures."""
+        return to_markdown(Report.of(self))
+
+    def to_html(self, *, pictures: bool = True) -> str:
+        """The report as one HTML page that needs no script and no network.
+
+        Args:
+            pictures: with plots, where matplotlib is installed, else the page says why there are
+                none. Where a trigger was recovered they show one of the clean images.
+        """
+        drawn, note = dict[str, bytes](), "Pictures were not asked for."
+        if pictures:
+            try:
+                drawn, note = plots.pngs(self), ""
+            except PurifyError as missing:
+                note = f"No pictures: {missing}"
+        return to_html(Report.of(self), drawn, note)
+
+    def plot_scores(self, size: plots.Size | None = None) -> Figure:
+        """Every neuron by its score, a layer a row; `size` is width, height in inches."""
+        return plots.scores(self, size)
+
+    def plot_curve(self, size: plots.Size | None = None) -> Figure:
+        """What the amounts that were tried did; DataError if the selector tries none."""
+        return plots.curve(self, size)
+
+    def plot_triggers(self, size: plots.Size | None = None) -> Figure:
+        """The recovered triggers, on one of the clean images; DataError if there are none."""
+        return plots.triggers(self, size)
 
     def summary(self) -> str:
         """A few lines for people: what was done, what it cost, what it does not say."""
@@ -76,6 +92,7 @@ class Purified:
             f"because    {self.selection.reason}",
             *self._removal(),
             f"accuracy   {self.accuracy or 'not measured: the clean images have no labels'}",
+            *(f"proxy      {proxy}" for proxy in self.triggers),
             f"seconds    {sum(self.seconds.values()):.1f} ("
             + ", ".join(f"{stage} {taken:.1f}" for stage, taken in self.seconds.items())
             + ")",
@@ -141,10 +158,22 @@ def purify(
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
         own = private_copy(model)
-        clean.check_against(own)
+        classes = clean.check_against(own)
         if criterion.needs_labels:
             clean.targets  # noqa: B018 - raises where there are none
-        scoring, selecting, certifying = clean.split(*shares, seed=seed)
+        parts = scoring, selecting, certifying = clean.split(*shares, seed=seed)
+        probe = scoring.images[:_PROBE].to(**like(own))
+        given = Given.of(
+            model,
+            clean,
+            classes=classes,
+            parts=tuple(map(len, parts)),
+            probe=len(probe),
+            criterion=criterion,
+            selector=chooser,
+            removal=removal,
+            recalibrate_norms=recalibrate_norms,
+        )
         sites = find_sites(own, scoring.images[:2].to(**like(own)))
         clock.lap("checks")
         scores = criterion(own, scoring, sites=sites, seed=seed, progress=progress)
@@ -169,12 +198,23 @@ def purify(
             recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
         report = None
         if removal != "none" and len(selection):
-            probe = scoring.images[:_PROBE].to(**like(own))
             product, report = compact(product, selection, probe, groups=removal == "group")
             clock.lap("removing")
-        accuracy = _paired(own, product, certifying)
+        accuracy = PairedAccuracy.of(own, product, certifying)
+        proxies = ProxySuccess.of(scores, selection, own, product, certifying)
         clock.lap("certifying")
-    return Purified(product, scores, selection, accuracy, silencing, report, seed, clock.laps)
+    return Purified(
+        product,
+        scores,
+        selection,
+        accuracy,
+        silencing,
+        report,
+        seed,
+        given,
+        proxies,
+        clock.laps,
+    )
 
 
 def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Criterion:
@@ -212,15 +252,6 @@ def _check_same(
             f"the silenced weights do not compute what the masks do (relative drift {drift:.1e}); "
             "weights that are shared between layers, or computed from others, can cause this"
         )
-
-
-def _paired(before: nn.Module, after: nn.Module, clean: CleanData) -> PairedAccuracy | None:
-    if clean.labels is None:
-        return None
-    hits = [predict(model, clean.images) == clean.labels for model in (before, after)]
-    drop, error = paired_drop(*hits)
-    old, new = (Rate(int(right.sum()), len(right)) for right in hits)
-    return PairedAccuracy(old, new, drop, (drop - 1.96 * error, drop + 1.96 * error))
 
 
 class _Clock:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import DataError, ScoringError
+from .inversion import RecoveredTrigger
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ class ChannelScores:
     """A criterion's verdict on every neuron.
 
     `flat` is (number of neurons,) float32 on the CPU, in site order, then channel order; `details`
-    is plain data about the run (steps, accuracies, what was not reached) for the report.
+    is plain data about the run (steps, accuracies, what was not reached) for the report;
+    `triggers` are those that the criterion recovered and stands on.
     """
 
     sites: tuple[Site, ...]
     flat: Tensor
     criterion: str
     details: dict[str, Any] = field(default_factory=dict)
+    triggers: tuple[RecoveredTrigger, ...] = ()
 
     def __post_init__(self) -> None:
         total = sum(site.channels for site in self.sites)
@@ -76,13 +79,18 @@ class ChannelScores:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.safetensors` file: the numbers, and sites and details as JSON in its header."""
+        plain = ("target", "success", "tested", "steps")
         header = {
             "sites": [asdict(site) for site in self.sites],
             "criterion": self.criterion,
             "details": self.details,
+            "triggers": [{name: getattr(t, name) for name in plain} for t in self.triggers],
         }
-        metadata = {"scores": json.dumps(header)}
-        save_file({"scores": self.flat.contiguous()}, os.fspath(path), metadata)
+        tensors = {"scores": self.flat.contiguous()}
+        for i, trigger in enumerate(self.triggers):
+            tensors[f"mask{i}"] = trigger.mask.contiguous()
+            tensors[f"pattern{i}"] = trigger.pattern.contiguous()
+        save_file(tensors, os.fspath(path), {"scores": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ChannelScores:
@@ -93,7 +101,16 @@ class ChannelScores:
                 raise DataError(f"{os.fspath(path)!r} holds no channel scores")
             header = json.loads(metadata["scores"])
             sites = tuple(Site(**site) for site in header["sites"])
-            return cls(sites, file.get_tensor("scores"), header["criterion"], header["details"])
+            triggers = tuple(
+                RecoveredTrigger(
+                    mask=file.get_tensor(f"mask{i}"),
+                    pattern=file.get_tensor(f"pattern{i}"),
+                    **plain,
+                )
+                for i, plain in enumerate(header["triggers"])
+            )
+            flat = file.get_tensor("scores")
+            return cls(sites, flat, header["criterion"], header["details"], triggers)
 
 
 def neurons_of(sites: tuple[Site, ...]) -> list[Neuron]:
@@ -101,14 +118,28 @@ def neurons_of(sites: tuple[Site, ...]) -> list[Neuron]:
     return [Neuron(site.name, channel) for site in sites for channel in range(site.channels)]
 
 
+class Point(NamedTuple):
+    """What held-out clean images said about silencing the first neurons of a ranking."""
+
+    neurons: int  # that are silent
+    drop: float  # of accuracy, paired, as a share of the images; negative = gain
+    success: float | None = None  # proxy: of recovered triggers, the most successful one
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The neurons that go, first to go first, and why these."""
+    """The neurons that go, first to go first, and why these.
+
+    `curve` holds the amounts that were tried, where some were, and `triggers` the recovered
+    triggers that decided, where some did.
+    """
 
     sites: tuple[Site, ...]
     neurons: tuple[Neuron, ...]
     reason: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    curve: tuple[Point, ...] = ()
+    triggers: tuple[RecoveredTrigger, ...] = ()
 
     def __len__(self) -> int:
         return len(self.neurons)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from .masking import MaskedModel, Silencing
 from .norms import recalibrate_norms_
 from .progress import progress_bar
 from .registry import Registry
-from .scores import ChannelScores, Neuron, Selection, Site, neurons_of
+from .scores import ChannelScores, Neuron, Point, Selection, Site, neurons_of
 
 
 class HeldOut:
@@ -199,26 +199,24 @@ class AccuracyBudget(Selector):
             raise DataError("AccuracyBudget needs labelled held-out clean images")
         amounts = amounts_to_try(len(scores.flat), self.max_fraction, self.points)
         before = held_out.correct(prefix(scores, 0))
-        drops, bounds = [0.0], [0.0]
+        curve, bounds = [Point(0, 0.0)], [0.0]
         z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(self.confidence)).item()
         with progress_bar(len(amounts), "selecting", held_out.progress) as bar:
             for amount in amounts:
-                drop, error = paired_drop(before, held_out.correct(prefix(scores, amount)))
-                drops.append(drop)
+                chosen = prefix(scores, amount)
+                drop, error = paired_drop(before, held_out.correct(chosen))
+                curve.append(Point(len(chosen), drop))
                 bounds.append(drop + z * error)
                 bar.update()
                 if drop > self.max_drop + max(0.05, 4 * error):
                     break  # far beyond the budget; more pruning will not come back into it
-        tried = [0, *amounts][: len(drops)]
-        smooth = isotonic(bounds)
         count = max(
-            amount
-            for amount, bound in zip(tried, smooth, strict=True)
-            if bound <= self.max_drop or amount == 0
+            point.neurons
+            for point, bound in zip(curve, isotonic(bounds), strict=True)
+            if bound <= self.max_drop or point.neurons == 0
         )
-        curve = [{"neurons": n, "drop": d} for n, d in zip(tried, drops, strict=True)]
         reason = f"clean accuracy on {len(before)} held-out images drops by <= {self.max_drop:.1%}"
-        return prefix(scores, count, reason, curve=curve)
+        return replace(prefix(scores, count, reason), curve=tuple(curve))
 
 
 def amounts_to_try(total: int, max_fraction: float, points: int) -> list[int]:

@@ -11,14 +11,14 @@ Ours; the idea is common (Neural Cleanse, S&P 2019, and CNP, TIP 2025, watch a r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from .data import CleanData
 from .errors import DataError
 from .inversion import Inversion, RecoveredTrigger, TargetEvidence, predict_labels
 from .progress import progress_bar
-from .scores import ChannelScores, Selection
+from .scores import ChannelScores, Point, Selection
 from .selection import (
     HeldOut,
     Selector,
@@ -75,7 +75,7 @@ class TriggerGone(Selector):
         others = held_out.clean.images[elsewhere]
         stamped = [trigger(others) for trigger in found]
         before = held_out.correct(prefix(scores, 0))
-        curve: list[dict[str, Any]] = []
+        curve: list[Point] = []
         amounts = [0, *amounts_to_try(len(scores.flat), self.max_fraction, self.points)]
         with progress_bar(len(amounts), "selecting", held_out.progress) as bar:
             for amount in amounts:
@@ -83,7 +83,7 @@ class TriggerGone(Selector):
                 drop, error = paired_drop(before, held_out.correct(chosen))
                 hits = [held_out.predict(chosen, images) == found[0].target for images in stamped]
                 success = max(hit.float().mean().item() for hit in hits)
-                curve.append({"neurons": amount, "drop": drop, "success": success})
+                curve.append(Point(len(chosen), drop, success))
                 bar.update()
                 if success <= self.max_success or drop > self.max_drop + max(0.05, 4 * error):
                     break
@@ -109,23 +109,26 @@ class TriggerGone(Selector):
         return [trigger for trigger in found if trigger.success >= self.min_success]
 
     def _decide(
-        self, scores: ChannelScores, curve: list[dict[str, Any]], found: list[RecoveredTrigger]
+        self, scores: ChannelScores, curve: Sequence[Point], found: Sequence[RecoveredTrigger]
     ) -> Selection:
-        smooth = isotonic(point["drop"] for point in curve)
+        smooth = isotonic(point.drop for point in curve)
         allowed = [
             point for point, drop in zip(curve, smooth, strict=True) if drop <= self.max_drop
         ] or curve[:1]
-        best = min(allowed, key=lambda point: max(point["success"], self.max_success))
+
+        def success(point: Point) -> float:
+            assert point.success is not None
+            return max(point.success, self.max_success)  # any less is as good
+
+        best = min(allowed, key=success)
         what = f"recovered triggers of label {found[0].target}"
-        if best["success"] <= self.max_success:
+        if success(best) <= self.max_success:
             reason = f"{what} succeed on <= {self.max_success:.0%} of held-out images"
         else:
             reason = (
-                f"{what} still succeed on {best['success']:.0%} of held-out images; no amount "
+                f"{what} still succeed on {success(best):.0%} of held-out images; no amount "
                 f"up to {self.max_fraction:.0%} of the neurons does better within "
                 f"{self.max_drop:.1%} of clean accuracy"
             )
-        sizes = [trigger.norm for trigger in found]
-        return prefix(
-            scores, best["neurons"], reason, curve=curve, target=found[0].target, sizes=sizes
-        )
+        chosen = prefix(scores, best.neurons, reason, target=found[0].target)
+        return replace(chosen, curve=tuple(curve), triggers=tuple(found))

@@ -418,6 +418,7 @@ def test_the_trigger_neuron_comes_first(candidates: int | None, colours: int) ->
     assert scores.details["target"] == 1
     assert scores.ranking()[0] == ("conv", TRIGGER)
     assert ("noise_increase" in scores.details) == (candidates is not None)
+    assert [trigger.target for trigger in scores.triggers] == [1]
 
 
 def test_candidates_that_do_not_work_make_it_look_at_all_labels(
@@ -498,6 +499,7 @@ def test_a_stamp_of_ones_own_needs_no_target(model: Handmade, images: CleanData)
     scores = CNP(stamp=board)(model, images)
     assert scores.ranking()[0] == ("conv", TRIGGER)
     assert scores.details == {"trigger": "given"}
+    assert scores.triggers == ()
     assert "board" not in scores.criterion
 
 

@@ -128,7 +128,17 @@ def test_the_front_door_cannot_see_an_attack(module: str) -> None:
 
 
 def test_purify_takes_nothing_from_evaluation_that_knows_a_target() -> None:
-    assert IMPORTS.names["purify", "evaluation"] <= {"Rate", "predict"}
+    importers = {module for module, taken in IMPORTS.names if taken == "evaluation"}
+    assert importers & IMPORTS.reach("purify") == {"record", "report"}
+    assert IMPORTS.names["record", "evaluation"] | IMPORTS.names["report", "evaluation"] <= {
+        "Rate",
+        "predict",
+    }
+
+
+def test_a_report_is_read_from_the_record_alone() -> None:
+    for module in ("record", "report", "layout", "pages", "plots"):
+        assert not top(IMPORTS.reach(module)) & (ATTACKER | {"purify"})
 
 
 def test_evaluation_does_not_make_attacks() -> None:

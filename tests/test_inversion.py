@@ -393,7 +393,10 @@ def test_the_evidence_is_kept_with_the_scores(
     }
     json.dumps(scores.details)
     scores.save(tmp_path / "scores.safetensors")
-    assert ChannelScores.load(tmp_path / "scores.safetensors").details == scores.details
+    loaded = ChannelScores.load(tmp_path / "scores.safetensors")
+    assert loaded.details == scores.details
+    (trigger,) = loaded.triggers
+    assert trigger.norm == scores.details["trigger"]["norm"]
 
 
 def test_no_trigger_that_works_is_an_error(model: Handmade, images: CleanData) -> None:

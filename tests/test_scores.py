@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nnprune_backdoor import ChannelScores, DataError, Neuron, ScoringError, Selection, Site
+from nnprune_backdoor import (
+    ChannelScores,
+    DataError,
+    Neuron,
+    RecoveredTrigger,
+    ScoringError,
+    Selection,
+    Site,
+)
 
 SITES = (
     Site("z.bn", 3, "norm", "z.conv"),  # names are not in alphabetical order on purpose
@@ -30,7 +38,8 @@ def scores(flat: Tensor = FLAT) -> ChannelScores:
 def test_what_is_saved_is_loaded(tmp_path: Path, as_text: bool) -> None:
     flat = torch.rand(6, generator=torch.Generator().manual_seed(0)) / 3
     details = {"steps": 17, "accuracies": [0.9, 0.2], "reached": True, "note": "ä ≤ 1"}
-    saved = ChannelScores(SITES, flat, "RNP(alpha=0.2)", details)
+    trigger = RecoveredTrigger(3, torch.rand(1, 4, 5), torch.randn(3, 4, 5), 0.9, 20, 7)
+    saved = ChannelScores(SITES, flat, "RNP(alpha=0.2)", details, (trigger,))
     path = tmp_path / "scores.safetensors"
     saved.save(str(path) if as_text else path)
     loaded = ChannelScores.load(str(path) if as_text else path)
@@ -39,6 +48,10 @@ def test_what_is_saved_is_loaded(tmp_path: Path, as_text: bool) -> None:
     assert loaded.sites == SITES
     assert loaded.criterion == "RNP(alpha=0.2)"
     assert loaded.details == details
+    (again,) = loaded.triggers
+    assert torch.equal(again.mask, trigger.mask)
+    assert torch.equal(again.pattern, trigger.pattern)
+    assert (again.target, again.success, again.tested, again.steps) == (3, 0.9, 20, 7)
     assert loaded.ranking() == saved.ranking()
 
 

@@ -315,11 +315,11 @@ def test_paired_drop_is_a_difference_of_accuracies(pairs: list[tuple[bool, bool]
 
 
 def tried(selection: Selection) -> list[int]:
-    return [point["neurons"] for point in selection.details["curve"]]
+    return [point.neurons for point in selection.curve]
 
 
 def drops(selection: Selection) -> list[float]:
-    return [point["drop"] for point in selection.details["curve"]]
+    return [point.drop for point in selection.curve]
 
 
 @pytest.mark.parametrize("max_drop", [0.0, 0.004, 0.02, 0.05])

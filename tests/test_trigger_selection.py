@@ -57,9 +57,13 @@ def test_the_least_that_makes_the_trigger_fail(model: nn.Module, images: CleanDa
     assert [neuron.channel for neuron in selection.neurons] == [3, TRIGGER]
     assert selection.details["target"] == 1
     assert "label 1 succeed on <= 5%" in selection.reason
-    curve = selection.details["curve"]
-    assert curve[0]["success"] > 0.9
-    assert curve[-1]["success"] <= 0.05
+    first, *_, last = selection.curve
+    assert first.success is not None
+    assert last.success is not None
+    assert first.success > 0.9
+    assert last.success <= 0.05
+    assert (first.neurons, last.neurons) == (0, 2)
+    assert [trigger.target for trigger in selection.triggers] == [1, 1]
 
 
 def test_the_budget_is_kept(model: nn.Module, images: CleanData) -> None:
@@ -117,6 +121,7 @@ def test_it_is_repeatable(model: nn.Module, images: CleanData) -> None:
     one, two = (SELECTOR(scores, held_out(model, scores, images)) for _ in range(2))
     assert one.neurons == two.neurons
     assert one.details == two.details
+    assert one.curve == two.curve
 
 
 def test_bad_settings_and_missing_images_are_refused(model: nn.Module, images: CleanData) -> None:

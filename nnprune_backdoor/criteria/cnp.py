@@ -113,8 +113,10 @@ class CNP(TriggerCriterion):
         heads = find_classifiers(model, clean.images[:2].to(**like(model)))
         stamp = self.stamp
         details: dict[str, Any] = {"trigger": "given"}
+        triggers: tuple[RecoveredTrigger, ...] = ()
         if stamp is None:
             stamp, details = self.recover(model, unlabelled, generator, progress)
+            triggers = (stamp,)
         views = _Views(model, sites, heads, stamp)
         use_statistics_(model, self.statistics)
         if self.ranking == "masks":
@@ -125,7 +127,7 @@ class CNP(TriggerCriterion):
             own = CleanData(clean.images, predict_labels(model, clean.images))
             stiffness = sensitivity(model, own, sites, generator, self.probe_size)
             flat = response_scores(pull, stiffness, self.damping)
-        return ChannelScores(sites, flat, repr(self), details)
+        return ChannelScores(sites, flat, repr(self), details, triggers)
 
     # ---- target and trigger -----------------------------------------------------------------
 

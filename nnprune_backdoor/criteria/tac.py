@@ -77,7 +77,7 @@ class TAC(TriggerCriterion):
                 pull += len(batch) * loss_gradient(masked, batch)
             stiffness = sensitivity(model, own, sites, generator, self.probe_size)
             flat = response_scores(pull / len(stamped), stiffness, self.damping)
-        return ChannelScores(sites, flat, repr(self), details)
+        return ChannelScores(sites, flat, repr(self), details, (trigger,))
 
 
 @torch.no_grad()

@@ -1,0 +1,306 @@
+"""What the report says to people, in which order: sections of text, tables and pictures.
+
+`pages.py` writes them as Markdown or HTML.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .report import Data, Report
+
+Row = Sequence[str]  # cells of text
+
+
+@dataclass(frozen=True)
+class Table:
+    """`align` has a letter a column: l(eft), r(ight), c(ode)."""
+
+    align: str
+    rows: Sequence[Row]
+    head: Row = ()  # none: the first column names what the second says
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; `picture` names one of the pictures that the page may be given."""
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    points: list[str] = field(default_factory=list)
+    table: Table | None = None
+    folded: list[tuple[str, Table]] = field(default_factory=list)  # title, for those who want it
+    picture: str = ""
+    caption: str = ""
+
+
+def headline(report: Report) -> list[Row]:
+    """The few numbers that matter: what, how much, beside what."""
+    chosen, accuracy, size = report.selection, report.accuracy, report.size
+    share = percent(chosen["neurons"] / chosen["of"], 2)
+    layers = f"{len(report.neurons)} of {len(report.layers)} layers"
+    found: list[Row] = [
+        ("neurons silenced", f"{chosen['neurons']:,}", f"{share} of {chosen['of']:,}, {layers}")
+    ]
+    if accuracy is None:
+        found.append(("clean accuracy", "not measured", "the images have no labels"))
+    else:
+        shares = f"{_share(accuracy['before'])} → {_share(accuracy['after'])}"
+        note = f"drop {_drop(accuracy)} on {accuracy['before']['count']} images"
+        found.append(("clean accuracy", shares, note))
+    if report.triggers:
+        worst = max(report.triggers, key=lambda trigger: trigger["after"]["share"])
+        shares = f"{_share(worst['before'])} → {_share(worst['after'])}"
+        note = f"recovered trigger of label {worst['target']}, the most successful after"
+        found.append(("proxy success", shares, note))
+    if size is None:
+        found.append(("parameters", f"{report.given['parameters']:,}", "shape unchanged"))
+    else:
+        old, new = size["before"]["parameters"], size["after"]["parameters"]
+        found.append(("parameters", f"{new:,}", f"{_change(old, new)} of {old:,}"))
+    return found
+
+
+def sections(report: Report) -> list[Section]:
+    """The whole report, what matters most first."""
+    return [
+        Section("What this does not say", points=report.limits),
+        _accuracy(report),
+        _evidence(report),
+        _amount(report),
+        _layers(report),
+        _neurons(report),
+        _size(report),
+        _given(report),
+        _criterion(report),
+        _run(report),
+    ]
+
+
+def _accuracy(report: Report) -> Section:
+    title, accuracy = "Clean accuracy", report.accuracy
+    if accuracy is None:
+        return Section(title, ["Not measured: the images have no labels."])
+    rows = [
+        [when, f"{rate['hits']} of {rate['count']}", _share(rate), interval(rate["interval"])]
+        for when, rate in (("before", accuracy["before"]), ("after", accuracy["after"]))
+    ]
+    text = (
+        f"Drop: {_drop(accuracy)}; below zero is a gain. The same images before and after, which "
+        "neither criterion nor selector had seen, so only answers that changed count."
+    )
+    head = ["", "right", "share", "95 % interval"]
+    return Section(title, [text], table=Table("lrrr", rows, head))
+
+
+def _evidence(report: Report) -> Section:
+    title = "Recovered triggers"
+    if not report.triggers:
+        return Section(title, ["None was recovered, by criterion or selector."])
+    text = (
+        "Triggers found by inversion on clean images alone. Proxy success: the share of "
+        "images, unseen until then, that the stamp sends to its label. It stands in for the "
+        "attack, which nothing here has seen."
+    )
+    rows = [
+        [
+            trigger["source"],
+            str(trigger["target"]),
+            f"{_number(trigger['norm'])} of {trigger['pixels']:,}",
+            f"{_share(trigger['before'])} {interval(trigger['before']['interval'])}",
+            f"{_share(trigger['after'])} {interval(trigger['after']['interval'])}",
+            str(trigger["after"]["count"]),
+        ]
+        for trigger in report.triggers
+    ]
+    head = [
+        "recovered by",
+        "label",
+        "mask norm (pixels)",
+        "proxy success before",
+        "after",
+        "images",
+    ]
+    caption = "One of the clean images, the mask, the pattern under the mask, the image stamped."
+    return Section(
+        title, [text], table=Table("lrrrrr", rows, head), picture="triggers", caption=caption
+    )
+
+
+def _amount(report: Report) -> Section:
+    chosen = report.selection
+    share = percent(chosen["neurons"] / chosen["of"], 2)
+    text = [
+        f"{chosen['neurons']:,} of {chosen['of']:,} neurons ({share}) were silenced. "
+        f"{chosen['selector']} decided: {chosen['reason'] or 'no reason given'}."
+    ]
+    folded = [_settings("Settings of the selector", chosen["settings"])]
+    if chosen["details"]:
+        folded.append(_settings("What the selector noted", chosen["details"]))
+    if not report.curve:
+        return Section("How much goes", text, folded=folded)
+    rows = [
+        [
+            f"{point['neurons']:,}",
+            points(point["drop"]),
+            "" if point["success"] is None else percent(point["success"]),
+            "chosen" if point["chosen"] else "",
+        ]
+        for point in report.curve
+    ]
+    head = ["neurons silenced", "accuracy drop, points", "proxy success", ""]
+    folded.insert(0, (f"The {len(rows)} amounts tried", Table("rrrl", rows, head)))
+    caption = (
+        "Amounts tried on held-out clean images. Dashed: the one chosen; dotted: the drop allowed."
+    )
+    return Section("How much goes", text, folded=folded, picture="curve", caption=caption)
+
+
+def _layers(report: Report) -> Section:
+    rows = [
+        [
+            layer["layer"],
+            layer["kind"],
+            str(layer["channels"]),
+            *(_number(layer[which]) for which in ("lowest", "median", "highest")),
+            str(layer["silenced"] or ""),
+            str(layer["removed"] or ""),
+        ]
+        for layer in report.layers
+    ]
+    head = ["layer", "kind", "channels", "lowest", "median", "highest", "silenced", "removed"]
+    return Section(
+        "Scores by layer",
+        ["Low scores go first. Scores of different criteria are on different scales."],
+        folded=[(f"All {len(rows)} layers", Table("clrrrrrr", rows, head))],
+        picture="scores",
+        caption="Every neuron, a layer a row; those that were silenced are marked.",
+    )
+
+
+def _neurons(report: Report) -> Section:
+    if not report.neurons:
+        return Section("Neurons silenced", ["None."])
+    rows = []
+    for layer in report.neurons:
+        if layer["removed"]:
+            rows.append([layer["layer"], "removed", spans(layer["removed"]), ""])
+        for part in layer["silenced"]:
+            rows.append([layer["layer"], "silenced", spans(part["channels"]), part["why"]])
+    text = (
+        "Removed: taken out of the tensors. Silenced: still there, with weights of zero, for the "
+        "reason given. Channels are numbered as in the model given."
+    )
+    head = ["layer", "what happened", "channels", "why not removed"]
+    return Section("Neurons silenced", [text], table=Table("clll", rows, head))
+
+
+def _size(report: Report) -> Section:
+    title, size = "Size and speed", report.size
+    if size is None:
+        return Section(
+            title, ["Nothing was taken out of the tensors: shape and speed are as before."]
+        )
+    old, new = size["before"], size["after"]
+    rows = [
+        [name, show(old[key]), show(new[key]), _change(old[key], new[key])]
+        for name, key, show in (
+            ("parameters", "parameters", "{:,}".format),
+            ("multiply-accumulates of an image", "macs", "{:,}".format),
+            (f"seconds of a batch of {size['batch']}", "latency", "{:.4f}".format),
+        )
+    ]
+    drift = "not finite" if size["drift"] is None else f"{size['drift']:.1e}"
+    text = (
+        f"Neurons removed from the tensors: {size['removed']}, only silenced: {size['silenced']}. "
+        f"Channels that went, those that only served removed neurons included: {size['channels']}. "
+        f"Logits differ from the silenced model's by {drift} of their scale."
+    )
+    return Section(title, [text], table=Table("lrrr", rows, ["", "before", "after", "change"]))
+
+
+def _given(report: Report) -> Section:
+    given = report.given
+    scoring, selecting, measuring = given["parts"]
+    labels = "with labels" if given["labelled"] else "without labels"
+    rows = [
+        ["architecture", given["architecture"]],
+        ["parameters", f"{given['parameters']:,}"],
+        ["classes", f"{given['classes']:,}"],
+        ["device, type", given["where"]],
+        ["image", ", ".join(map(str, given["shape"])) + " (channels, height, width)"],
+        ["clean images", f"{given['images']:,}, {labels}"],
+        ["of these", f"{scoring} to score, {selecting} to select, {measuring} to measure"],
+        ["silencing", given["silencing"]],
+        ["removal", given["removal"]],
+        ["BatchNorm estimated anew", "yes" if given["recalibrate_norms"] else "no"],
+    ]
+    return Section("What was given", table=Table("lc", rows))
+
+
+def _criterion(report: Report) -> Section:
+    criterion = report.criterion
+    folded = [_settings("Settings of the criterion", criterion["settings"])]
+    if criterion["details"]:
+        folded.append(_settings("What the criterion noted", criterion["details"]))
+    text = f"{criterion['name']}: {criterion['reference']}."
+    return Section("Criterion", [text.replace("..", ".")], folded=folded)
+
+
+def _run(report: Report) -> Section:
+    rows = [[stage, f"{taken:.1f} s"] for stage, taken in report.seconds.items()]
+    rows.append(["all", f"{sum(report.seconds.values()):.1f} s"])
+    rows.append(["seed", str(report.seed)])
+    rows += [[name, version] for name, version in report.versions.items()]
+    return Section("Time, seed and versions", table=Table("lr", rows))
+
+
+def _settings(title: str, settings: Data) -> tuple[str, Table]:
+    rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in settings.items()]
+    return title, Table("lc", rows or [["none", ""]])
+
+
+# ---- numbers --------------------------------------------------------------------------------
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.123 -> 12.3%."""
+    return f"{share:.{digits}%}"
+
+
+def points(share: float) -> str:
+    """0.0123 -> +1.2, percentage points."""
+    return f"{100 * share:+.1f}"
+
+
+def interval(ends: Sequence[float]) -> str:
+    """Of a share."""
+    low, high = ends
+    return f"[{percent(low)}, {percent(high)}]"
+
+
+def spans(channels: Iterable[int]) -> str:
+    """[0, 3, 4, 5] -> 0, 3-5. Ascending."""
+    runs = itertools.groupby(enumerate(channels), lambda pair: pair[1] - pair[0])
+    ends = [[channel for _, channel in run] for _, run in runs]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in ends)
+
+
+def _share(rate: Data) -> str:
+    return percent(rate["share"])
+
+
+def _drop(accuracy: Data) -> str:
+    low, high = accuracy["interval"]
+    return f"{points(accuracy['drop'])} points [{points(low)}, {points(high)}]"
+
+
+def _change(old: float, new: float) -> str:
+    return f"{new / old - 1:+.1%}" if old else ""
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

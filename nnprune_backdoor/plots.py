@@ -1,0 +1,164 @@
+"""Pictures of a purification, as matplotlib figures; pyplot and its state stay out of it.
+
+Greys and two colours that can be read on light and on dark pages; PNGs for the report have no
+background of their own.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import DataError, PurifyError
+from .record import Given, Record
+from .selection import AccuracyBudget
+from .trigger_selection import TriggerGone
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Size = tuple[float, float]  # inches: width, height
+
+_GREY, _BLUE, _RED = "#7d858d", "#3f8fd2", "#d9622b"
+_ROW = 0.22  # inches of a layer in the plot of the scores
+_TALLEST = 20.0  # inches
+
+
+def scores(record: Record, size: Size | None = None) -> Figure:
+    """Every neuron by its score, a layer a row; silenced ones stand out."""
+    sites = record.scores.sites
+    tall = min(_TALLEST, 0.9 + _ROW * len(sites))
+    figure, (axis,) = _figure(size or (7.0, tall), 1)
+    chosen = record.selection.by_site()
+    for row, (name, piece) in enumerate(record.scores.by_site().items()):
+        silent = chosen.get(name, [])
+        others = sorted(set(range(len(piece))) - set(silent))
+        for which, colour, alpha in ((others, _GREY, 0.35), (silent, _RED, 0.9)):
+            values = piece[which].tolist()
+            axis.plot(values, [row] * len(values), "|", color=colour, alpha=alpha, markersize=7)
+    every = -(-len(sites) * _ROW // (tall - 0.9)) if tall == _TALLEST else 1
+    rows = range(0, len(sites), int(every))
+    labels = [_label(sites[row].name) for row in rows]
+    axis.set_yticks(rows, labels, fontsize=7, parse_math=False)
+    axis.set_ylim(len(sites) - 0.4, -0.6)  # the first layer on top
+    axis.set_xlabel("score (low goes first); red: silenced")
+    return figure
+
+
+def curve(record: Record, size: Size | None = None) -> Figure:
+    """Accuracy drop, and proxy success where it decided, over the amounts that were tried.
+
+    The dashed line is the amount chosen, the dotted one the drop that the selector allows.
+
+    Raises:
+        DataError: the selector tried no amounts.
+    """
+    points, chosen = record.selection.curve, len(record.selection)
+    if not points:
+        raise DataError("there is no curve: this selector does not try several amounts")
+    amounts = [point.neurons for point in points]
+    shown = [("accuracy drop, points", [100 * point.drop for point in points], _BLUE)]
+    if any(point.success is not None for point in points):
+        success = [float("nan") if p.success is None else 100 * p.success for p in points]
+        shown.append(("proxy success, %", success, _RED))
+    figure, axes = _figure(size or (7.0, 0.6 + 2.0 * len(shown)), len(shown))
+    for axis, (name, values, colour) in zip(axes, shown, strict=True):
+        axis.plot(amounts, values, "o-", color=colour, markersize=3, linewidth=1.2)
+        axis.axvline(chosen, color=_GREY, linestyle="--", linewidth=1)
+        axis.set_ylabel(name)
+        axis.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axis.set_xlim(0, max(1, *amounts, chosen) * 1.05)
+        axis.tick_params(labelbottom=axis is axes[-1])
+    selector = record.given.selector
+    if isinstance(selector, AccuracyBudget | TriggerGone):
+        axes[0].axhline(100 * selector.max_drop, color=_GREY, linestyle=":", linewidth=1)
+    if len(axes) > 1:
+        axes[1].set_ylim(-3, 103)
+    axes[-1].xaxis.set_major_formatter("{x:.0f}")
+    axes[-1].set_xlabel(f"neurons silenced (logarithmic); dashed: chosen, {chosen:,}")
+    return figure
+
+
+def triggers(record: Record, size: Size | None = None) -> Figure:
+    """Each recovered trigger: a clean image, the mask, the pattern under the mask, the stamp.
+
+    Raises:
+        DataError: no trigger was recovered.
+    """
+    if not record.triggers:
+        raise DataError("there is no trigger to show: neither criterion nor selector recovered one")
+    rows = len(record.triggers)
+    figure, axes = _figure(size or (7.0, 2.1 * rows), rows, columns=4)
+    example = record.given.example
+    for number, proxy in enumerate(record.triggers):
+        trigger, row = proxy.trigger, axes[4 * number : 4 * number + 4]
+        blank = record.given.pixels.low + 0 * trigger.pattern
+        pictures = {
+            "clean image": example,
+            f"mask, norm {trigger.norm:.3g}": trigger.mask,
+            "pattern under mask": trigger.mask * trigger.pattern + (1 - trigger.mask) * blank,
+            f"stamped: label {trigger.target}": trigger(example[None])[0],
+        }
+        for axis, (title, picture) in zip(row, pictures.items(), strict=True):
+            if picture is trigger.mask:
+                axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
+            else:
+                axis.imshow(_visible(picture, record.given), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title, fontsize=8, color=_GREY)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(f"by the {proxy.source}", fontsize=8)
+    return figure
+
+
+def pngs(record: Record, dpi: int = 160) -> dict[str, bytes]:
+    """All that there is to show, by name: "scores", "curve", "triggers"."""
+    drawn = {"scores": scores(record)}
+    if record.selection.curve:
+        drawn["curve"] = curve(record)
+    if record.triggers:
+        drawn["triggers"] = triggers(record)
+    files = {}
+    for name, figure in drawn.items():
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=dpi, transparent=True)
+        files[name] = file.getvalue()
+    return files
+
+
+def _figure(size: Size, rows: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise PurifyError(
+            "plots need matplotlib; run: pip install 'nnprune-backdoor[plots]'"
+        ) from error
+    figure = Figure(figsize=size, layout="constrained")
+    axes: list[Any] = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axis in axes:
+        axis.tick_params(colors=_GREY, labelsize=8)
+        axis.xaxis.label.set(color=_GREY, fontsize=8)
+        axis.yaxis.label.set(color=_GREY, fontsize=8)
+        axis.spines[:].set(color=_GREY, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(columns > 1)
+    return figure, axes
+
+
+def _label(name: str, longest: int = 40) -> str:
+    """A name that any font can draw."""
+    drawn = name.encode("ascii", "backslashreplace").decode()
+    return drawn if len(drawn) <= longest else "..." + drawn[3 - longest :]
+
+
+def _visible(image: Tensor, given: Given) -> Any:
+    """(C, H, W), normalised -> colours (H, W, 3) or grey (H, W) in [0, 1].
+
+    Values between the least and the greatest seen in the clean images, channel by channel; of
+    other than three channels the mean is shown.
+    """
+    low, high = given.pixels.low, given.pixels.high
+    unit = ((image - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    return (unit.permute(1, 2, 0) if len(unit) == 3 else unit.mean(0)).numpy()

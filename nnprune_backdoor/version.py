@@ -1,0 +1,3 @@
+"""The version of this package; a file of its own, so that reports can name it."""
+
+__version__ = "0.1.0"
