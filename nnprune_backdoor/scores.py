@@ -107,7 +107,7 @@ class ChannelScores:
                     pattern=file.get_tensor(f"pattern{i}"),
                     **plain,
                 )
-                for i, plain in enumerate(header["triggers"])
+                for i, plain in enumerate(header.get("triggers", []))
             )
             flat = file.get_tensor("scores")
             return cls(sites, flat, header["criterion"], header["details"], triggers)
