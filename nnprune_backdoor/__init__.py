@@ -1,5 +1,7 @@
 """Purify backdoored image classifiers by pruning, with clean images alone."""
 
+from .architecture import load_model
+from .checkpoint import Weights, load_weights
 from .criteria import (
     ANP,
     CNP,
@@ -15,6 +17,7 @@ from .criteria import (
 )
 from .data import CleanData
 from .errors import (
+    CheckpointError,
     DataError,
     PurifyError,
     ScoringError,
@@ -26,7 +29,9 @@ from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
 from .purify import PairedAccuracy, Purified, purify
 from .recipe import Cut, Recipe
+from .record import read_record
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
+from .saving import load_purified, save_purified
 from .scores import ChannelScores, Neuron, Selection, Site
 from .selection import (
     AccuracyBudget,
@@ -53,6 +58,7 @@ __all__ = [
     "AccuracyBudget",
     "BelowThreshold",
     "ChannelScores",
+    "CheckpointError",
     "CleanData",
     "Criterion",
     "Cut",
@@ -80,17 +86,23 @@ __all__ = [
     "TriggerGone",
     "UnknownNameError",
     "UnsupportedModelError",
+    "Weights",
     "compact",
     "create_criterion",
     "create_selector",
     "find_sites",
     "list_criteria",
     "list_selectors",
+    "load_model",
+    "load_purified",
+    "load_weights",
     "magnitude_saliency_correlation",
     "plan_removal",
     "purify",
+    "read_record",
     "recalibrate_norms_",
     "register_criterion",
     "register_selector",
+    "save_purified",
     "silence_",
 ]

@@ -18,6 +18,7 @@ from .evaluation import Rate, predict
 from .guard import private_copy, private_randomness
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
+from .provenance import provenance
 from .recipe import Recipe
 from .removal import TOLERANCE, RemovalReport, compact
 from .scores import ChannelScores, Selection
@@ -58,6 +59,7 @@ class Purified:
     removal: RemovalReport | None  # None where nothing was to be taken out of the tensors
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
+    provenance: dict[str, Any] = field(default_factory=dict)  # what it was made from, plain data
 
     @property
     def recipe(self) -> Recipe:
@@ -174,7 +176,17 @@ def purify(
             clock.lap("removing")
         accuracy = _paired(own, product, certifying)
         clock.lap("certifying")
-    return Purified(product, scores, selection, accuracy, silencing, report, seed, clock.laps)
+    return Purified(
+        product,
+        scores,
+        selection,
+        accuracy,
+        silencing,
+        report,
+        seed,
+        clock.laps,
+        provenance(own, clean, criterion, chooser),
+    )
 
 
 def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Criterion:
