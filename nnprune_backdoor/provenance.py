@@ -35,8 +35,8 @@ def fingerprint(tensors: Mapping[str, Any]) -> str:
     The same for the same tensors wherever they are and whatever file they came from.
     """
     digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor):
+    for name in sorted(tensors):
+        if isinstance(tensor := tensors[name], Tensor):
             values = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
@@ -57,4 +57,4 @@ def plain(value: Any) -> Any:
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list, set, frozenset)):
         return [plain(entry) for entry in value]
-    return getattr(value, "__qualname__", type(value).__name__)  # repr may hold an address
+    return getattr(value, "__name__", type(value).__name__)  # repr may hold an address

@@ -121,6 +121,12 @@ def record_of(
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}
 
 
+def written(record: dict[str, Any]) -> str:
+    """The text of a record: one line an entry."""
+    lines = (f"{json.dumps(name)}: {json.dumps(e, allow_nan=False)}" for name, e in record.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def _removal_of(report: RemovalReport) -> dict[str, Any]:
     """Before and after, and what stayed: reason -> site -> channels."""
     stayed: dict[str, dict[str, list[int]]] = {}
