@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .architecture import complete, create, fill_
 from .checkpoint import MAX_BYTES, read_safetensors
 from .data import like, refuse_wrapped
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError
 from .guard import private_copy, private_randomness
 from .purify import Purified
 from .recipe import Recipe
@@ -61,8 +61,10 @@ def save_purified(
 
     Raises:
         CheckpointError: the folder exists, an argument is not plain data, or what was written
-            does not load or does not compute the same. Nothing has changed on disk then.
+            does not fit or does not compute the same.
         UnknownNameError: timm has no such architecture.
+        UnsupportedModelError: the recipe was made for another architecture.
+            Whatever is raised, what was on disk before is there as it was.
     """
     folder = Path(folder).resolve()
     _check_free(folder, overwrite)
@@ -98,10 +100,11 @@ def save_purified(
 def load_purified(
     folder: str | os.PathLike[str], *, model: nn.Module | None = None, max_bytes: int = MAX_BYTES
 ) -> nn.Module:
-    """The model that `save_purified` wrote, its logits the same to the bit.
+    """The model that `save_purified` wrote; same machine, same logits to the bit.
 
     Args:
-        model: a network of the original architecture, where timm does not have it; it is copied.
+        model: a network of the original architecture, where timm does not have it; it is copied,
+            and taken in place of a recorded architecture.
         max_bytes: largest weights file, and largest original architecture.
 
     Returns:
@@ -160,7 +163,7 @@ def _check_computes_the_same(purified: Purified, draft: Path) -> None:
     own, again = private_copy(purified.model).cpu(), load_purified(draft, max_bytes=sys.maxsize)
     shape = purified.provenance.get("input")
     if shape is None:
-        raise DataError("this result does not say what images it was made from; purify anew")
+        raise CheckpointError("this result does not say what images it was made from; purify anew")
     with private_randomness(0), torch.no_grad():
         images = torch.randn(2, *shape).to(**like(own))
         wanted = own(images)
@@ -205,7 +208,7 @@ def _move(draft: Path, folder: Path) -> None:
             folder.replace(old)
         draft.replace(folder)
     except BaseException:
-        if old.exists():
+        if old.exists() and not folder.exists():
             old.replace(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
