@@ -167,7 +167,7 @@ def test_what_the_user_allows_elsewhere_is_not_allowed_here_and_stays_allowed(
     before = torch.serialization.get_safe_globals()
     try:
         torch.serialization.add_safe_globals([nn.Linear])
-        with pytest.raises(CheckpointError, match="Linear"):
+        with pytest.raises(CheckpointError, match=r"asks for .*Linear"):
             load_weights(tmp_path / "w.pt")
         with pytest.raises(CheckpointError, match="scalar"):
             load_weights(tmp_path / "n.pt")
@@ -228,9 +228,10 @@ def test_a_huge_pickle_is_refused_before_it_is_read(
 
 @pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
 def test_a_tensor_spread_over_a_small_storage_is_refused(tmp_path: Path, options: Any) -> None:
-    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "w.pt", **options)
-    with pytest.raises(CheckpointError, match=r"'w' claims shape \(1000000, 1000000\)"):
-        load_weights(tmp_path / "w.pt")
+    for side in (100, 10**6):  # within the limit, and over it
+        torch.save({"w": torch.zeros(1).expand(side, side)}, tmp_path / "w.pt", **options)
+        with pytest.raises(CheckpointError, match=rf"'w' claims shape \({side}, {side}\)"):
+            load_weights(tmp_path / "w.pt")
 
 
 def test_many_names_for_one_tensor_count_each(tmp_path: Path) -> None:
