@@ -29,7 +29,7 @@ from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
 from .purify import PairedAccuracy, Purified, purify
 from .recipe import Cut, Recipe
-from .record import read_record
+from .record_file import read_record
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .saving import load_purified, save_purified
 from .scores import ChannelScores, Neuron, Selection, Site

@@ -29,7 +29,7 @@ from .errors import CheckpointError
 from .guard import private_copy, private_randomness
 from .purify import Purified
 from .recipe import Recipe
-from .record import LIBRARY, RECORD, read_record, record_of, written
+from .record_file import LIBRARY, RECORD, read_record, record_of, written
 from .removal import TOLERANCE
 
 _WEIGHTS = "model.safetensors"

@@ -122,7 +122,7 @@ def test_the_core_cannot_see_an_attack_nor_its_measurement(module: str) -> None:
     assert not IMPORTS.packages(module) & {"timm", "torch_pruning"}
 
 
-@pytest.mark.parametrize("module", ["", "purify", "architecture", "record", "saving"])
+@pytest.mark.parametrize("module", ["", "purify", "architecture", "record_file", "saving"])
 def test_the_front_door_cannot_see_an_attack(module: str) -> None:
     assert not top(IMPORTS.reach(module)) & ATTACKER
 
@@ -149,9 +149,9 @@ def test_timm_is_imported_where_architectures_are_built_by_name() -> None:
 
 def test_purified_models_are_saved_above_all_else() -> None:
     """The way from a result to a file is one way: what computes results cannot reach it."""
-    assert IMPORTS.reach("saving") >= {"architecture", "checkpoint", "record", "purify"}
+    assert IMPORTS.reach("saving") >= {"architecture", "checkpoint", "record_file", "purify"}
     assert IMPORTS.own["checkpoint"] == {"errors"}
-    assert not IMPORTS.reach("purify") & {"architecture", "checkpoint", "record", "saving"}
+    assert not IMPORTS.reach("purify") & {"architecture", "checkpoint", "record_file", "saving"}
 
 
 def test_torch_pruning_has_few_doors() -> None:
