@@ -1,5 +1,7 @@
 """Purify backdoored image classifiers by pruning, with clean images alone."""
 
+from .architecture import load_model
+from .checkpoint import Weights, load_weights
 from .criteria import (
     ANP,
     BNP,
@@ -20,6 +22,7 @@ from .criteria import (
 )
 from .data import CleanData
 from .errors import (
+    CheckpointError,
     DataError,
     PurifyError,
     ScoringError,
@@ -33,8 +36,10 @@ from .norms import recalibrate_norms_
 from .purify import Purified, purify
 from .recipe import Cut, Recipe
 from .record import Given, PairedAccuracy, ProxySuccess
+from .record_file import read_record
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .report import Report
+from .saving import load_purified, save_purified
 from .scores import ChannelScores, Neuron, Point, Selection, Site
 from .selection import (
     AccuracyBudget,
@@ -63,6 +68,7 @@ __all__ = [
     "AccuracyBudget",
     "BelowThreshold",
     "ChannelScores",
+    "CheckpointError",
     "CleanData",
     "Criterion",
     "Cut",
@@ -96,6 +102,7 @@ __all__ = [
     "TriggerGone",
     "UnknownNameError",
     "UnsupportedModelError",
+    "Weights",
     "__version__",
     "compact",
     "create_criterion",
@@ -104,11 +111,16 @@ __all__ = [
     "fine_tune",
     "list_criteria",
     "list_selectors",
+    "load_model",
+    "load_purified",
+    "load_weights",
     "magnitude_saliency_correlation",
     "plan_removal",
     "purify",
+    "read_record",
     "recalibrate_norms_",
     "register_criterion",
     "register_selector",
+    "save_purified",
     "silence_",
 ]

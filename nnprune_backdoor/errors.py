@@ -22,6 +22,10 @@ class UnknownNameError(PurifyError, ValueError):
     """No criterion, selector, attack or hyper-parameter has that name."""
 
 
+class CheckpointError(PurifyError, ValueError):
+    """A file is not loaded: damaged, too large, unfit for the model, or it could run code."""
+
+
 class ScoringError(PurifyError, RuntimeError):
     """A criterion ran but did not reach a usable result (divergence, a stop that never came)."""
 

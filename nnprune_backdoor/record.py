@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .criteria import Criterion
 from .data import CleanData, like
 from .evaluation import Rate, predict
+from .fingerprint import fingerprint
 from .inversion import PixelRange, RecoveredTrigger
 from .masking import Silencing
 from .removal import RemovalReport
@@ -38,6 +39,7 @@ class Given:
     selector: Selector
     removal: Removal
     recalibrate_norms: bool
+    sha256: dict[str, str]  # "weights" of the model, "clean": images and labels
 
     @classmethod
     def of(cls, model: nn.Module, clean: CleanData, **others: Any) -> Self:
@@ -54,6 +56,10 @@ class Given:
             labelled=clean.labels is not None,
             example=clean.images[0].float().clone(),
             pixels=PixelRange.seen_in(clean.images),
+            sha256={
+                "weights": fingerprint(model.state_dict()),
+                "clean": fingerprint({"images": clean.images, "labels": clean.labels}),
+            },
             **others,
         )
 

@@ -59,7 +59,7 @@ class Report:
         given, scores, selection = record.given, record.scores, record.selection
         facts = (
             "architecture", "classes", "parameters", "where", "images", "labelled", "parts",
-            "removal", "recalibrate_norms",
+            "removal", "recalibrate_norms", "sha256",
         )  # fmt: skip
         return cls(
             given={

@@ -12,7 +12,7 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
-from nnprune_backdoor import CleanData, Site, find_sites
+from nnprune_backdoor import ChannelScores, CleanData, Criterion, Site, find_sites
 from nnprune_backdoor.attacks import train_classifier
 
 torch.set_num_threads(1)
@@ -84,6 +84,21 @@ def assert_same_state(before: dict[str, Tensor], after: dict[str, Tensor]) -> No
     assert before.keys() == after.keys()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert not changed, f"changed: {changed}"
+
+
+class Arbitrary(Criterion):
+    """Any order, without a look at model or data."""
+
+    reference = "none"
+    needs_labels = False
+
+    @classmethod
+    def paper(cls) -> Arbitrary:
+        return cls()
+
+    def score(self, model, clean, sites, generator, progress):  # type: ignore[no-untyped-def]
+        total = sum(site.channels for site in sites)
+        return ChannelScores(sites, torch.rand(total, generator=generator), "arbitrary")
 
 
 @pytest.fixture(params=list(SMALL))

@@ -18,7 +18,9 @@ import nnprune_backdoor
 
 ROOT = Path(nnprune_backdoor.__file__).parent
 CORE = (
+    "checkpoint",
     "data",
+    "fingerprint",
     "finetuning",
     "guard",
     "inversion",
@@ -121,10 +123,9 @@ def test_the_core_cannot_see_an_attack_nor_its_measurement(module: str) -> None:
     assert not IMPORTS.packages(module) & {"timm", "torch_pruning"}
 
 
-@pytest.mark.parametrize("module", ["", "purify"])
+@pytest.mark.parametrize("module", ["", "purify", "architecture", "record_file", "saving"])
 def test_the_front_door_cannot_see_an_attack(module: str) -> None:
     assert not top(IMPORTS.reach(module)) & ATTACKER
-    assert "timm" not in IMPORTS.packages(module)
 
 
 def test_purify_takes_nothing_from_evaluation_that_knows_a_target() -> None:
@@ -150,9 +151,18 @@ def test_attacks_do_not_know_the_defence() -> None:
     assert top(reached) == {"attacks", "errors", "registry"}
 
 
-def test_timm_is_imported_by_the_demonstration_alone() -> None:
-    assert IMPORTS.importers("timm") == {"demo"}
-    assert {m for m in IMPORTS.files if "timm" in IMPORTS.packages(m)} <= {"demo", "cli"}
+def test_timm_is_imported_where_architectures_are_built_by_name() -> None:
+    assert IMPORTS.importers("timm") == {"architecture", "demo"}
+    above = {"", "saving", "cli"}  # "": only when called, see below
+    reached = {m for m in IMPORTS.files if "timm" in IMPORTS.packages(m)}
+    assert reached <= {"architecture", "demo"} | above
+
+
+def test_purified_models_are_saved_above_all_else() -> None:
+    """The way from a result to a file is one way: what computes results cannot reach it."""
+    assert IMPORTS.reach("saving") >= {"architecture", "checkpoint", "record_file", "purify"}
+    assert IMPORTS.own["checkpoint"] == {"errors"}
+    assert not IMPORTS.reach("purify") & {"architecture", "checkpoint", "record_file", "saving"}
 
 
 def test_torch_pruning_has_few_doors() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import timm
 import torch
+from conftest import Arbitrary
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,9 +17,7 @@ from nnprune_backdoor import (
     ANP,
     RNP,
     AccuracyBudget,
-    ChannelScores,
     CleanData,
-    Criterion,
     DataError,
     LowestCount,
     LowestFraction,
@@ -54,21 +53,6 @@ def clean(model: nn.Module) -> CleanData:
 
 
 QUICK = ANP(rounds=1)
-
-
-class Arbitrary(Criterion):
-    """Any order, without a look at model or data."""
-
-    reference = "none"
-    needs_labels = False
-
-    @classmethod
-    def paper(cls) -> Arbitrary:
-        return cls()
-
-    def score(self, model, clean, sites, generator, progress):  # type: ignore[no-untyped-def]
-        total = sum(site.channels for site in sites)
-        return ChannelScores(sites, torch.rand(total, generator=generator), "arbitrary")
 
 
 def test_the_product_is_a_silenced_copy(model: nn.Module, clean: CleanData) -> None:
