@@ -27,8 +27,8 @@ _HIDDEN, _KERNEL = 16, 5
 class SampleSpecific(Trigger):
     """Adds amplitude * tanh(g(image)), where g is a random network of two convolutions.
 
-    Covers (`poison`'s cover rate) carry another image's noise, so that only an image's own noise
-    is the trigger.
+    The noise has no mean in any channel; an image of one colour stays as it is. Covers (`poison`'s
+    cover rate) carry another image's noise, so that only an image's own noise is the trigger.
     """
 
     amplitude: float = 0.1  # largest change of a pixel, in [0, 1]
@@ -55,8 +55,15 @@ class SampleSpecific(Trigger):
 
         first, bias = random(_HIDDEN, channels, _KERNEL, _KERNEL), random(_HIDDEN)
         second = random(channels, _HIDDEN, _KERNEL, _KERNEL)
-        edge = [_KERNEL // 2] * 4
-        hidden = torch.tanh(F.conv2d(F.pad(pixels - 0.5, edge, "replicate"), first, bias))
-        out = F.conv2d(F.pad(hidden, edge, "replicate"), second)
-        size = out.square().mean((1, 2, 3), keepdim=True).sqrt()
-        return self.amplitude * torch.tanh(out / size.clamp_min(1e-12))
+        hidden = torch.tanh(_convolve(_standard(pixels), first) + bias[:, None, None])
+        return self.amplitude * torch.tanh(_standard(_convolve(hidden, second)))
+
+
+def _convolve(pixels: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.pad(pixels, [_KERNEL // 2] * 4, "replicate"), weight)
+
+
+def _standard(pixels: Tensor) -> Tensor:
+    """Each channel of each image less its mean and over its deviation: no common tint is left."""
+    centred = pixels - pixels.mean((2, 3), keepdim=True)
+    return centred / centred.square().mean((2, 3), keepdim=True).sqrt().clamp_min(1e-3)
