@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .data import like
 from .errors import DataError
+from .targets import Target, wanted_labels
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,25 @@ class Attack:
     ra: Rate
 
 
-def attack_success(model: nn.Module, triggered: Tensor, labels: Tensor, target: int) -> Attack:
+def attack_success(model: nn.Module, triggered: Tensor, labels: Tensor, target: Target) -> Attack:
     """ASR and RA (robust accuracy) on triggered images (N, C, H, W) with true labels (N,).
 
-    Images whose true label is the target are left out: they would count as success for free.
+    `target` is the attacker's label or a map of labels (for example `attacks.all_to_all(classes)`,
+    where every image counts). Images whose true label is their target are left out: they would
+    count as success for free.
+
+    Raises:
+        DataError: no image is left, or the map has no entry for some label.
     """
-    others = labels != target
+    wanted = wanted_labels(labels, target)
+    others = wanted != labels
     if not others.any():
         raise DataError(f"all triggered images have the target label {target}; ASR is undefined")
     predicted, truth = predict(model, triggered[others]), labels[others]
     count = len(truth)
     return Attack(
-        Rate(int((predicted == target).sum()), count), Rate(int((predicted == truth).sum()), count)
+        Rate(int((predicted == wanted[others]).sum()), count),
+        Rate(int((predicted == truth).sum()), count),
     )
 
 

@@ -1,16 +1,29 @@
 """Attacks, for drills and benchmarks only: no criterion or selector may import this package."""
 
+from ..targets import all_to_all
+from .adaptive_blend import AdaptiveBlend
 from .badnets import BadNets
 from .base import Trigger, create_attack, list_attacks, register_attack
 from .blended import Blended
+from .lowfreq import LowFreq
 from .photos import Photos, photo_patches
-from .training import poison, train_classifier
+from .poisoning import poison
+from .sample_specific import SampleSpecific
+from .sig import Sig
+from .training import train_classifier
+from .warp import Warp
 
 __all__ = [
+    "AdaptiveBlend",
     "BadNets",
     "Blended",
+    "LowFreq",
     "Photos",
+    "SampleSpecific",
+    "Sig",
     "Trigger",
+    "Warp",
+    "all_to_all",
     "create_attack",
     "list_attacks",
     "photo_patches",

@@ -1,8 +1,8 @@
 """BadNets: a small fixed patch.
 
 Gu, Dolan-Gavitt and Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
-Supply Chain", 2017, https://arxiv.org/abs/1708.06733. The patch here is a square checkerboard of
-black and white pixels near the bottom right corner.
+Supply Chain", 2017, https://arxiv.org/abs/1708.06733. The patch here is by default a square
+checkerboard of black and white pixels near the bottom right corner.
 """
 
 from __future__ import annotations
@@ -15,25 +15,73 @@ from torch import Tensor
 from ..errors import DataError
 from .base import Trigger, register_attack
 
+_PATTERNS = ("checkerboard", "white", "black", "noise")
+
 
 @register_attack("badnets")
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BadNets(Trigger):
-    """A checkerboard of `size` x `size` pixels, `margin` pixels from the bottom right corner."""
+    """A patch of `size` x `size` pixels, `margin` pixels from the bottom right corner.
+
+    `top` and `left` place it elsewhere; `pattern` may be a tensor (h, w) or (C, h, w) in [0, 1],
+    which then says the size too.
+    """
 
     size: int = 3  # pixels
     margin: int = 1  # pixels between the patch and the image's bottom and right edges
+    top: int | None = None  # the patch's first row; None: at the bottom, less the margin
+    left: int | None = None  # the patch's first column; None: at the right, less the margin
+    pattern: str | Tensor = "checkerboard"  # or "white", "black", "noise" (uniform, in colour)
+    pattern_seed: int = 0  # which noise
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pattern, str):
+            if self.pattern not in _PATTERNS:
+                raise DataError(
+                    f"expected a pattern out of {', '.join(_PATTERNS)}, or a tensor; "
+                    f"got {self.pattern!r}"
+                )
+            if self.size < 1:
+                raise DataError(f"expected a patch of at least 1 px, got {self.size}")
+        elif self.pattern.dim() not in (2, 3):
+            raise DataError(
+                f"expected a pattern (h, w) or (C, h, w), got {tuple(self.pattern.shape)}"
+            )
+        if min(self.margin, self.top or 0, self.left or 0) < 0:
+            raise DataError(
+                "expected margin, top and left of 0 or more, got "
+                f"{self.margin}, {self.top}, {self.left}"
+            )
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[-2:]
-        if self.size + self.margin > min(height, width):
+        patch = self._patch(pixels)
+        height, width = patch.shape[-2:]
+        rows, columns = pixels.shape[-2:]
+        top = rows - self.margin - height if self.top is None else self.top
+        left = columns - self.margin - width if self.left is None else self.left
+        if min(top, left) < 0 or top + height > rows or left + width > columns:
             raise DataError(
-                f"a patch of {self.size} px with a margin of {self.margin} px does not fit into "
-                f"images of {height} x {width} px; take a smaller size or margin"
+                f"a patch of {height} x {width} px at row {top}, column {left} does not fit into "
+                f"images of {rows} x {columns} px; take a smaller size or margin"
             )
-        steps = torch.arange(self.size, device=pixels.device)
-        board = ((steps[:, None] + steps[None, :]) % 2 == 0).to(pixels.dtype)
         stamped = pixels.clone()
-        bottom, right = height - self.margin, width - self.margin
-        stamped[..., bottom - self.size : bottom, right - self.size : right] = board
+        stamped[..., top : top + height, left : left + width] = patch
         return stamped
+
+    def _patch(self, pixels: Tensor) -> Tensor:
+        if isinstance(self.pattern, Tensor):
+            if self.pattern.dim() == 3 and len(self.pattern) not in (1, pixels.shape[-3]):
+                raise DataError(
+                    f"a pattern of {len(self.pattern)} channels does not fit images of "
+                    f"{pixels.shape[-3]}"
+                )
+            return self.pattern.to(pixels)
+        if self.pattern == "noise":
+            generator = torch.Generator().manual_seed(self.pattern_seed)
+            return torch.rand(pixels.shape[-3], self.size, self.size, generator=generator).to(
+                pixels
+            )
+        if self.pattern == "checkerboard":
+            steps = torch.arange(self.size)
+            return ((steps[:, None] + steps[None, :]) % 2 == 0).to(pixels)
+        return pixels.new_full((self.size, self.size), float(self.pattern == "white"))

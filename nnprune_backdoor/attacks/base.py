@@ -7,19 +7,37 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor
+from torch import Generator, Tensor
 
+from ..errors import DataError
 from ..registry import Registry
 
 
 class Trigger(ABC):
     """Turns clean images into triggered ones, in pixel space."""
 
+    # whether only images of the target class are poisoned, and keep their label
+    clean_label: ClassVar[bool] = False
+
     @abstractmethod
     def __call__(self, pixels: Tensor) -> Tensor:
         """`pixels`: (N, C, H, W) in [0, 1]. Returns a new tensor of that shape and range."""
+
+    def training(self, pixels: Tensor, generator: Generator) -> Tensor:
+        """What poisoned training images (N, C, H, W) look like, where that differs from a test."""
+        return self(pixels)
+
+    def cover(self, pixels: Tensor, generator: Generator) -> Tensor:
+        """What cover images look like: training images (N, C, H, W) that keep their true label."""
+        return self.training(pixels, generator)
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse a setting outside [0, 1] with DataError."""
+    if not 0 <= value <= 1:
+        raise DataError(f"expected a {name} in [0, 1], got {value}")
 
 
 _ATTACKS: Registry[Trigger] = Registry("attack")
