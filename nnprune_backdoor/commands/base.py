@@ -32,6 +32,7 @@ def add_command(
     run: Callable[[argparse.Namespace], Result],
     *,
     does: str,
+    usage: str = "",
     example: str,
     more: str = "",
 ) -> argparse.ArgumentParser:
@@ -39,11 +40,13 @@ def add_command(
 
     Args:
         does: one line, for the list of commands and the top of its help.
+        usage: what must be given, after the command's name.
         example: a command line that works, without the program's name.
         more: said under the one line.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
+        usage=" ".join(["nnprune-backdoor", name, *usage.split(), "[options]"]),
         help=does,
         description=f"{does[0].upper()}{does[1:]}.{more and chr(10)}{more}",
         epilog=f"example:\n  nnprune-backdoor {example}",

@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
         "evaluate",
         run,
         does="measure accuracy, and a backdoor's success if you have its trigger",
+        usage="MODEL",
         more="\nACC: clean images that get their label. ASR: triggered images of other classes\n"
         "that are sent to the target. RA: triggered images that still get their label.\n"
         "All with 95 % intervals.",

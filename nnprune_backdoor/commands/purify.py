@@ -28,6 +28,7 @@ def add(commands: Commands) -> None:
         "purify",
         run,
         does="silence neurons that look like a backdoor's, and save the model",
+        usage="CHECKPOINT --clean DIR --out OUT",
         more="\nThe checkpoint is read as tensors alone; no code in it runs, and it is left as it\n"
         "is. OUT becomes a folder with model.safetensors, record.json and report.json.",
         example="purify stranger.pth --arch resnet18 --clean images/ \\\n"

@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
         "report",
         run,
         does="show what was done to a purified model, from its folder",
+        usage="FOLDER",
         more="\nPrints Markdown; a page with pictures is made by purify --report FILE.html.",
         example="report purified --html purified.html",
     )
