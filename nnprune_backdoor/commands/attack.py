@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         run,
         does="plant a backdoor in a model of your own, for a drill",
         usage="DIR --out FILE",
-        more="\nTrains on images of which a share is stamped and relabelled, from scratch or from\n"
+        more="Trains on images of which a share is stamped and relabelled, from scratch or from "
         "--model, and measures on a fifth of the images that it was not trained on.",
         example="attack photos/ --arch resnet18 --trigger badnets --target 0 \\\n"
         "      --epochs 8 --out drill.safetensors",

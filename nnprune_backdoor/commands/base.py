@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,11 +45,12 @@ def add_command(
         example: a command line that works, without the program's name.
         more: said under the one line.
     """
+    about = f"{does[0].upper()}{does[1:]}."
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         usage=" ".join(["nnprune-backdoor", name, *usage.split(), "[options]"]),
         help=does,
-        description=f"{does[0].upper()}{does[1:]}.{more and chr(10)}{more}",
+        description="\n\n".join(textwrap.fill(text, 79) for text in (about, more) if text),
         epilog=f"example:\n  nnprune-backdoor {example}",
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=79),
         allow_abbrev=False,

@@ -31,8 +31,8 @@ def add(commands: Commands) -> None:
         run,
         does="measure accuracy, and a backdoor's success if you have its trigger",
         usage="MODEL",
-        more="\nACC: clean images that get their label. ASR: triggered images of other classes\n"
-        "that are sent to the target. RA: triggered images that still get their label.\n"
+        more="ACC: clean images that get their label. ASR: triggered images of other classes "
+        "that are sent to the target. RA: triggered images that still get their label. "
         "All with 95 % intervals.",
         example="evaluate purified --clean images/ \\\n      --triggered triggered/ --target 0",
     )

@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         run,
         does="silence neurons that look like a backdoor's, and save the model",
         usage="CHECKPOINT --clean DIR --out OUT",
-        more="\nThe checkpoint is read as tensors alone; no code in it runs, and it is left as it\n"
+        more="The checkpoint is read as tensors alone; no code in it runs, and it is left as it "
         "is. OUT becomes a folder with model.safetensors, record.json and report.json.",
         example="purify stranger.pth --arch resnet18 --clean images/ \\\n"
         "      --out purified --report purified.html",

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         run,
         does="show what was done to a purified model, from its folder",
         usage="FOLDER",
-        more="\nPrints Markdown; a page with pictures is made by purify --report FILE.html.",
+        more="Prints Markdown; a page with pictures is made by purify --report FILE.html.",
         example="report purified --html purified.html",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="that purify wrote")
