@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,15 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
             result: Result = options.run(options)
         if options.json:
-            print(json.dumps(plain(result.data), allow_nan=False))
+            print(json.dumps(plain(result.data), allow_nan=False), flush=True)
         else:
-            print(result.text)
+            print(result.text, flush=True)
     except (MisuseError, UnknownNameError) as error:
         print(
             f"nnprune-backdoor: {error}\nsee: nnprune-backdoor {options.command} --help",
             file=sys.stderr,
         )
         return 2
+    except BrokenPipeError:  # whoever read this has seen enough; nothing more can be flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (PurifyError, OSError, MemoryError) as error:
         print(f"nnprune-backdoor: {error or type(error).__name__}", file=sys.stderr)
         return 1

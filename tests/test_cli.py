@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -344,10 +347,13 @@ def test_failures_exit_with_one(
 ) -> None:
     arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
     inside = tmp_path / "x.html"
+    (tmp_path / "file").write_text("x")
+    assert run(arguments, shop.stranger, shop.clean, purified) == 2
+    assert "is not empty; give another folder, or --overwrite" in said(capsys)
     for paths, error in (
         ((tmp_path / "none.pth", shop.clean, tmp_path / "out"), "no such file"),
         ((shop.stranger, tmp_path / "none", tmp_path / "out"), "no such folder"),
-        ((shop.stranger, shop.clean, purified), "not empty"),
+        ((shop.stranger, shop.clean, tmp_path / "file"), "a file is there"),
     ):
         assert run(arguments, *paths) == 1
         assert error in said(capsys)
@@ -359,7 +365,19 @@ def test_failures_exit_with_one(
     assert "the model has 4 classes" in said(capsys)
     assert run(f"{arguments} --report {{}}", shop.stranger, shop.clean, tmp_path, inside) == 2
     assert "lies in --out" in said(capsys)
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "two"]
+
+
+def test_a_reader_that_leaves(tmp_path: Path) -> None:
+    """As in `nnprune-backdoor list | head -1`: no traceback, no message."""
+    code = "from nnprune_backdoor.cli import main; raise SystemExit(main(['list']))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_run_replaces_its_own_folder_on_request(shop: Shop, tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def run(options: argparse.Namespace) -> Result:
         raise MisuseError(f"--report {page} lies in --out; give a name beside it: {out.name}.html")
     if options.checkpoint.is_dir():
         raise MisuseError(f"{options.checkpoint} is a folder; purify takes a checkpoint file")
+    if not options.overwrite and out.is_dir() and any(out.iterdir()):
+        raise MisuseError(f"--out {options.out} is not empty; give another folder, or --overwrite")
     check_free(out, overwrite=options.overwrite)
     model = load(options, options.checkpoint)
     preprocessing = preprocessing_of(options, model)
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace) -> Result:
                 "folders; sort the images into one folder a class, or choose what needs none, "
                 "such as: --method clp --threshold -3"
             )
-    note(options, f"purifying: {criterion}")
+    note(options, f"purifying: {options.method}, selector {options.selector}")
     purified = purify(
         model.network,
         images.data,
