@@ -247,7 +247,7 @@ def _given(report: Report) -> Section:
 def _source(report: Report) -> list[Section]:
     """Names, hashes and classes that the caller gave, if any."""
     rows = [[k, v if isinstance(v, str) else _json(v)] for k, v in report.source.items()]
-    text = "As whoever ran this says; beyond the hashes above nothing here was checked."
+    text = "Said by whoever ran the purification, not found out by it."
     return [Section("Where it came from", [text], table=Table("lc", rows))] if rows else []
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -418,6 +419,46 @@ def test_notes_say_what_was_read(shop: Shop, capsys: pytest.CaptureFixture[str])
     assert "preprocessing: 3 x 32 x 32, bilinear, crop 1 (center), mean 0.5" in captured.err
     assert "8 of 48 files, 4 classes" in captured.err
     assert re.search(r"apple: 2 images", captured.err)
+
+
+def test_sizes_and_channels_are_found_from_the_weights(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arch, arguments, options, shape in (
+        ("test_vit", {"img_size": 32}, "", "3 x 32 x 32"),
+        ("test_resnet", {"in_chans": 1}, "--mean 0.5 --std 0.5 --size 40 48", "1 x 40 x 48"),
+    ):
+        model = timm.create_model(arch, num_classes=4, **arguments)
+        torch.save(model.state_dict(), tmp_path / "a.pth")
+        command = f"evaluate {{}} --arch {arch} --clean {{}} --images 8 {options}"
+        assert run(command, tmp_path / "a.pth", shop.clean) == 0
+        assert f"preprocessing: {shape}" in capsys.readouterr().err
+    assert run(command.replace("--mean 0.5 --std 0.5", ""), tmp_path / "a.pth", shop.clean) == 1
+    assert "give --mean and --std" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ({"preprocessing": {"size": [10**9, 1]}}, "preprocessing on record cannot be read"),
+        ({"preprocessing": "x"}, "preprocessing on record cannot be read"),
+        ({"classes": ["a", "b"]}, "2 class names"),
+        ({"classes": [1, [], "bear", {}]}, "unknown class folder"),
+        ([], "expected 'source' to be dict"),
+    ],
+)
+def test_a_folder_from_somebody_else(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: Any, error: str
+) -> None:
+    """Its record says where it came from, and may say anything."""
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
+    assert run(arguments, shop.stranger, shop.clean, tmp_path / "p") == 0
+    capsys.readouterr()
+    record = json.loads((tmp_path / "p" / "record.json").read_text())
+    record["source"] = source
+    (tmp_path / "p" / "record.json").write_text(json.dumps(record))
+    assert run("evaluate {} --clean {} --size 32 --quiet", tmp_path / "p", shop.clean) in (1, 2)
+    assert error in said(capsys)
 
 
 def test_help_fits_80_columns_and_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,8 @@ def run(options: argparse.Namespace) -> Result:
         raise MisuseError(f"--out {options.out} is not empty; give another folder, or --overwrite")
     check_free(out, overwrite=options.overwrite)
     model = load(options, options.checkpoint)
+    with options.checkpoint.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     preprocessing = preprocessing_of(options, model)
     images = read_folder(options, options.clean, model, preprocessing)
     for who, name in ((criterion, "--method"), (selector, "--selector")):
@@ -133,8 +135,6 @@ def run(options: argparse.Namespace) -> Result:
         seed=options.seed,
         progress=not options.quiet,
     )
-    with options.checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     source = {
         "checkpoint": options.checkpoint.name,
         "checkpoint sha256": sha256,
