@@ -202,7 +202,9 @@ def _turns(queues: dict[int, list[Path]]) -> Iterator[tuple[int, Path]]:
 def _decode(path: Path, mode: str, max_file: int) -> Image.Image:
     """The image, in mode L or RGB; raises _NoImage, or DataError over the limits."""
     if (size := path.stat().st_size) > max_file:
-        raise DataError(f"{path}: {size:,} bytes, over the limit of {max_file:,}; take it out")
+        raise DataError(
+            f"{shown(path.name)}: {size:,} bytes, over the limit of {max_file:,}; take it out"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about metadata and palettes
@@ -216,7 +218,7 @@ def _decode(path: Path, mode: str, max_file: int) -> Image.Image:
                 return image.convert(mode)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
-            f"{path}: it may be a decompression bomb ({error}), the limit is {MAX_PIXELS:,} "
+            f"{shown(path.name)}: it may be a decompression bomb ({error}), the limit is {MAX_PIXELS:,} "
             "pixels; take it out, or make it smaller"
         ) from error
     except UnidentifiedImageError:
