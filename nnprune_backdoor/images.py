@@ -218,8 +218,8 @@ def _decode(path: Path, mode: str, max_file: int) -> Image.Image:
                 return image.convert(mode)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
-            f"{shown(path.name)}: it may be a decompression bomb ({error}), the limit is {MAX_PIXELS:,} "
-            "pixels; take it out, or make it smaller"
+            f"{shown(path.name)}: it may be a decompression bomb ({error}), the limit is "
+            f"{MAX_PIXELS:,} pixels; take it out, or make it smaller"
         ) from error
     except UnidentifiedImageError:
         raise _NoImage(f"no image ({', '.join(_FORMATS)} are read)") from None
