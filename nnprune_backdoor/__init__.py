@@ -30,13 +30,15 @@ from .errors import (
     UnsupportedModelError,
 )
 from .finetuning import fine_tune
+from .images import FolderImages, read_images
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
+from .preprocessing import Preprocessing
 from .purify import Purified, purify
 from .recipe import Cut, Recipe
 from .record import Given, PairedAccuracy, ProxySuccess
-from .record_file import read_record
+from .record_file import read_record, read_report
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .report import Report
 from .saving import load_purified, save_purified
@@ -73,6 +75,7 @@ __all__ = [
     "Criterion",
     "Cut",
     "DataError",
+    "FolderImages",
     "Given",
     "Inversion",
     "LowestCount",
@@ -85,6 +88,7 @@ __all__ = [
     "PairedAccuracy",
     "PixelRange",
     "Point",
+    "Preprocessing",
     "ProxySuccess",
     "Purified",
     "PurifyError",
@@ -117,7 +121,9 @@ __all__ = [
     "magnitude_saliency_correlation",
     "plan_removal",
     "purify",
+    "read_images",
     "read_record",
+    "read_report",
     "recalibrate_norms_",
     "register_criterion",
     "register_selector",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import MAX_BYTES, load_weights
+from .checkpoint import MAX_BYTES, Weights, load_weights
 from .errors import CheckpointError, UnknownNameError
 from .guard import private_randomness
 
@@ -54,14 +54,31 @@ def load_model(
         UnknownNameError: timm has no such architecture.
     """
     weights = load_weights(path, key=key, max_bytes=max_bytes)
-    arch = arch or weights.arch
-    if arch is None:
-        raise CheckpointError(f"{path}: the file does not name its architecture; give arch='...'")
     sizes = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
     model_args |= {name: size for name, size in sizes.items() if size is not None}
-    model = create(arch, complete(arch, model_args, weights), max_bytes=max_bytes)
-    fill_(model, weights, f"{path} as {arch!r}")
-    return model
+    return built(weights, arch, model_args, what=str(path), max_bytes=max_bytes)[0]
+
+
+def built(
+    weights: Weights,
+    arch: str | None,
+    model_args: Mapping[str, Any],
+    *,
+    what: str,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The model of these weights (called `what` in errors), its timm name and all arguments.
+
+    Raises:
+        CheckpointError, UnknownNameError: as `load_model`.
+    """
+    arch = arch or weights.arch
+    if arch is None:
+        raise CheckpointError(f"{what}: the file does not name its architecture; give arch='...'")
+    arguments = complete(arch, model_args, weights)
+    model = create(arch, arguments, max_bytes=max_bytes)
+    fill_(model, weights, f"{what} as {arch!r}")
+    return model, arch, arguments
 
 
 def create(arch: str, model_args: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .data import like
 from .errors import DataError
+from .progress import progress_bar
 from .targets import Target, wanted_labels
 
 
@@ -43,22 +44,29 @@ class Rate:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+def predict(
+    model: nn.Module, images: Tensor, batch_size: int = 256, progress: bool = False
+) -> Tensor:
     """Predicted labels (N,) of images (N, C, H, W), in eval mode; the mode comes back."""
     modes = {module: module.training for module in model.modules()}
     where = like(model)
     try:
         model.eval()
-        parts = [model(part.to(**where)).argmax(1).cpu() for part in images.split(batch_size)]
+        parts = []
+        with progress_bar(len(images), "predicting", progress) as bar:
+            for part in images.split(batch_size):
+                parts.append(model(part.to(**where)).argmax(1).cpu())
+                bar.update(len(part))
     finally:
         for module, training in modes.items():
             module.training = training
     return torch.cat(parts)
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> Rate:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, progress: bool = False) -> Rate:
     """ACC: clean images (N, C, H, W) that get their label (N,)."""
-    return Rate(int((predict(model, images) == labels).sum()), len(labels))
+    right = predict(model, images, progress=progress) == labels
+    return Rate(int(right.sum()), len(labels))
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,9 @@ class Attack:
     ra: Rate
 
 
-def attack_success(model: nn.Module, triggered: Tensor, labels: Tensor, target: Target) -> Attack:
+def attack_success(
+    model: nn.Module, triggered: Tensor, labels: Tensor, target: Target, *, progress: bool = False
+) -> Attack:
     """ASR and RA (robust accuracy) on triggered images (N, C, H, W) with true labels (N,).
 
     `target` is the attacker's label or a map of labels (for example `attacks.all_to_all(classes)`,
@@ -83,7 +93,7 @@ def attack_success(model: nn.Module, triggered: Tensor, labels: Tensor, target: 
     others = wanted != labels
     if not others.any():
         raise DataError(f"all triggered images have the target label {target}; ASR is undefined")
-    predicted, truth = predict(model, triggered[others]), labels[others]
+    predicted, truth = predict(model, triggered[others], progress=progress), labels[others]
     count = len(truth)
     return Attack(
         Rate(int((predicted == wanted[others]).sum()), count),

@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .report import Data, Report
 
@@ -54,7 +55,8 @@ def headline(report: Report) -> list[Row]:
     if report.triggers:
         worst = max(report.triggers, key=lambda trigger: trigger["after"]["share"])
         shares = f"{_share(worst['before'])} → {_share(worst['after'])}"
-        note = f"recovered trigger of label {worst['target']}, the most successful after"
+        label = _label(report, worst["target"])
+        note = f"recovered trigger of label {label}, the most successful after"
         found.append(("proxy success", shares, note))
     if size is None:
         found.append(("parameters", f"{report.given['parameters']:,}", "shape unchanged"))
@@ -75,6 +77,7 @@ def sections(report: Report) -> list[Section]:
         _neurons(report),
         _size(report),
         _given(report),
+        *_source(report),
         _criterion(report),
         _run(report),
     ]
@@ -108,7 +111,7 @@ def _evidence(report: Report) -> Section:
     rows = [
         [
             trigger["source"],
-            str(trigger["target"]),
+            _label(report, trigger["target"]),
             f"{_number(trigger['norm'])} of {trigger['pixels']:,}",
             f"{_share(trigger['before'])} {interval(trigger['before']['interval'])}",
             f"{_share(trigger['after'])} {interval(trigger['after']['interval'])}",
@@ -241,6 +244,21 @@ def _given(report: Report) -> Section:
     return Section("What was given", table=Table("lc", rows))
 
 
+def _source(report: Report) -> list[Section]:
+    """Names, hashes and classes that the caller gave, if any."""
+    rows = [[k, v if isinstance(v, str) else _json(v)] for k, v in report.source.items()]
+    text = "Said by whoever ran the purification, not found out by it."
+    return [Section("Where it came from", [text], table=Table("lc", rows))] if rows else []
+
+
+def _label(report: Report, label: int) -> str:
+    """A label and, where the caller named the classes, its name."""
+    names = report.source.get("classes")
+    if not isinstance(names, list) or not 0 <= label < len(names):
+        return str(label)
+    return f"{label} ({str(names[label])[:40]})"
+
+
 def _criterion(report: Report) -> Section:
     criterion = report.criterion
     folded = [_settings("Settings of the criterion", criterion["settings"])]
@@ -259,8 +277,12 @@ def _run(report: Report) -> Section:
 
 
 def _settings(title: str, settings: Data) -> tuple[str, Table]:
-    rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in settings.items()]
+    rows = [[name, _json(value)] for name, value in settings.items()]
     return title, Table("lc", rows or [["none", ""]])
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 # ---- numbers --------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def purify(
         clean = CleanData.collect(clean_loader)
         own = private_copy(model)
         classes = clean.check_against(own)
-        if criterion.needs_labels:
+        if criterion.needs_labels or chooser.needs_labels:
             clean.targets  # noqa: B018 - raises where there are none
         parts = scoring, selecting, certifying = clean.split(*shares, seed=seed)
         probe = scoring.images[:_PROBE].to(**like(own))

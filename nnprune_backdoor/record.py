@@ -149,3 +149,5 @@ class Record:
     given: Given
     triggers: tuple[ProxySuccess, ...] = ()  # those of the criterion, then those of the selector
     seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
+    # where model and images came from, as plain data and as the caller says: `purify` cannot know
+    source: dict[str, Any] = field(default_factory=dict)

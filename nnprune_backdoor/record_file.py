@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
 from .purify import Purified
 from .removal import RemovalReport
 from .report import Report, plain
@@ -16,6 +16,7 @@ from .report import Report, plain
 FORMAT = 1  # readers take every format up to their own
 LIBRARY = "nnprune_backdoor"
 RECORD = "record.json"  # its name in the folder
+REPORT = "report.json"  # what pages are laid out from
 _MAX_RECORD = 64 * 2**20  # bytes
 
 # what a record of format 1 holds, and of which type
@@ -35,6 +36,7 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "versions": (dict,),
     "seconds": (dict,),
 }
+_LATER = {"source": (dict,)}  # entries that records may lack, written before there were any
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -45,17 +47,8 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
             wrong type, or a format newer than this version of the library reads.
     """
     path = Path(folder) / RECORD
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; is the folder one that save_purified wrote?")
-    if path.stat().st_size > _MAX_RECORD:
-        raise CheckpointError(f"{path}: over {_MAX_RECORD:,} bytes, which no record needs")
-    try:
-        record = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite
-        )
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged, or no plain JSON ({error})") from error
-    if type(record) is not dict or record.get("library") != LIBRARY:
+    record = _read_json(path)
+    if record.get("library") != LIBRARY:
         raise CheckpointError(f"{path}: not a record of a purified model")
     form = record.get("format")
     if type(form) is not int or form < 1:
@@ -66,10 +59,43 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     for name, types in _ENTRIES.items():
         _check_entry(path, record, name, types)
+    for name, types in _LATER.items():
+        _check_entry(path, {name: {}, **record}, name, types)
     _check_entry(path, record["architecture"], "name", (str, type(None)))
     _check_entry(path, record["architecture"], "arguments", (dict,))
     _check_entry(path, record["weights"], "sha256", (str,))
     return record
+
+
+def read_report(folder: str | os.PathLike[str]) -> Report:
+    """The report that `save_purified` wrote beside the weights, for `to_html` and `to_markdown`.
+
+    Raises:
+        CheckpointError: there is none (the folder was written by an older version), it is no
+            strict JSON, or not a report that this version reads.
+    """
+    path = Path(folder) / REPORT
+    try:
+        return Report.from_dict(_read_json(path))
+    except DataError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object of strict JSON; raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; is the folder one that save_purified wrote?")
+    if path.stat().st_size > _MAX_RECORD:
+        raise CheckpointError(f"{path}: over {_MAX_RECORD:,} bytes, which no record needs")
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged, or no plain JSON ({error})") from error
+    if type(content) is not dict:
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def _check_entry(path: Path, holder: dict[str, Any], name: str, types: tuple[type, ...]) -> None:
@@ -87,10 +113,16 @@ def _finite(text: str) -> float:
 
 
 def record_of(
-    purified: Purified, arch: str | None, arguments: dict[str, Any], sha256: str
+    purified: Purified,
+    report: dict[str, Any],
+    arch: str | None,
+    arguments: dict[str, Any],
+    sha256: str,
 ) -> dict[str, Any]:
-    """The record of a model whose weights file has this SHA-256; see `_ENTRIES`."""
-    report = Report.of(purified).to_dict()
+    """The record of a model whose weights file has this SHA-256; see `_ENTRIES`.
+
+    `report` is what `Purified.to_dict` gives.
+    """
     entries = {
         "architecture": {"name": arch, "arguments": arguments},
         "weights": {"sha256": sha256},
@@ -106,8 +138,9 @@ def record_of(
         "sha256": report["given"]["sha256"],
         "versions": report["versions"],
         "seconds": report["seconds"],
+        "source": report["source"],
     }
-    assert entries.keys() == _ENTRIES.keys()
+    assert entries.keys() == _ENTRIES.keys() | _LATER.keys()
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}
 
 

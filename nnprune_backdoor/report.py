@@ -9,7 +9,7 @@ import dataclasses
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import DataError
 from .evaluation import Rate
 from .record import PairedAccuracy, ProxySuccess, Record
 from .removal import RemovalReport
@@ -52,6 +53,7 @@ class Report:
     seed: int
     versions: dict[str, str]
     limits: list[str]  # what all this does not say
+    source: Data = field(default_factory=dict)  # of model and images, as the caller says
 
     @classmethod
     def of(cls, record: Record) -> Self:
@@ -91,11 +93,41 @@ class Report:
             seed=record.seed,
             versions=_versions(),
             limits=_limits(record),
+            source=plain(record.source),
         )
 
     def to_dict(self) -> Data:
         """Fit for `json.dumps(..., allow_nan=False)`, and what that gives back when read."""
         return {"format": 1, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Data) -> Self:
+        """What `to_dict` gave. The entries are there and of the right type; no more is checked.
+
+        Raises:
+            DataError: another format, an entry that is missing, unknown or of another type.
+        """
+        if data.get("format") != 1:
+            raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
+        types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
+        given = {name: entry for name, entry in data.items() if name != "format"}
+        given.setdefault("source", {})  # written before there was one
+        wrong = sorted(given.keys() ^ types.keys())
+        wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
+        if wrong:
+            raise DataError(f"not a report of this library: {wrong[0]!r} missing, unknown or wrong")
+        return cls(**given)
+
+
+_TYPES = {
+    "Data": (dict,),
+    "Data | None": (dict, type(None)),
+    "dict[str, float]": (dict,),
+    "dict[str, str]": (dict,),
+    "list[Data]": (list,),
+    "list[str]": (list,),
+    "int": (int,),
+}
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 - a kind of value a line

@@ -1,7 +1,8 @@
-"""A purified model on disk: a folder with its weights, and a record of how they came about.
+"""A purified model on disk: a folder with its weights, a record and a report.
 
-`model.safetensors` holds the weights, `record.json` all else: architecture, recipe, settings,
-hashes. The smaller model is rebuilt from a fresh network by the recipe; nothing is unpickled.
+`model.safetensors` holds the weights, `record.json` what rebuilds the model and says how it came
+about, `report.json` what the report's pages are laid out from. The smaller model is rebuilt from a
+fresh network by the recipe; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from .errors import CheckpointError
 from .guard import private_copy, private_randomness
 from .purify import Purified
 from .recipe import Recipe
-from .record_file import LIBRARY, RECORD, read_record, record_of, written
+from .record_file import LIBRARY, RECORD, REPORT, read_record, record_of, written
 from .removal import TOLERANCE
 
 _WEIGHTS = "model.safetensors"
+_FILES = (_WEIGHTS, RECORD, REPORT)
 
 
 def save_purified(
@@ -67,12 +69,8 @@ def save_purified(
             Whatever is raised, what was on disk before is there as it was.
     """
     folder = Path(folder).resolve()
-    _check_free(folder, overwrite)
-    state = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in purified.model.state_dict().items()
-        if isinstance(tensor, Tensor)  # copies: weights that layers share would be refused
-    }
+    check_free(folder, overwrite=overwrite)
+    state = tensors_of(purified.model)
     arguments = _plain_arguments(model_args or {})
     if arch is not None:
         arguments = _plain_arguments(complete(arch, arguments, state))
@@ -83,12 +81,14 @@ def save_purified(
     try:
         draft.mkdir()
         save_file(state, os.fspath(draft / _WEIGHTS), {"format": "pt"})
-        record = record_of(purified, arch, arguments, _sha256(draft / _WEIGHTS))
-        (draft / RECORD).write_text(written(record), encoding="utf-8")
+        report = purified.to_dict()
+        record = record_of(purified, report, arch, arguments, _sha256(draft / _WEIGHTS))
+        for name, content in ((RECORD, record), (REPORT, report)):
+            (draft / name).write_text(written(content), encoding="utf-8")
         (draft / _WEIGHTS).chmod((draft / RECORD).stat().st_mode)  # safetensors lets nobody read
         if arch is not None:
             _check_computes_the_same(purified, draft)
-        for path in (draft / _WEIGHTS, draft / RECORD, draft):
+        for path in (*(draft / name for name in _FILES), draft):
             _sync(path)
         _move(draft, folder)
         _sync(folder.parent)
@@ -178,7 +178,17 @@ def _check_computes_the_same(purified: Purified, draft: Path) -> None:
         )
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model as safetensors takes it: copies, since shared memory is refused."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise CheckpointError where `save_purified` would not write: ask before long work."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -188,7 +198,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f"{folder}: not empty; give another folder, or overwrite=True")
-    if others := sorted(held - {_WEIGHTS, RECORD}):
+    if others := sorted(held - set(_FILES)):
         raise CheckpointError(f"{folder}: holds {others[0]!r}, so it is not replaced")
     try:
         ours = json.loads((folder / RECORD).read_text(encoding="utf-8"))["library"] == LIBRARY

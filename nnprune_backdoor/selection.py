@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,8 @@ class HeldOut:
 class Selector(ABC):
     """Decides how much of a ranking goes. Concrete ones are frozen dataclasses."""
 
+    needs_labels: ClassVar[bool] = False  # True: refuses clean images without labels
+
     @abstractmethod
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         """The neurons that go; `held_out` is needed by selectors that measure accuracy."""
@@ -97,6 +99,11 @@ def create_selector(name: str, **settings: Any) -> Selector:
         DataError: a setting without a default is missing.
     """
     return _SELECTORS.create(name, settings)
+
+
+def selector_class(name: str) -> type[Selector]:
+    """The class registered as `name`; raises UnknownNameError."""
+    return _SELECTORS.get(name)
 
 
 def list_selectors() -> list[str]:
@@ -179,6 +186,8 @@ class AccuracyBudget(Selector):
     less is noise; the cut is the last amount at which drop + z(confidence) * its standard error
     is within the budget. Blind to the backdoor: it spends the budget on a benign model too.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     max_drop: float = 0.02  # share of the images, 0.02 = two points
     confidence: float = 0.5  # one-sided; 0.5 takes the estimate, 0.95 demands proof

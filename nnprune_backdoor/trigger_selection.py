@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from .data import CleanData
 from .errors import DataError
@@ -44,6 +45,8 @@ class TriggerGone(Selector):
     The triggers are fitted to the same held-out images on which they are then counted, which the
     criterion has not seen: if anything they succeed more often there than elsewhere.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     max_success: float = 0.05  # of each recovered trigger on held-out clean images
     max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate

@@ -32,7 +32,7 @@ CORE = (
     "sites",
 )
 CUTTING = ("cutting", "liveness", "passes", "recipe", "removal")
-ATTACKER = {"attacks", "demo", "cli"}  # know the trigger, or run something that does
+ATTACKER = {"attacks", "demo", "cli", "commands"}  # know the trigger, or run something that does
 
 
 class Imports:
@@ -123,7 +123,9 @@ def test_the_core_cannot_see_an_attack_nor_its_measurement(module: str) -> None:
     assert not IMPORTS.packages(module) & {"timm", "torch_pruning"}
 
 
-@pytest.mark.parametrize("module", ["", "purify", "architecture", "record_file", "saving"])
+@pytest.mark.parametrize(
+    "module", ["", "purify", "architecture", "images", "preprocessing", "record_file", "saving"]
+)
 def test_the_front_door_cannot_see_an_attack(module: str) -> None:
     assert not top(IMPORTS.reach(module)) & ATTACKER
 
@@ -135,6 +137,12 @@ def test_purify_takes_nothing_from_evaluation_that_knows_a_target() -> None:
         "Rate",
         "predict",
     }
+
+
+def test_a_command_sees_an_attack_only_where_it_is_about_one() -> None:
+    about = {f"commands.{name}" for name in ("attack", "demo", "evaluate", "listing", "rates")}
+    sees = {m for m in IMPORTS.files if "attacks" in top(IMPORTS.reach(m))}
+    assert {m for m in sees if m.startswith("commands.")} == about
 
 
 def test_a_report_is_read_from_the_record_alone() -> None:
@@ -152,10 +160,12 @@ def test_attacks_do_not_know_the_defence() -> None:
 
 
 def test_timm_is_imported_where_architectures_are_built_by_name() -> None:
-    assert IMPORTS.importers("timm") == {"architecture", "demo"}
-    above = {"", "saving", "cli"}  # "": only when called, see below
+    """And where images are made what such an architecture expects."""
+    doors = {"architecture", "demo", "preprocessing"}
+    assert IMPORTS.importers("timm") == doors
+    above = {"", "images", "saving", "cli", "commands"}  # "": only when called, see below
     reached = {m for m in IMPORTS.files if "timm" in IMPORTS.packages(m)}
-    assert reached <= {"architecture", "demo"} | above
+    assert top(reached) <= doors | above
 
 
 def test_purified_models_are_saved_above_all_else() -> None:

@@ -34,6 +34,7 @@ from nnprune_backdoor import (
     load_purified,
     purify,
     read_record,
+    read_report,
     save_purified,
 )
 from nnprune_backdoor.fingerprint import fingerprint
@@ -117,7 +118,9 @@ def test_a_purified_model_comes_back_to_the_bit(tmp_path: Path, name: str) -> No
     record = read_record(tmp_path / "out")
     assert record["architecture"]["arguments"]["num_classes"] == 10
     assert record["removal"]["removed"] == len(result.removal.removed)
-    assert sorted(files(tmp_path)) == ["out/model.safetensors", "out/record.json"]
+    names = ["out/model.safetensors", "out/record.json", "out/report.json"]
+    assert sorted(files(tmp_path)) == names
+    assert read_report(tmp_path / "out").to_dict() == result.to_dict()
 
 
 def test_a_new_process_gives_the_same_logits(tmp_path: Path) -> None:

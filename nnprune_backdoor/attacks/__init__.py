@@ -3,7 +3,7 @@
 from ..targets import all_to_all
 from .adaptive_blend import AdaptiveBlend
 from .badnets import BadNets
-from .base import Trigger, create_attack, list_attacks, register_attack
+from .base import Trigger, attack_class, create_attack, list_attacks, register_attack
 from .blended import Blended
 from .lowfreq import LowFreq
 from .photos import Photos, photo_patches
@@ -24,6 +24,7 @@ __all__ = [
     "Trigger",
     "Warp",
     "all_to_all",
+    "attack_class",
     "create_attack",
     "list_attacks",
     "photo_patches",

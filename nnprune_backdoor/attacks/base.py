@@ -58,6 +58,11 @@ def create_attack(name: str, **settings: Any) -> Trigger:
     return _ATTACKS.create(name, settings)
 
 
+def attack_class(name: str) -> type[Trigger]:
+    """The class registered as `name`; raises UnknownNameError."""
+    return _ATTACKS.get(name)
+
+
 def list_attacks() -> list[str]:
     """Names for `create_attack`, sorted."""
     return _ATTACKS.names()

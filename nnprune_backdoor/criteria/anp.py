@@ -39,6 +39,7 @@ class ANP(Criterion):
 
     reference: ClassVar[str] = "Wu and Wang, Adversarial Neuron Pruning, NeurIPS 2021"
     needs_labels: ClassVar[bool] = True
+    cost: ClassVar[str] = "a few dozen passes over the images, forward and backward"
 
     noise_budget: float = 0.4  # epsilon: largest relative change of a weight or bias
     noise_steps: int = 1  # S: ascent steps of epsilon / S after the random start

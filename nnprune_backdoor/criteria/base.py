@@ -32,6 +32,7 @@ class Criterion(ABC):
     needs_labels: ClassVar[bool]
     needs_images: ClassVar[bool] = True  # False: two show how the network runs, no more
     needs_batchnorm: ClassVar[bool] = False  # True: models without running statistics are refused
+    cost: ClassVar[str] = "not known"  # of the default settings, roughly, for people
 
     @classmethod
     @abstractmethod

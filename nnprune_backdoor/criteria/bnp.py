@@ -38,6 +38,7 @@ class BNP(Criterion):
     reference: ClassVar[str] = "Zheng et al., Pre-activation Distributions, NeurIPS 2022 (baseline)"
     needs_labels: ClassVar[bool] = False
     needs_batchnorm: ClassVar[bool] = True
+    cost: ClassVar[str] = "one pass over the images"
 
     @classmethod
     def paper(cls) -> Self:

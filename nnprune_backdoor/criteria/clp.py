@@ -40,6 +40,7 @@ class CLP(Criterion):
     reference: ClassVar[str] = "Zheng et al., Channel Lipschitzness, ECCV 2022 (baseline)"
     needs_labels: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
+    cost: ClassVar[str] = "the weights alone, seconds"
 
     @classmethod
     def paper(cls) -> Self:

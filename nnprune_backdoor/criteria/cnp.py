@@ -51,6 +51,7 @@ class CNP(TriggerCriterion):
 
     reference: ClassVar[str] = "Feng et al., Contrastive Neuron Pruning, IEEE TIP 2025"
     needs_labels: ClassVar[bool] = False
+    cost: ClassVar[str] = "as tac, then a few passes over the images"
 
     # one's own trigger instead: images (N, C, H, W), normalised as the model expects -> the same
     stamp: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)

@@ -32,6 +32,7 @@ class Magnitude(Criterion):
     reference: ClassVar[str] = "Li et al., Pruning Filters, ICLR 2017, by L2 norm (baseline)"
     needs_labels: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
+    cost: ClassVar[str] = "the weights alone, seconds"
 
     @classmethod
     def paper(cls) -> Self:

@@ -54,6 +54,7 @@ class MNP(UnlearningCriterion):
         "Li, Jiang and Yi, Magnitude-based Neuron Pruning, arXiv 2405.17750, 2024 (reconstruction)"
     )
     needs_labels: ClassVar[bool] = True
+    cost: ClassVar[str] = "about ten thousand images, forward and backward"
 
     unlearn_stop: float | None = None  # twice the accuracy of guessing, within 0.2 and 0.5
     mu: float = 2.5e-4  # clean suppression ascends L - mu ||theta||^2

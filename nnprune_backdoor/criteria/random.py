@@ -21,6 +21,7 @@ class Random(Criterion):
     reference: ClassVar[str] = "no method: random scores (baseline)"
     needs_labels: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
+    cost: ClassVar[str] = "nothing"
 
     @classmethod
     def paper(cls) -> Self:

@@ -40,6 +40,7 @@ class RNP(UnlearningCriterion):
 
     reference: ClassVar[str] = "Li et al., Reconstructive Neuron Pruning, ICML 2023"
     needs_labels: ClassVar[bool] = True
+    cost: ClassVar[str] = "about ten thousand images, forward and backward"
 
     unlearn_weight_decay: float = 5e-4
 

@@ -41,6 +41,7 @@ class TAC(TriggerCriterion):
 
     reference: ClassVar[str] = "Wang et al., Neural Cleanse, IEEE S&P 2019; Zheng et al., ECCV 2022"
     needs_labels: ClassVar[bool] = False
+    cost: ClassVar[str] = "2,400 images forward and backward for every class, 6,400 for the target"
 
     ranking: Literal["unlearn", "change"] = "unlearn"  # paper: change
 

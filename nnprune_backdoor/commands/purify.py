@@ -1,0 +1,199 @@
+"""nnprune-backdoor purify: from a checkpoint and clean images to a smaller model and a report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from ..criteria import Criterion, create_criterion, criterion_class, list_criteria
+from ..purify import Purified, purify
+from ..saving import check_free, save_purified
+from ..selection import Selector, create_selector, list_selectors, selector_class
+from .base import Commands, MisuseError, Result, add_command, add_running
+from .inputs import add_architecture, add_images, load, note, preprocessing_of, read_folder
+from .settings import read_settings
+
+_PAGES = (".html", ".md", ".json")
+# options that are a selector's setting, and the selector that each of them implies
+_IMPLIED = {"count": "count", "fraction": "fraction", "threshold": "below", "deviations": "outlier"}
+
+
+def add(commands: Commands) -> None:
+    """The parser."""
+    parser = add_command(
+        commands,
+        "purify",
+        run,
+        does="silence neurons that look like a backdoor's, and save the model",
+        usage="CHECKPOINT --clean DIR --out OUT",
+        more="The checkpoint is read as tensors alone; no code in it runs, and it is left as it "
+        "is. OUT becomes a folder with model.safetensors, record.json and report.json.",
+        example="purify stranger.pth --arch resnet18 --clean images/ \\\n"
+        "      --out purified --report purified.html",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help=".pth, .pt, .bin, .safetensors, ..."
+    )
+    parser.add_argument("--clean", type=Path, required=True, metavar="DIR", help="clean images")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT, if a run of this wrote it"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a page: .html with pictures, .md, .json"
+    )
+    add_architecture(parser)
+    add_images(parser, 500)
+    _add_method(parser)
+    add_running(parser)
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what goes")
+    group.add_argument(
+        "--method", default="tac", metavar="NAME", help=f"{', '.join(list_criteria())} (tac)"
+    )
+    group.add_argument(
+        "--paper", action="store_true", help="the method's published settings, not the defaults"
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a hyper-parameter of the method; may be repeated",
+    )
+    group.add_argument(
+        "--selector",
+        metavar="NAME",
+        help=f"{', '.join(list_selectors())} (trigger, or what the next options imply)",
+    )
+    for name, kind, what in (
+        (
+            "max-drop",
+            float,
+            "accuracy, trigger: clean accuracy that may go, 0.02 = 2 points (0.02)",
+        ),
+        ("count", int, "count: so many neurons"),
+        ("fraction", float, "fraction: this share of the neurons"),
+        ("threshold", float, "below: neurons whose score is at most X"),
+        ("deviations", float, "outlier: so many deviations below the median"),
+    ):
+        metavar = "N" if kind is int else "X"
+        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=what)
+    group.add_argument(
+        "--silencing",
+        choices=("zero", "constant"),
+        default="zero",
+        help="zero: weight and bias off; constant: the bias stays (zero)",
+    )
+    group.add_argument(
+        "--removal",
+        choices=("exact", "group", "none"),
+        default="exact",
+        help="exact: out of the tensors where that changes nothing; group: whole coupled groups; "
+        "none: the shape stays (exact)",
+    )
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Check all that can be checked, then purify, save, report."""
+    criterion, selector = criterion_of(options), selector_of(options)
+    out, page = options.out.resolve(), options.report
+    if page is not None and page.suffix not in _PAGES:
+        raise MisuseError(f"--report {page}: expected a name ending in {', '.join(_PAGES)}")
+    if page is not None and page.resolve().is_relative_to(out):
+        raise MisuseError(f"--report {page} lies in --out; give a name beside it: {out.name}.html")
+    if options.checkpoint.is_dir():
+        raise MisuseError(f"{options.checkpoint} is a folder; purify takes a checkpoint file")
+    if not options.overwrite and out.is_dir() and any(out.iterdir()):
+        raise MisuseError(f"--out {options.out} is not empty; give another folder, or --overwrite")
+    check_free(out, overwrite=options.overwrite)
+    model = load(options, options.checkpoint)
+    with options.checkpoint.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    preprocessing = preprocessing_of(options, model)
+    images = read_folder(options, options.clean, model, preprocessing)
+    for who, name in ((criterion, "--method"), (selector, "--selector")):
+        if images.data.labels is None and who.needs_labels:
+            raise MisuseError(
+                f"{name} {_name_of(options, name)} needs labels, and {options.clean} has no class "
+                "folders; sort the images into one folder a class, or choose what needs none, "
+                "such as: --method clp --threshold -3"
+            )
+    note(options, f"purifying: {options.method}, selector {options.selector}")
+    purified = purify(
+        model.network,
+        images.data,
+        criterion,
+        selector=selector,
+        silencing=options.silencing,
+        removal=options.removal,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    source = {
+        "checkpoint": options.checkpoint.name,
+        "checkpoint sha256": sha256,
+        "images": options.clean.resolve().name,
+        "classes": list(images.classes),
+        "preprocessing": preprocessing.to_dict(),
+        "skipped": len(images.skipped),
+    }
+    purified = dataclasses.replace(purified, source=source)
+    save_purified(
+        purified, out, arch=model.arch, model_args=model.arguments, overwrite=options.overwrite
+    )
+    if page is not None:
+        page.write_text(_page(purified, page.suffix), encoding="utf-8")
+    lines = [purified.summary(), "", f"saved      {options.out}"]
+    lines += [f"report     {page}"] if page is not None else []
+    return Result("\n".join(lines), {"out": str(options.out), "report": purified.to_dict()})
+
+
+def criterion_of(options: argparse.Namespace) -> Criterion:
+    """The method with its settings; UnknownNameError, MisuseError or DataError where they err."""
+    cls = criterion_class(options.method)
+    settings = read_settings(cls, options.set, f"criterion {options.method!r}")
+    if options.paper:
+        return dataclasses.replace(cls.paper(), **settings)
+    return create_criterion(options.method, **settings)
+
+
+def selector_of(options: argparse.Namespace) -> Selector:
+    """The selector named, or implied by the settings that are given."""
+    given = {
+        name: getattr(options, name)
+        for name in ("max_drop", *_IMPLIED)
+        if getattr(options, name) is not None
+    }
+    implied = sorted({_IMPLIED[name] for name in given if name in _IMPLIED})
+    if len(implied) > 1:
+        raise MisuseError(f"--selector: {' or '.join(implied)}? give the options of one of them")
+    name = options.selector or (implied[0] if implied else "trigger")
+    fields = {field.name: field for field in dataclasses.fields(selector_class(name))}  # type: ignore[arg-type]
+    for setting in given:
+        if setting not in fields:
+            raise MisuseError(
+                f"--{setting.replace('_', '-')} is no setting of the selector {name!r}"
+            )
+    for setting, field in fields.items():
+        if setting in _IMPLIED and field.default is dataclasses.MISSING and setting not in given:
+            raise MisuseError(f"--selector {name} needs --{setting}")
+    options.selector = name
+    return create_selector(name, **given)
+
+
+def _name_of(options: argparse.Namespace, option: str) -> str:
+    return str(getattr(options, option.removeprefix("--")))
+
+
+def _page(purified: Purified, suffix: str) -> str:
+    if suffix == ".html":
+        return purified.to_html()
+    if suffix == ".md":
+        return purified.to_markdown()
+    return json.dumps(purified.to_dict(), indent=1, allow_nan=False) + "\n"
