@@ -12,6 +12,9 @@ from ..selection import list_selectors, selector_class
 from .base import Commands, Result, add_command
 
 
+_NAME = 16  # columns; the longest name has 15
+
+
 def add(commands: Commands) -> None:
     """The parser."""
     add_command(
@@ -57,5 +60,5 @@ def _named(names: Iterable[str], get: Callable[[str], type]) -> dict[str, str]:
 
 
 def _entry(name: str, parts: Iterable[str]) -> list[str]:
-    wrapped = [line for part in parts for line in textwrap.wrap(part, 68)]
-    return [f"{name if i == 0 else '':11}{line}" for i, line in enumerate(wrapped)]
+    wrapped = [line for part in parts for line in textwrap.wrap(part, 80 - _NAME)]
+    return [f"{name if i == 0 else '':{_NAME}}{line}" for i, line in enumerate(wrapped)]
