@@ -11,7 +11,6 @@ from ..criteria import Criterion, criterion_class, list_criteria
 from ..selection import list_selectors, selector_class
 from .base import Commands, Result, add_command
 
-
 _NAME = 16  # columns; the longest name has 15
 
 
