@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import Photos, Trigger, create_attack, photo_patches, poison, train_classifier
+from .criteria import Criterion
 from .data import CleanData
 from .errors import DataError, PurifyError
 from .evaluation import Attack, Rate, accuracy, attack_success, defense_effectiveness, predict
@@ -32,33 +33,44 @@ class Drill:
     """
 
     arch: str = "resnet18"  # any timm name
-    width: float = 0.5  # times the usual channels; ResNets of basic blocks only
+    width: float = 0.5  # times the usual channels; ResNets of basic blocks only, else 1
+    settings: Mapping[str, Any] = field(default_factory=dict)  # more of timm.create_model
     attack: str = "badnets"
     target: int = 0
     rate: float = 0.05  # share of the training images that is poisoned
+    images: int | None = None  # of the training photographs, at random; None: all
     epochs: int = 8
     batch_size: int = 128
     lr: float = 0.1
+    optimizer: str = "sgd"  # or "adamw"
+    weight_decay: float = 5e-4
     seed: int = 0
 
-    def model(self) -> nn.Module:
-        """The untrained network, ten classes."""
-        settings: dict[str, Any] = {}
+    def arguments(self) -> dict[str, Any]:
+        """Of timm.create_model, beside the name: what a saved model is built from again."""
+        settings = {"num_classes": 10, **self.settings}
         if self.width != 1:
             if self.arch not in ("resnet10t", "resnet14t", "resnet18", "resnet34"):
                 raise DataError(
                     f"width can be set for small ResNets only; give width 1 for {self.arch}"
                 )
             settings["channels"] = tuple(round(self.width * c) for c in (64, 128, 256, 512))
+        return settings
+
+    def model(self) -> nn.Module:
+        """The untrained network, ten classes."""
         torch.manual_seed(self.seed)
-        model: nn.Module = timm.create_model(self.arch, num_classes=10, **settings)
+        model: nn.Module = timm.create_model(self.arch, **self.arguments())
         return model
 
     def train(self, photos: Photos, progress: bool = False) -> nn.Module:
         """A backdoored network, in eval mode."""
+        generator = torch.Generator().manual_seed(self.seed)
+        some = slice(None) if self.images is None else slice(self.images)
+        order = torch.randperm(len(photos.train_labels), generator=generator)[some].sort().values
         pixels, labels, _ = poison(
-            photos.train_images,
-            photos.train_labels,
+            photos.train_images[order],
+            photos.train_labels[order],
             create_attack(self.attack),
             target=self.target,
             rate=self.rate,
@@ -70,6 +82,8 @@ class Drill:
             labels,
             epochs=self.epochs,
             lr=self.lr,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
             batch_size=self.batch_size,
             seed=self.seed,
             progress=progress,
@@ -130,9 +144,10 @@ class Outcome:
 def run_drill(
     drill: Drill,
     *,
-    method: str = "tac",
+    method: str | Criterion = "tac",
     selector: str | Selector = "accuracy",
     clean_images: int = 500,
+    measured_images: int | None = None,
     progress: bool = False,
     save: Path | None = None,
     trained: nn.Module | None = None,
@@ -144,13 +159,14 @@ def run_drill(
     trigger is shown to nothing but the measurement.
 
     Args:
+        measured_images: how many of the hidden images to measure on; None: all, about 2,400.
         trained: what `drill.train` gave before, to spare training it again.
     """
     photos = photo_patches()
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
     if not 50 <= clean_images <= len(order) - 500:
         raise DataError(f"expected 50 to {len(order) - 500} clean images, got {clean_images}")
-    given, hidden = order[:clean_images], order[clean_images:]
+    given, hidden = order[:clean_images], order[clean_images:][:measured_images]
     start = time.perf_counter()
     model = drill.train(photos, progress) if trained is None else trained
     training_seconds = time.perf_counter() - start

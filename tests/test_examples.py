@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+FAMILIES = ("convnext", "densenet", "efficientnet", "mobilenet", "resnet", "swin", "vgg", "vit")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_from_training_to_loading(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(EXAMPLES / f"{family}.py"))["main"]
+    main(["--quick", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "equal logits: True" in printed
+    assert re.search(r"removed from the tensors: [1-9]", printed)
+    assert (tmp_path / "out" / "record.json").is_file()
 
 
 def test_swapping_the_criterion(capsys: pytest.CaptureFixture[str]) -> None:
