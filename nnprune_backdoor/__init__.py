@@ -2,12 +2,17 @@
 
 from .criteria import (
     ANP,
+    BNP,
+    CLP,
     CNP,
+    FP,
     MNP,
     RNP,
     TAC,
     Criterion,
+    Magnitude,
     MagnitudeSaliency,
+    Random,
     create_criterion,
     list_criteria,
     magnitude_saliency_correlation,
@@ -21,6 +26,7 @@ from .errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from .finetuning import fine_tune
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
 from .norms import recalibrate_norms_
@@ -46,7 +52,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ANP",
+    "BNP",
+    "CLP",
     "CNP",
+    "FP",
     "MNP",
     "RNP",
     "TAC",
@@ -60,6 +69,7 @@ __all__ = [
     "Inversion",
     "LowestCount",
     "LowestFraction",
+    "Magnitude",
     "MagnitudeSaliency",
     "MaskedModel",
     "Neuron",
@@ -68,6 +78,7 @@ __all__ = [
     "PixelRange",
     "Purified",
     "PurifyError",
+    "Random",
     "Recipe",
     "RecoveredTrigger",
     "RemovalPlan",
@@ -84,6 +95,7 @@ __all__ = [
     "create_criterion",
     "create_selector",
     "find_sites",
+    "fine_tune",
     "list_criteria",
     "list_selectors",
     "magnitude_saliency_correlation",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .attacks import create_attack, list_attacks
-from .criteria import create_criterion, criterion_class, list_criteria
+from .criteria import Criterion, create_criterion, criterion_class, list_criteria
 from .errors import PurifyError
 from .selection import create_selector
 
@@ -107,9 +107,15 @@ def _demo(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     for name in list_criteria():
         cls = criterion_class(name)
-        needs = "labelled clean images" if cls.needs_labels else "clean images, no labels"
-        print(f"{name:6} {cls.reference}; needs {needs}")
+        print(f"{name:9} {cls.reference}; needs {_needs(cls)}")
     return 0
+
+
+def _needs(cls: type[Criterion]) -> str:
+    needs = "labelled clean images" if cls.needs_labels else "clean images, no labels"
+    if not cls.needs_images:
+        needs = "no images"
+    return f"{needs}, BatchNorm" if cls.needs_batchnorm else needs
 
 
 if __name__ == "__main__":

@@ -31,4 +31,6 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} Available: {', '.join(names)}.")
+    return UnknownNameError(
+        f"unknown {kind} {name!r}{hint} Available: {', '.join(names) or 'none'}."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ def use_statistics_(model: nn.Module, statistics: Statistics) -> None:
                 module.train()
 
 
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm with a running mean and variance."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
 def recalibrate_norms_(
     model: nn.Module,
     batches: Iterable[Tensor],
@@ -42,10 +47,8 @@ def recalibrate_norms_(
         run: what to run on them, by default the model; a masked view of it, for example.
         buffers: where `run` keeps the model's buffers, if not in the model.
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    layers: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if keeps_statistics(module)
     }
     held = dict(model.named_buffers()) if buffers is None else buffers
     modes = {module: module.training for module in model.modules()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_state, hooks_of, state_of
+from conftest import assert_same_state, build, hooks_of, noise_images, state_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -52,6 +52,7 @@ FAST: dict[str, dict[str, dict[str, Any]]] = {
             "mask_look": 1,
         },
     },
+    "fp": {"last": {}, "all": {"layers": "all"}},
     "mnp": {
         "response": {**_MNP, "ranking": "response"},
         "masks": {**_MNP, "ranking": "masks"},
@@ -149,6 +150,7 @@ def test_the_registry_is_sorted_and_not_empty() -> None:
     names = list_criteria()
     assert names == sorted(names)
     assert {"anp", "cnp", "mnp", "rnp", "tac"} <= set(names)
+    assert {"bnp", "clp", "fp", "magnitude", "random"} <= set(names)
     assert set(FAST) <= set(names)
 
 
@@ -159,7 +161,9 @@ def test_defaults_and_paper_settings_construct(name: str) -> None:
     assert type(default) is type(paper) is cls
     assert isinstance(default, Criterion)
     assert cls.reference.strip()
-    assert isinstance(cls.needs_labels, bool)
+    for needs in (cls.needs_labels, cls.needs_images, cls.needs_batchnorm):
+        assert isinstance(needs, bool)
+    assert cls.needs_images or not cls.needs_labels
     for made in (default, paper):
         assert made == cls(**{field.name: getattr(made, field.name) for field in fields(cls)})
     with pytest.raises(AttributeError):
@@ -190,9 +194,10 @@ def test_an_unknown_criterion_names_the_close_ones(given: str, hint: str) -> Non
 
 @pytest.mark.parametrize("name", list_criteria())
 def test_an_unknown_hyper_parameter_names_the_close_ones(name: str) -> None:
-    valid = fields(criterion_class(name))[0].name
-    with pytest.raises(UnknownNameError, match=f"of criterion '{name}'.*did you mean.*'{valid}'"):
-        create_criterion(name, **{valid + "s": 1})
+    valid = [field.name for field in fields(criterion_class(name))]
+    hint = f"did you mean.*'{valid[0]}'" if valid else "Available: none"
+    with pytest.raises(UnknownNameError, match=f"of criterion '{name}'.*{hint}"):
+        create_criterion(name, **{(valid or ["setting"])[0] + "s": 1})
 
 
 def test_a_name_is_registered_once() -> None:
@@ -392,6 +397,23 @@ def test_a_criterion_that_needs_labels_says_so(
         return
     with pytest.raises(DataError, match="expected labelled clean images"):
         criterion(trained, unlabelled)
+
+
+@pytest.mark.parametrize("name", [n for n in list_criteria() if criterion_class(n).needs_batchnorm])
+def test_a_criterion_that_needs_batchnorm_says_so(name: str, clean: CleanData) -> None:
+    """It is said before any scoring, and what the layers are instead."""
+    with pytest.raises(UnsupportedModelError, match=r"running statistics.*these are: .*Linear"):
+        create_criterion(name)(build("mixer"), clean)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in list_criteria() if not criterion_class(n).needs_images]
+)
+def test_a_criterion_that_needs_no_images_does_not_read_them(
+    name: str, trained: nn.Module, clean: CleanData
+) -> None:
+    criterion, other = create_criterion(name), CleanData(noise_images(3, seed=9))
+    assert_same_scores(criterion(trained, clean), criterion(trained, other))
 
 
 def test_a_model_without_sites_is_refused(criterion: Criterion, clean: CleanData) -> None:

@@ -19,6 +19,7 @@ import nnprune_backdoor
 ROOT = Path(nnprune_backdoor.__file__).parent
 CORE = (
     "data",
+    "finetuning",
     "guard",
     "inversion",
     "masking",
@@ -108,7 +109,7 @@ def top(modules: set[str]) -> set[str]:
 
 def test_the_modules_that_are_guarded_exist() -> None:
     assert set(CORE) | {"errors", "evaluation", "purify", "demo", "cli"} <= set(IMPORTS.files)
-    names = ("base", "unlearning", "rnp", "anp", "cnp", "mnp", "tac")
+    names = ("base", "layers", "unlearning", "rnp", "anp", "cnp", "mnp", "tac", "clp", "bnp", "fp")
     assert {"criteria", *(f"criteria.{name}" for name in names)} <= set(CRITERIA)
     assert {"attacks", "attacks.base", "attacks.training"} <= set(IMPORTS.files)
     assert IMPORTS.reach("criteria.rnp") >= {"criteria.base", "data", "sites", "masking", "errors"}

@@ -2,19 +2,29 @@
 
 from .anp import ANP
 from .base import Criterion, create_criterion, criterion_class, list_criteria, register_criterion
+from .bnp import BNP
+from .clp import CLP
 from .cnp import CNP
+from .fp import FP
+from .magnitude import Magnitude
 from .mnp import MNP, MagnitudeSaliency, magnitude_saliency_correlation
+from .random import Random
 from .rnp import RNP
 from .tac import TAC
 
 __all__ = [
     "ANP",
+    "BNP",
+    "CLP",
     "CNP",
+    "FP",
     "MNP",
     "RNP",
     "TAC",
     "Criterion",
+    "Magnitude",
     "MagnitudeSaliency",
+    "Random",
     "create_criterion",
     "criterion_class",
     "list_criteria",

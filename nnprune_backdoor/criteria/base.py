@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..data import CleanData, like
-from ..errors import ScoringError
+from ..errors import ScoringError, UnsupportedModelError
 from ..guard import private_copy, private_randomness
+from ..norms import keeps_statistics
 from ..registry import Registry
 from ..scores import ChannelScores, Site
 from ..sites import find_sites
@@ -29,6 +30,8 @@ class Criterion(ABC):
 
     reference: ClassVar[str]  # authors, title, venue
     needs_labels: ClassVar[bool]
+    needs_images: ClassVar[bool] = True  # False: two show how the network runs, no more
+    needs_batchnorm: ClassVar[bool] = False  # True: models without running statistics are refused
 
     @classmethod
     @abstractmethod
@@ -75,11 +78,23 @@ class Criterion(ABC):
             data.check_against(own)
             if sites is None:
                 sites = find_sites(own, data.images[:2].to(**like(own)))
+            if self.needs_batchnorm:
+                self._check_batchnorm(own, sites)
             generator = torch.Generator().manual_seed(seed)
             scores = self.score(own, data, sites, generator, progress)
         if scores.sites != sites:
             raise ScoringError(f"{type(self).__name__} did not score the sites it was given")
         return scores
+
+    def _check_batchnorm(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
+        layers = [model.get_submodule(site.name) for site in sites]
+        if not any(keeps_statistics(layer) for layer in layers):
+            seen = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+            raise UnsupportedModelError(
+                f"{type(self).__name__} needs the running statistics that BatchNorm keeps from "
+                f"training, and no layer with neurons to score has any (these are: {seen}); "
+                "choose a criterion that does without, for example 'tac'"
+            )
 
 
 _CRITERIA: Registry[Criterion] = Registry("criterion")

@@ -13,19 +13,18 @@ neuron is worth to clean images (`response.py`); docs/inversion.md has both in n
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..data import CleanData, like
+from ..data import CleanData
 from ..inversion import RecoveredTrigger, predict_labels
 from ..masking import MaskedModel
 from ..scores import ChannelScores, Site
 from .base import register_criterion
+from .layers import watch
 from .response import loss_gradient, response_scores, sensitivity
 from .trigger import TriggerCriterion
 
@@ -90,12 +89,10 @@ def activation_change(
     The root mean square, over images and positions, of the stamped less the clean output of the
     site, by the standard deviation of the clean output.
     """
-    where = like(model)
     # sum and sum of squares of clean outputs, sum of squared changes, and of how many
     sums = {site.name: torch.zeros(4, site.channels, dtype=torch.float64) for site in sites}
     for images in clean.images.split(_FEW):
-        before = _outputs(model, sites, images.to(**where))
-        after = _outputs(model, sites, trigger(images).to(**where))
+        before, after = _outputs(model, sites, images), _outputs(model, sites, trigger(images))
         for name, x in before.items():
             change = after[name] - x
             parts = (x, x.square(), change.square(), torch.ones_like(x))
@@ -111,20 +108,7 @@ def activation_change(
 def _outputs(model: nn.Module, sites: tuple[Site, ...], images: Tensor) -> dict[str, Tensor]:
     """Site name -> its output (C, images x positions), float64: what a mask would scale."""
     found: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            # linear layers have their channels last, convolutions and norm layers after the images
-            along = -1 if isinstance(module, nn.Linear) else 1
-            found[name].append(output.movedim(along, 0).flatten(1).double())
-
-        return hook
-
-    with contextlib.ExitStack() as hooks:
-        for site in sites:
-            handle = model.get_submodule(site.name).register_forward_hook(keep(site.name))
-            hooks.callback(handle.remove)
-        model(images)
+    watch(model, sites, images, lambda site, output: found[site.name].append(output))
     return {name: torch.cat(parts, 1) for name, parts in found.items()}
 
 
