@@ -80,7 +80,8 @@ CRITERIA: dict[str, Criterion] = {
 INFORMED = ("informed", "informed change")
 TUNED = ("ft", "fp+ft")
 SELECTORS: dict[str, Selector] = {"accuracy": AccuracyBudget(), "1 %": LowestFraction(0.01)}
-# the published amount where there is one (RNP: 0.25 to 0.3 in the authors' table), and the selector that watches a recovered trigger
+# the published amount where there is one (RNP's authors: 0.25 to 0.3), and the selector that
+# watches a recovered trigger
 MORE: dict[str, dict[str, Selector]] = {
     "clp": {"published": BelowThreshold(-3)},
     "bnp": {"published": BelowThreshold(-3)},
