@@ -4,8 +4,8 @@
     python benchmarks/efficacy.py --out DIR2 --collect                    # -> results/efficacy.json
 
 A run scores one network by one method with one set of clean images, then lets each selector choose
-how much goes. All are measured on 2,000 hidden images, with and without the trigger. The curve
-(ACC, ASR, RA on 1,000 of them against the number silenced) is for analysis; from it comes the
+how much goes. All are measured on 1,000 hidden images, with and without the trigger. The curve
+(ACC, ASR, RA on 500 of them against the number silenced) is for analysis; from it comes the
 *oracle* amount, the best ASR within two points of ACC, which no defender can know. `informed` and
 `informed change` rank by the true trigger, which no defender has: reference rows, not methods.
 """
@@ -61,6 +61,7 @@ from nnprune_backdoor.selection import HeldOut, prefix
 RESULTS = Path(__file__).parent / "results" / "efficacy.json"
 SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
 BUDGET = 0.02  # points of ACC that the oracle may spend, as the default selector may
+MEASURED, CURVE = 1000, 500  # hidden images
 PER_CLASS = 100  # a clean set of so many images has equally many of each class
 
 CRITERIA: dict[str, Criterion] = {
@@ -177,7 +178,7 @@ def execute(run: Run, models: Path, out: Path) -> None:
     row |= {"method": run.method, "images": run.images, "clean_seed": run.seed}
     model = run.member.load(models).requires_grad_(False)
     hidden = Hidden.of(run.member)
-    row["before"] = hidden.measure(partial(predict, model), 2000)
+    row["before"] = hidden.measure(partial(predict, model), MEASURED)
     clean = clean_set(run.images, run.seed)
     start = time.process_time()
     try:
@@ -214,7 +215,7 @@ def _pruned(
     row["neurons"] = len(scores.flat)
     row["target_found"] = scores.details.get("target")
     row["curve"] = [
-        {"share": share, **measure(prefix(scores, round(share * len(scores.flat))), 1000)}
+        {"share": share, **measure(prefix(scores, round(share * len(scores.flat))), CURVE)}
         for share in SHARES
     ]
     row["selections"] = {}
@@ -227,7 +228,7 @@ def _pruned(
             "neurons": len(selection),
             "reason": selection.reason,
             "seconds": seconds,
-            **measure(selection, 2000),
+            **measure(selection, MEASURED),
         }
     return row
 
@@ -244,7 +245,9 @@ def _tuned(run: Run, model: nn.Module, clean: CleanData, hidden: Hidden) -> dict
         model, clean, epochs=40, selection=selection, seed=run.seed, progress=False
     ).eval()
     found = {"neurons": 0 if selection is None else len(selection)}
-    return {"selections": {"accuracy": {**found, **hidden.measure(partial(predict, tuned), 2000)}}}
+    return {
+        "selections": {"accuracy": {**found, **hidden.measure(partial(predict, tuned), MEASURED)}}
+    }
 
 
 def oracle(row: dict[str, Any]) -> dict[str, float]:
