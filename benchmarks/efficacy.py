@@ -177,6 +177,7 @@ def execute(run: Run, models: Path, out: Path) -> None:
     row: dict[str, Any] = {**asdict(run.member), "name": run.member.name}
     row |= {"method": run.method, "images": run.images, "clean_seed": run.seed}
     model = run.member.load(models).requires_grad_(False)
+    model = model.to(memory_format=torch.channels_last)  # up to twice as fast
     hidden = Hidden.of(run.member)
     row["before"] = hidden.measure(partial(predict, model), MEASURED)
     clean = clean_set(run.images, run.seed)
