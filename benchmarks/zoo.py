@@ -89,10 +89,10 @@ ATTACKS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "badnets": ("badnets", {}, 0.05, 0.0),
     "blended": ("blended", {}, 0.05, 0.0),
     "lowfreq": ("lowfreq", {}, 0.1, 0.0),
-    "warp": ("warp", {}, 0.1, 0.0),
+    "warp": ("warp", {"strength": 3.0}, 0.2, 0.0),
     "sample_specific": ("sample_specific", {}, 0.1, 0.0),
-    "adaptive_blend": ("adaptive_blend", {}, 0.05, 0.05),
-    "sig": ("sig", {}, 0.5, 0.0),
+    "adaptive_blend": ("adaptive_blend", {"ratio": 0.3, "training_ratio": 0.2}, 0.1, 0.05),
+    "sig": ("sig", {}, 1.0, 0.0),
     "all_to_all": ("badnets", {}, 0.1, 0.0),
 }
 
@@ -172,13 +172,13 @@ class Member:
 
 def members() -> list[Member]:
     """All of them, the ones that most tables need first."""
-    usual = ("badnets", "blended", "lowfreq", "warp", "sample_specific", "adaptive_blend")
+    usual = ("badnets", "blended", "lowfreq", "sample_specific", "adaptive_blend", "all_to_all")
     zoo = [Member(arch=arch, attack=attack) for attack in usual for arch in ARCHITECTURES]
     zoo[10:10] = [Member(arch=arch, attack=None) for arch in ARCHITECTURES]
     zoo += [
         Member(arch=arch, attack=attack)
         for arch in ("repvgg", "resnet")
-        for attack in ("sig", "all_to_all")
+        for attack in ("sig", "warp")
     ]
     zoo += [
         Member(arch=arch, attack=attack, seed=seed)
