@@ -28,7 +28,7 @@ class Warp(Trigger):
     mean size, drawn for each image and pixel, under the true label.
     """
 
-    strength: float = 0.5  # mean displacement along an axis, in 1/32 of the image's side
+    strength: float = 2.0  # mean displacement along an axis, in 1/32 of the image's side
     control: int = 4  # control points per side
     field_seed: int = 0  # which field
 
