@@ -1,5 +1,6 @@
 """Purify backdoored image classifiers by pruning, with clean images alone."""
 
+from .auto import Auto
 from .criteria import (
     ANP,
     BNP,
@@ -19,6 +20,7 @@ from .criteria import (
     register_criterion,
 )
 from .data import CleanData
+from .diagnosis import Diagnosis, Evidence, Scan, scan
 from .errors import (
     DataError,
     PurifyError,
@@ -26,6 +28,7 @@ from .errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from .exposure import Exposed, Unlearning, expose
 from .finetuning import fine_tune
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
@@ -33,6 +36,7 @@ from .norms import recalibrate_norms_
 from .purify import PairedAccuracy, Purified, purify
 from .recipe import Cut, Recipe
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
+from .restoration import Restoration, Restored
 from .scores import ChannelScores, Neuron, Selection, Site
 from .selection import (
     AccuracyBudget,
@@ -47,6 +51,7 @@ from .selection import (
 )
 from .sites import find_sites
 from .trigger_selection import TriggerGone
+from .universal import RecoveredPerturbation, UniversalPerturbation
 
 __version__ = "0.1.0"
 
@@ -60,12 +65,16 @@ __all__ = [
     "RNP",
     "TAC",
     "AccuracyBudget",
+    "Auto",
     "BelowThreshold",
     "ChannelScores",
     "CleanData",
     "Criterion",
     "Cut",
     "DataError",
+    "Diagnosis",
+    "Evidence",
+    "Exposed",
     "Inversion",
     "LowestCount",
     "LowestFraction",
@@ -80,20 +89,27 @@ __all__ = [
     "PurifyError",
     "Random",
     "Recipe",
+    "RecoveredPerturbation",
     "RecoveredTrigger",
     "RemovalPlan",
     "RemovalReport",
+    "Restoration",
+    "Restored",
+    "Scan",
     "ScoringError",
     "Selection",
     "Selector",
     "Site",
     "TargetEvidence",
     "TriggerGone",
+    "UniversalPerturbation",
     "UnknownNameError",
+    "Unlearning",
     "UnsupportedModelError",
     "compact",
     "create_criterion",
     "create_selector",
+    "expose",
     "find_sites",
     "fine_tune",
     "list_criteria",
@@ -104,5 +120,6 @@ __all__ = [
     "recalibrate_norms_",
     "register_criterion",
     "register_selector",
+    "scan",
     "silence_",
 ]

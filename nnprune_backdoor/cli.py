@@ -50,9 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--clean-images", type=int, default=500, help="given to the defender")
     demo.add_argument(
         "--selector",
-        choices=("trigger", "accuracy"),
+        choices=("trigger", "auto", "accuracy"),
         default="trigger",
-        help="how much goes: until recovered triggers fail, or as much as accuracy allows",
+        help="how much goes: until recovered triggers fail, until the evidence of a backdoor has "
+        "gone, or as much as accuracy allows",
     )
     demo.add_argument(
         "--max-drop", type=float, default=0.02, help="clean accuracy that may go, 0.02 = 2 points"

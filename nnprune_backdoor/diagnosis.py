@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .criteria.noise import adversarial_noise
 from .data import CleanData, like
 from .errors import ScoringError
-from .exposure import Exposed, expose
+from .exposure import Exposed, Unlearning, expose
 from .guard import private_copy, private_randomness
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence, predict_labels
 from .masking import MaskedModel, Silencing, silence_
@@ -196,6 +196,7 @@ class Scan:
     min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
     many: int = 20  # classes beyond which triggers are sought for few labels only ...
     candidates: int = 10  # ... those with the best universal perturbations
+    unlearning: Unlearning | None = None  # how the model is exposed; None: as `expose` does
     noise_budget: float = 0.4  # largest relative change of a weight or bias
     noise_steps: int = 3
 
@@ -228,21 +229,17 @@ class Scan:
             clock.lap("universal")
             triggers = self.search.recover(own, data, wanted, **given)
             clock.lap("triggers")
-            working = [trigger for trigger in triggers if trigger.success >= self.min_success]
-            area = float(data.images.shape[-1] * data.images.shape[-2])
-            found["trigger size"] = {t.target: t.norm / area for t in working}
-            if len(triggers) > 2 and working:
+            if len(triggers) > 2 and any(t.success >= self.min_success for t in triggers):
                 anomaly = TargetEvidence.of(triggers, self.min_success).anomaly
                 found["anomaly"] = dict(zip(wanted, anomaly, strict=True))
-            restored = self._restore(own, data, sites, working, silencing=silencing, seed=seed)
-            found["restoration"] = {item.label: item.share for item in restored}
+            weighed, best = self._weigh(own, data, sites, triggers, silencing=silencing, seed=seed)
+            found |= weighed
             clock.lap("restoration")
-            exposed = expose(own, data, seed=seed, progress=progress)
+            exposed = expose(own, data, self.unlearning, seed=seed, progress=progress)
             found["exposure"] = dict(enumerate(exposed.predicted))
             clock.lap("exposure")
             found["noise"] = self._noise(own, data, sites, classes, seed)
             clock.lap("noise")
-        best = max(restored, key=lambda item: item.share, default=None)
         evidence = tuple(_evidence(kind, found.get(kind, {})) for kind in KINDS)
         return Diagnosis(
             tuple(item for item in evidence if item is not None),
@@ -257,7 +254,7 @@ class Scan:
             clock.laps,
         )
 
-    def _restore(
+    def _weigh(
         self,
         model: nn.Module,
         data: CleanData,
@@ -266,12 +263,19 @@ class Scan:
         *,
         silencing: Silencing,
         seed: int,
-    ) -> list[Restored]:
-        if not triggers:
-            return []
+    ) -> tuple[dict[str, dict[int, float]], Restored | None]:
+        """Trigger size and restoration of the triggers that work, and the best restoration."""
+        working = [trigger for trigger in triggers if trigger.success >= self.min_success]
+        working.sort(key=lambda trigger: trigger.norm)  # of two alike the smaller one counts
+        sizes = {trigger.target: trigger.norm / trigger.mask.numel() for trigger in working}
+        if not working:
+            return {}, None
         restore = Restoration(model, data, sites, silencing=silencing, seed=seed)
-        found = [restore(trigger.target, trigger) for trigger in triggers]
-        return [item for item in found if item is not None]
+        tried = [restore(trigger.target, trigger) for trigger in working]
+        restored = [item for item in tried if item is not None]
+        shares = {item.label: item.share for item in restored}
+        best = max(restored, key=lambda item: item.share, default=None)
+        return {"trigger size": sizes, "restoration": shares}, best
 
     def _noise(
         self, model: nn.Module, data: CleanData, sites: tuple[Site, ...], classes: int, seed: int
@@ -307,22 +311,20 @@ class Scan:
         *,
         silencing: Silencing = "zero",
         seed: int = 0,
-    ) -> Evidence:
-        """Restoration evidence for one label, with a trigger recovered anew; 0 where none works.
+    ) -> tuple[Evidence, ...]:
+        """Restoration and trigger size for one label, with a trigger recovered anew.
 
         Meant for a network in which neurons have been silenced: is the backdoor still there?
+        Empty where no trigger works.
         """
         own = private_copy(model)
         with private_randomness(seed), torch.enable_grad():
             data = CleanData(clean.images)
             sites = find_sites(own, data.images[:2].to(**like(own)))
-            triggers = replace(self.search, batch_size=2 * self.search.batch_size).recover(
-                own, data, [label], seed=seed
-            )
-            working = [trigger for trigger in triggers if trigger.success >= self.min_success]
-            restored = self._restore(own, data, sites, working, silencing=silencing, seed=seed)
-        evidence = _evidence("restoration", {item.label: item.share for item in restored})
-        return evidence or _evidence("restoration", {label: 0.0})  # type: ignore[return-value]
+            triggers = self.search.recover(own, data, [label], seed=seed)
+            found = self._weigh(own, data, sites, triggers, silencing=silencing, seed=seed)[0]
+        evidence = [_evidence(kind, by_label) for kind, by_label in found.items()]
+        return tuple(item for item in evidence if item is not None)
 
 
 def scan(

@@ -11,6 +11,7 @@ Ours; the idea is common (Neural Cleanse, S&P 2019, and CNP, TIP 2025, watch a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +72,23 @@ class TriggerGone(Selector):
         if not found:
             reason = "no label has a recovered trigger that works, so there is none to remove"
             return prefix(scores, 0, reason)
-        elsewhere = predict_labels(held_out.model, held_out.clean.images) != found[0].target
+        curve = self.trace(scores, held_out, found)
+        return self._decide(scores, curve, found)
+
+    def trace(
+        self,
+        scores: ChannelScores,
+        held_out: HeldOut,
+        found: Sequence[RecoveredTrigger],
+        *,
+        through: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Amount by amount: neurons, drop of accuracy, success of the best of these triggers.
+
+        It ends where the triggers fail, or with `through` where the budget is overspent by far.
+        """
+        target = found[0].target
+        elsewhere = predict_labels(held_out.model, held_out.clean.images) != target
         others = held_out.clean.images[elsewhere]
         stamped = [trigger(others) for trigger in found]
         before = held_out.correct(prefix(scores, 0))
@@ -81,13 +98,14 @@ class TriggerGone(Selector):
             for amount in amounts:
                 chosen = prefix(scores, amount)
                 drop, error = paired_drop(before, held_out.correct(chosen))
-                hits = [held_out.predict(chosen, images) == found[0].target for images in stamped]
+                hits = [held_out.predict(chosen, images) == target for images in stamped]
                 success = max(hit.float().mean().item() for hit in hits)
                 curve.append({"neurons": amount, "drop": drop, "success": success})
                 bar.update()
-                if success <= self.max_success or drop > self.max_drop + max(0.05, 4 * error):
+                gone = success <= self.max_success and not through
+                if gone or drop > self.max_drop + max(0.05, 4 * error):
                     break
-        return self._decide(scores, curve, found)
+        return curve
 
     def _recover(self, scores: ChannelScores, held_out: HeldOut) -> list[RecoveredTrigger]:
         """Triggers of the target that work; none if no label has one."""
@@ -108,13 +126,17 @@ class TriggerGone(Selector):
         ]
         return [trigger for trigger in found if trigger.success >= self.min_success]
 
+    def within_budget(self, curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The points of a trace that accuracy allows; at least that of nothing silenced."""
+        smooth = isotonic(point["drop"] for point in curve)
+        return [
+            point for point, drop in zip(curve, smooth, strict=True) if drop <= self.max_drop
+        ] or curve[:1]
+
     def _decide(
         self, scores: ChannelScores, curve: list[dict[str, Any]], found: list[RecoveredTrigger]
     ) -> Selection:
-        smooth = isotonic(point["drop"] for point in curve)
-        allowed = [
-            point for point, drop in zip(curve, smooth, strict=True) if drop <= self.max_drop
-        ] or curve[:1]
+        allowed = self.within_budget(curve)
         best = min(allowed, key=lambda point: max(point["success"], self.max_success))
         what = f"recovered triggers of label {found[0].target}"
         if best["success"] <= self.max_success:

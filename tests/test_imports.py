@@ -18,16 +18,22 @@ import nnprune_backdoor
 
 ROOT = Path(nnprune_backdoor.__file__).parent
 CORE = (
+    "auto",
     "data",
+    "diagnosis",
+    "exposure",
     "finetuning",
     "guard",
     "inversion",
     "masking",
     "norms",
     "progress",
+    "restoration",
     "scores",
     "selection",
     "sites",
+    "trigger_selection",
+    "universal",
 )
 CUTTING = ("cutting", "liveness", "passes", "recipe", "removal")
 ATTACKER = {"attacks", "demo", "cli"}  # know the trigger, or run something that does
