@@ -312,10 +312,10 @@ class Scan:
         silencing: Silencing = "zero",
         seed: int = 0,
     ) -> tuple[Evidence, ...]:
-        """Restoration and trigger size for one label, with a trigger recovered anew.
+        """Restoration, trigger size and universal perturbation for one label, sought anew.
 
         Meant for a network in which neurons have been silenced: is the backdoor still there?
-        Empty where no trigger works.
+        The first two are missing where no trigger works.
         """
         own = private_copy(model)
         with private_randomness(seed), torch.enable_grad():
@@ -323,6 +323,8 @@ class Scan:
             sites = find_sites(own, data.images[:2].to(**like(own)))
             triggers = self.search.recover(own, data, [label], seed=seed)
             found = self._weigh(own, data, sites, triggers, silencing=silencing, seed=seed)[0]
+            (perturbation,) = self.universal.recover(own, data, [label], seed=seed)
+            found["universal"] = {label: perturbation.success}
         evidence = [_evidence(kind, by_label) for kind, by_label in found.items()]
         return tuple(item for item in evidence if item is not None)
 

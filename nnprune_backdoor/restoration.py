@@ -4,8 +4,8 @@ Ours. A backdoor is a function of its own beside the clean task: without the few
 trigger needs, stamped images are again called what they are. A benign network has triggers too
 (any network can be sent anywhere by some patch), but those work through the neurons that tell its
 classes apart: without these the trigger fails as well, and the images become something else. So
-the share of stamped images that get their own label back tells the two apart, where the trigger's
-size and its failing do not (docs/diagnosis.md).
+the share of stamped images that get their own label back, while the clean ones keep theirs, tells
+the two apart, where the trigger's size and its failing do not (docs/diagnosis.md).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Restoration:
         model: in eval mode, frozen; it is not changed.
         clean: images; the labels they should get back are the model's own.
         damping, probe_size: as of `TAC`, whose ranking of neurons this uses.
+        min_kept: share of the held-out clean images that must keep their label; amounts at which
+            fewer do are on the curve and do not count.
         held_out: share of the images that only measure.
     """
 
@@ -58,6 +60,7 @@ class Restoration:
         silencing: Silencing = "zero",
         damping: float = 0.1,
         probe_size: int = 20,
+        min_kept: float = 0.9,
         held_out: float = 0.4,
         seed: int = 0,
     ) -> None:
@@ -70,6 +73,7 @@ class Restoration:
         self._fit, held = named.take(order[:cut]), named.take(order[cut:])
         self._held_out = HeldOut(model, sites, held, silencing=silencing)
         self._sites, self._damping, self._seed = sites, damping, seed
+        self._min_kept = min_kept
         self._stiffness = sensitivity(model, self._fit, sites, self._generator(), probe_size)
 
     def __call__(self, label: int, trigger: Callable[[Tensor], Tensor]) -> Restored | None:
@@ -89,15 +93,13 @@ class Restoration:
             chosen = prefix(scores, amount)
             now = self._held_out.predict(chosen, stamped)
             restored = (now == own).float().mean().item()
+            kept = self._held_out.correct(chosen).float().mean().item()
+            success = (now == label).float().mean().item()
             curve.append(
-                {
-                    "neurons": amount,
-                    "restored": restored,
-                    "success": (now == label).float().mean().item(),
-                    "kept": self._held_out.correct(chosen).float().mean().item(),
-                }
+                {"neurons": amount, "restored": restored, "success": success, "kept": kept}
             )
-            best = max(best, (restored, chosen), key=lambda pair: pair[0])
+            if kept >= self._min_kept:
+                best = max(best, (restored, chosen), key=lambda pair: pair[0])
         return Restored(label, best[0], int(sent.sum()), best[1], tuple(curve))
 
     def _rank(self, label: int, trigger: Callable[[Tensor], Tensor]) -> ChannelScores | None:

@@ -34,11 +34,11 @@ from nnprune_backdoor.selection import HeldOut
 
 QUICK = Inversion(steps=120, batch_size=32)
 FEW: dict[str, Any] = {
-    "universal": UniversalPerturbation(steps=20, batch_size=8),
+    "universal": UniversalPerturbation(steps=5, batch_size=4),
     "unlearning": Unlearning(unlearn_lr=0.05, unlearn_epochs=5, unlearn_missed="flag"),
 }
 SCAN = Scan(search=QUICK, **FEW)
-SHORT = Scan(search=Inversion(steps=10, batch_size=8), min_success=0.1, **FEW)
+SHORT = Scan(search=Inversion(steps=10, batch_size=8), min_success=0.1, many=3, candidates=2, **FEW)
 AUTO = Auto(evidence=SCAN, gone=TriggerGone(inversion=QUICK, max_fraction=1.0))
 
 
@@ -193,14 +193,14 @@ def test_restoration_of_the_true_trigger_and_of_none(model: nn.Module, images: C
 
 
 def test_universal_perturbations_stay_small(model: nn.Module, images: CleanData) -> None:
-    search = UniversalPerturbation(rms=0.1, steps=15, batch_size=8)
+    search = UniversalPerturbation(rms=0.4, steps=30, batch_size=8)
     before = state_of(model)
     found = search.recover(model, images)
     assert_same_state(before, state_of(model))
     assert [item.target for item in found] == [0, 1, 2]
     assert max(item.success for item in found) > 0.9
     for item in found:
-        assert item.rms <= 0.1 + 1e-5
+        assert item.rms <= 0.4 + 1e-5
         assert item.largest >= item.rms
         assert item(images.images).shape == images.images.shape
         assert item(images.images).max() <= images.images.max() + 1e-5
