@@ -1,6 +1,7 @@
 """What `scan` says of every network of the zoo, and how well it finds triggered images.
 
     python benchmarks/diagnosis.py --models DIR --out DIR2             # resumable, a JSON a network
+    python benchmarks/diagnosis.py --models DIR --out DIR2 --auto      # purifies by selector "auto"
     python benchmarks/diagnosis.py --out DIR2 --collect                # -> results/diagnosis.json
     python benchmarks/diagnosis.py --null                              # -> the package's null.json
 
@@ -26,9 +27,12 @@ from tqdm import tqdm
 from zoo import Member, members
 
 import nnprune_backdoor
-from nnprune_backdoor.diagnosis import Diagnosis, scan
+from nnprune_backdoor import purify, scan
+from nnprune_backdoor.diagnosis import Diagnosis
+from nnprune_backdoor.evidence import KINDS
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
+DOCS = Path(__file__).parent.parent / "docs" / "diagnosis.md"
 NULL = Path(nnprune_backdoor.__file__).parent / "null.json"
 DEVELOPMENT = [member.name for member in members()[:15]]
 EXTRA = [
@@ -37,7 +41,7 @@ EXTRA = [
     for arch in ("repvgg", "mobilenet", "resnet")
 ]
 IMAGES = 300
-ALARM: dict[str, float] = {}
+ALARM = {"restoration": 0.6, "universal": 0.95}
 
 
 def execute(member: Member, models: Path, out: Path) -> None:
@@ -71,23 +75,30 @@ def execute(member: Member, models: Path, out: Path) -> None:
 def detection(diagnosis: Diagnosis, hidden: Hidden) -> dict[str, float]:
     """AUROC of telling 500 triggered images from the same ones without the trigger."""
     assert hidden.stamped is not None
-    others = (
-        slice(0, 500)
-        if not isinstance(hidden.target, int)
-        else hidden.labels[:700] != hidden.target
-    )
-    images = [
-        pile[: len(others) if isinstance(others, torch.Tensor) else None][others][:500]
-        for pile in (hidden.images, hidden.stamped)
-    ]
-    truth = [0] * len(images[0]) + [1] * len(images[1])
-    both = torch.cat(images)
+    others = torch.ones(len(hidden.labels), dtype=torch.bool)
+    if isinstance(hidden.target, int):
+        others = hidden.labels != hidden.target
+    both = torch.cat([pile[others][:500] for pile in (hidden.images, hidden.stamped)])
+    truth = [0] * (len(both) // 2) + [1] * (len(both) // 2)
     with torch.no_grad():
         sure = torch.cat([diagnosis.model(part).softmax(1).amax(1) for part in both.split(250)])
     scores = {"original": sure, "exposure": diagnosis.suspicious(both, by="exposure")}
     if diagnosis.restored is not None:
         scores["silencing"] = diagnosis.suspicious(both)
     return {key: round(float(roc_auc_score(truth, value)), 4) for key, value in scores.items()}
+
+
+def purified(member: Member, models: Path, out: Path, method: str = "tac") -> None:
+    """Purify one network with 500 labelled images and selector "auto", and measure."""
+    model, hidden = member.load(models), Hidden.of(member)
+    row: dict[str, Any] = {"name": member.name, "method": method}
+    row["before"] = hidden.measure(model, 2000)
+    done = purify(model, clean_set(500, 0), method, selector="auto", progress=False)
+    row["after"] = hidden.measure(done.model, 2000)
+    details = done.selection.details
+    row |= {"neurons": len(done.selection), "reason": done.selection.reason}
+    row |= {key: details.get(key) for key in ("target", "plateau", "remaining")}
+    (out / f"{member.name}.auto").write_text(json.dumps(row) + "\n")
 
 
 def write_null() -> None:
@@ -109,8 +120,89 @@ def collect(out: Path) -> None:
     order = {member.name: i for i, member in enumerate([*members(), *EXTRA])}
     rows = [json.loads(file.read_text()) for file in out.glob("*.json")]
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
+    for row in rows:
+        if (out / f"{row['name']}.auto").exists():
+            row["auto"] = json.loads((out / f"{row['name']}.auto").read_text())
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(rounded(row)) for row in rows) + "\n]\n")
     print(f"{len(rows)} networks")
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """For docs/diagnosis.md: evidence by network, and what separates the halves."""
+    names = {*DEVELOPMENT, *(member.name for member in EXTRA)}
+    halves = {
+        "development": [row for row in rows if row["name"] in names],
+        "evaluation": [row for row in rows if row["name"] not in names],
+    }
+    lines: list[str] = []
+    for half, mine in halves.items():
+        lines += ["", f"### Networks of the {half} half", ""]
+        lines += _network_table(mine) if mine else ["None was scanned."]
+    lines += ["", "### What separates", "", *_separation(halves)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _network_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| network | target | " + " | ".join(KINDS) + " | alarm | samples: original, exposure, "
+        "silencing | s |",
+        "|" + "---|" * (len(KINDS) + 5),
+    ]
+    for row in rows:
+        cells = [row["name"], "" if row["attack"] is None else str(row["target"])]
+        for kind in KINDS:
+            found = row["evidence"].get(kind)
+            cells.append("" if found is None else f"{found['value']:.3g} ({found['label']})")
+        samples = row.get("samples", {})
+        keys = ("original", "exposure", "silencing")
+        cells.append(", ".join(raised(row)) or "no")
+        cells.append(", ".join(f"{samples[key]:.2f}" for key in keys if key in samples))
+        lines.append(f"| {' | '.join(cells)} | {row['cpu_seconds']:.0f} |")
+    return lines
+
+
+def raised(row: dict[str, Any]) -> list[str]:
+    """Kinds of evidence that raise the alarm."""
+    return [
+        kind
+        for kind, limit in ALARM.items()
+        if kind in row["evidence"] and row["evidence"][kind]["value"] >= limit
+    ]
+
+
+def _separation(halves: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [
+        "| evidence | half | backdoored, benign | AUROC | label is the target |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, (direction, _) in KINDS.items():
+        sign = 1 if direction == "high" else -1
+        for half, rows in halves.items():
+            mine = [row for row in rows if kind in row["evidence"]]
+            bad = [row for row in mine if row["attack"] is not None]
+            truth = [row["attack"] is not None for row in mine]
+            values = [sign * row["evidence"][kind]["value"] for row in mine]
+            hits = [row["evidence"][kind]["label"] == row["target"] for row in bad]
+            area = f"{roc_auc_score(truth, values):.2f}" if 0 < sum(truth) < len(truth) else ""
+            counts = f"{len(bad)}, {len(mine) - len(bad)}"
+            lines.append(f"| {kind} | {half} | {counts} | {area} | {sum(hits)} of {len(hits)} |")
+    for half, rows in halves.items():
+        found = {
+            bad: [bool(raised(r)) for r in rows if (r["attack"] is not None) == bad]
+            for bad in (True, False)
+        }
+        lines.append(
+            f"| alarm | {half} | raised on {sum(found[True])} of {len(found[True])} backdoored, "
+            f"{sum(found[False])} of {len(found[False])} benign | | |"
+        )
+    return lines
+
+
+def write_tables() -> None:
+    begin, end = "<!-- tables: python benchmarks/diagnosis.py --tables -->\n", "<!-- /tables -->"
+    before, rest = DOCS.read_text().split(begin)
+    made = tables(json.loads(RESULTS.read_text()))
+    DOCS.write_text(before + begin + made + end + rest.split(end)[1])
 
 
 def rounded(value: Any) -> Any:
@@ -126,12 +218,23 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of the zoo's weights")
     parser.add_argument("--out", type=Path, help="folder, a JSON each network")
     parser.add_argument("--only", nargs="+", help="networks: names, or parts of them")
+    parser.add_argument("--auto", action="store_true", help="purify instead of scanning")
     parser.add_argument("--collect", action="store_true", help="write results/diagnosis.json")
+    parser.add_argument("--tables", action="store_true", help="into docs/diagnosis.md")
     parser.add_argument("--null", action="store_true", help="write null.json of the package")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.null:
         write_null()
+        return
+    if options.tables:
+        begin, end = (
+            "<!-- tables: python benchmarks/diagnosis.py --tables -->\n",
+            "<!-- /tables -->",
+        )
+        before, rest = DOCS.read_text().split(begin)
+        after = rest.split(end)[1]
+        DOCS.write_text(before + begin + tables(json.loads(RESULTS.read_text())) + end + after)
         return
     if options.collect:
         collect(options.out)
@@ -140,14 +243,15 @@ def main() -> None:
     zoo = [*members(), *EXTRA]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     for member in tqdm(zoo, desc="networks"):
-        if (options.out / f"{member.name}.json").exists():
+        kind = "auto" if options.auto else "json"
+        if (options.out / f"{member.name}.{kind}").exists():
             continue
         if not member.file(options.models).exists():
             if member not in EXTRA:
                 continue
             weights = {k: v.contiguous() for k, v in member.train().state_dict().items()}
             save_file(weights, member.file(options.models))
-        execute(member, options.models, options.out)
+        (purified if options.auto else execute)(member, options.models, options.out)
 
 
 if __name__ == "__main__":

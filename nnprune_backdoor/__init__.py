@@ -20,7 +20,7 @@ from .criteria import (
     register_criterion,
 )
 from .data import CleanData
-from .diagnosis import Diagnosis, Evidence, Scan, scan
+from .diagnosis import Diagnosis
 from .errors import (
     DataError,
     PurifyError,
@@ -28,6 +28,7 @@ from .errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from .evidence import Evidence
 from .exposure import Exposed, Unlearning, expose
 from .finetuning import fine_tune
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
@@ -37,6 +38,7 @@ from .purify import PairedAccuracy, Purified, purify
 from .recipe import Cut, Recipe
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .restoration import Restoration, Restored
+from .scanning import Scan, scan
 from .scores import ChannelScores, Neuron, Selection, Site
 from .selection import (
     AccuracyBudget,

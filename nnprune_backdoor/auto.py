@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .data import CleanData
-from .diagnosis import Diagnosis, Evidence, Scan
+from .diagnosis import Diagnosis
 from .errors import DataError
+from .evidence import Evidence
 from .inversion import RecoveredTrigger
 from .masking import silence_
+from .scanning import Scan
 from .scores import ChannelScores, Selection
 from .selection import HeldOut, Selector, prefix, register_selector
 from .trigger_selection import TriggerGone

@@ -25,7 +25,7 @@ from nnprune_backdoor import (
     UniversalPerturbation,
     Unlearning,
     create_selector,
-    diagnosis,
+    evidence,
     find_sites,
     purify,
     scan,
@@ -49,7 +49,7 @@ def null(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "alarm": {"restoration": 0.7},
         "benign": {"one": {"restoration": 0.2, "trigger size": 0.1}, "two": {"restoration": 0.6}},
     }
-    monkeypatch.setattr(diagnosis, "null", lambda: made)
+    monkeypatch.setattr(evidence, "null", lambda: made)
     return made
 
 
@@ -121,7 +121,7 @@ def test_a_report_never_says_clean(net: nn.Module, clean: CleanData, null: dict[
     assert "safe" not in words
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["alarm"] is False
-    assert {item["kind"] for item in plain["evidence"]} <= set(diagnosis.KINDS)
+    assert {item["kind"] for item in plain["evidence"]} <= set(evidence.KINDS)
     assert plain["images"] == len(clean)
 
 
@@ -168,8 +168,8 @@ def test_percentile_and_alarm() -> None:
 
 
 def test_what_the_package_ships_as_null() -> None:
-    stored = diagnosis.null()
-    assert set(stored["alarm"]) <= set(diagnosis.KINDS)
+    stored = evidence.null()
+    assert set(stored["alarm"]) <= set(evidence.KINDS)
     assert stored["alarm"]
     for kind, limit in stored["alarm"].items():
         for values in stored["benign"].values():
