@@ -1,6 +1,7 @@
 """Purify backdoored image classifiers by pruning, with clean images alone."""
 
 from .architecture import load_model
+from .auto import Auto
 from .checkpoint import Weights, load_weights
 from .criteria import (
     ANP,
@@ -21,6 +22,7 @@ from .criteria import (
     register_criterion,
 )
 from .data import CleanData
+from .diagnosis import Diagnosis
 from .errors import (
     CheckpointError,
     DataError,
@@ -29,6 +31,8 @@ from .errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from .evidence import Evidence
+from .exposure import Exposed, Unlearning, expose
 from .finetuning import fine_tune
 from .images import FolderImages, read_images
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
@@ -41,7 +45,9 @@ from .record import Given, PairedAccuracy, ProxySuccess
 from .record_file import read_record, read_report
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .report import Report
+from .restoration import Restoration, Restored
 from .saving import load_purified, save_purified
+from .scanning import Scan, scan
 from .scores import ChannelScores, Neuron, Point, Selection, Site
 from .selection import (
     AccuracyBudget,
@@ -56,6 +62,7 @@ from .selection import (
 )
 from .sites import find_sites
 from .trigger_selection import TriggerGone
+from .universal import RecoveredPerturbation, UniversalPerturbation
 from .version import __version__
 
 __all__ = [
@@ -68,6 +75,7 @@ __all__ = [
     "RNP",
     "TAC",
     "AccuracyBudget",
+    "Auto",
     "BelowThreshold",
     "ChannelScores",
     "CheckpointError",
@@ -75,6 +83,9 @@ __all__ = [
     "Criterion",
     "Cut",
     "DataError",
+    "Diagnosis",
+    "Evidence",
+    "Exposed",
     "FolderImages",
     "Given",
     "Inversion",
@@ -94,23 +105,30 @@ __all__ = [
     "PurifyError",
     "Random",
     "Recipe",
+    "RecoveredPerturbation",
     "RecoveredTrigger",
     "RemovalPlan",
     "RemovalReport",
     "Report",
+    "Restoration",
+    "Restored",
+    "Scan",
     "ScoringError",
     "Selection",
     "Selector",
     "Site",
     "TargetEvidence",
     "TriggerGone",
+    "UniversalPerturbation",
     "UnknownNameError",
+    "Unlearning",
     "UnsupportedModelError",
     "Weights",
     "__version__",
     "compact",
     "create_criterion",
     "create_selector",
+    "expose",
     "find_sites",
     "fine_tune",
     "list_criteria",
@@ -128,5 +146,6 @@ __all__ = [
     "register_criterion",
     "register_selector",
     "save_purified",
+    "scan",
     "silence_",
 ]

@@ -170,7 +170,7 @@ class Inversion:
         if pixels is None:
             pixels = PixelRange.seen_in(data.images)
         pixels.check(data.images)
-        with _evaluating(model):
+        with evaluating(model):
             classes = data.check_against(model)
             wanted = list(range(classes)) if labels is None else list(labels)
             check_labels(wanted, classes)
@@ -323,7 +323,7 @@ def _mask_and_pattern(logits: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients on; every module's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

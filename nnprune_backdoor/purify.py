@@ -186,6 +186,7 @@ def purify(
                 selecting,
                 silencing=silencing,
                 recalibrate=scoring if recalibrate_norms else None,
+                scored=scoring,
                 progress=progress,
             )
         selection = chooser(scores, held_out)

@@ -28,6 +28,8 @@ class HeldOut:
         clean: labelled images that the criterion did not see.
         recalibrate: clean images on which BatchNorm statistics are estimated anew under each
             selection, as they will be in the product; None leaves the statistics alone.
+        scored: clean images that the criterion saw: no measure of accuracy, but of use to a
+            selector that looks for evidence.
     """
 
     def __init__(
@@ -38,9 +40,12 @@ class HeldOut:
         *,
         silencing: Silencing = "zero",
         recalibrate: CleanData | None = None,
+        scored: CleanData | None = None,
         progress: bool = False,
     ) -> None:
         self.clean = clean
+        self.scored = scored
+        self.silencing = silencing
         self.progress = progress
         self._masked = MaskedModel(model, sites, silencing=silencing)
         self._masked.masks.requires_grad_(False)

@@ -74,7 +74,23 @@ class TriggerGone(Selector):
         if not found:
             reason = "no label has a recovered trigger that works, so there is none to remove"
             return prefix(scores, 0, reason)
-        elsewhere = predict_labels(held_out.model, held_out.clean.images) != found[0].target
+        curve = self.trace(scores, held_out, found)
+        return self._decide(scores, curve, found)
+
+    def trace(
+        self,
+        scores: ChannelScores,
+        held_out: HeldOut,
+        found: Sequence[RecoveredTrigger],
+        *,
+        through: bool = False,
+    ) -> list[Point]:
+        """Amount by amount: neurons, drop of accuracy, success of the best of these triggers.
+
+        It ends where the triggers fail, or with `through` where the budget is overspent by far.
+        """
+        target = found[0].target
+        elsewhere = predict_labels(held_out.model, held_out.clean.images) != target
         others = held_out.clean.images[elsewhere]
         stamped = [trigger(others) for trigger in found]
         before = held_out.correct(prefix(scores, 0))
@@ -84,13 +100,14 @@ class TriggerGone(Selector):
             for amount in amounts:
                 chosen = prefix(scores, amount)
                 drop, error = paired_drop(before, held_out.correct(chosen))
-                hits = [held_out.predict(chosen, images) == found[0].target for images in stamped]
+                hits = [held_out.predict(chosen, images) == target for images in stamped]
                 success = max(hit.float().mean().item() for hit in hits)
                 curve.append(Point(len(chosen), drop, success))
                 bar.update()
-                if success <= self.max_success or drop > self.max_drop + max(0.05, 4 * error):
+                gone = success <= self.max_success and not through
+                if gone or drop > self.max_drop + max(0.05, 4 * error):
                     break
-        return self._decide(scores, curve, found)
+        return curve
 
     def _recover(self, scores: ChannelScores, held_out: HeldOut) -> list[RecoveredTrigger]:
         """Triggers of the target that work; none if no label has one."""
@@ -111,25 +128,26 @@ class TriggerGone(Selector):
         ]
         return [trigger for trigger in found if trigger.success >= self.min_success]
 
-    def _decide(
-        self, scores: ChannelScores, curve: Sequence[Point], found: Sequence[RecoveredTrigger]
-    ) -> Selection:
+    def within_budget(self, curve: Sequence[Point]) -> Sequence[Point]:
+        """The points of a trace that accuracy allows; at least that of nothing silenced."""
         smooth = isotonic(point.drop for point in curve)
-        allowed = [
+        return [
             point for point, drop in zip(curve, smooth, strict=True) if drop <= self.max_drop
         ] or curve[:1]
 
-        def success(point: Point) -> float:
-            assert point.success is not None
-            return max(point.success, self.max_success)  # any less is as good
-
-        best = min(allowed, key=success)
-        what = f"recovered triggers of label {found[0].target}"
-        if success(best) <= self.max_success:
+    def _decide(
+        self, scores: ChannelScores, curve: Sequence[Point], found: Sequence[RecoveredTrigger]
+    ) -> Selection:
+        best = min(
+            self.within_budget(curve),
+            key=lambda point: max(point.success or 0.0, self.max_success),  # any less is as good
+        )
+        what, left = f"recovered triggers of label {found[0].target}", best.success or 0.0
+        if left <= self.max_success:
             reason = f"{what} succeed on <= {self.max_success:.0%} of held-out images"
         else:
             reason = (
-                f"{what} still succeed on {success(best):.0%} of held-out images; no amount "
+                f"{what} still succeed on {left:.0%} of held-out images; no amount "
                 f"up to {self.max_fraction:.0%} of the neurons does better within "
                 f"{self.max_drop:.1%} of clean accuracy"
             )

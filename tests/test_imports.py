@@ -18,8 +18,12 @@ import nnprune_backdoor
 
 ROOT = Path(nnprune_backdoor.__file__).parent
 CORE = (
+    "auto",
     "checkpoint",
     "data",
+    "diagnosis",
+    "evidence",
+    "exposure",
     "fingerprint",
     "finetuning",
     "guard",
@@ -27,9 +31,13 @@ CORE = (
     "masking",
     "norms",
     "progress",
+    "restoration",
+    "scanning",
     "scores",
     "selection",
     "sites",
+    "trigger_selection",
+    "universal",
 )
 CUTTING = ("cutting", "liveness", "passes", "recipe", "removal")
 ATTACKER = {"attacks", "demo", "cli", "commands"}  # know the trigger, or run something that does

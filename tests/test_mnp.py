@@ -163,11 +163,11 @@ def success(model: nn.Module, stamped: Tensor) -> float:
 
 def test_without_batchnorm_suppression_takes_small_bounded_steps(net: nn.Module) -> None:
     bold = MNP(unlearn_lr=0.1, unlearn_clip=None)
-    assert bold._careful(net) is bold
-    careful = bold._careful(build("test_vit"))
+    assert bold.careful(net) is bold
+    careful = bold.careful(build("test_vit"))
     assert (careful.unlearn_lr, careful.unlearn_clip) == (1e-3, 1.0)
     timid = MNP(unlearn_lr=1e-5, unlearn_clip=0.1)
-    assert timid._careful(build("test_convnext")) == timid
+    assert timid.careful(build("test_convnext")) == timid
 
 
 # ---- magnitudes ---------------------------------------------------------------------------------

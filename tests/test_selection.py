@@ -79,7 +79,8 @@ SELECTORS = [create_selector(name, **given) for name in SETTINGS for given in SE
 
 
 def test_every_registered_selector_is_under_test() -> None:
-    elsewhere = ["trigger"]  # needs a network that obeys a trigger: test_trigger_selection.py
+    # these need a network that obeys a trigger: test_trigger_selection.py, test_diagnosis.py
+    elsewhere = ["auto", "trigger"]
     assert sorted([*SETTINGS, *elsewhere]) == list_selectors()
 
 

@@ -45,10 +45,10 @@ def add(commands: Commands) -> None:
     )
     demo.add_argument(
         "--selector",
-        choices=("trigger", "accuracy"),
+        choices=("trigger", "auto", "accuracy"),
         default="trigger",
-        help="how much goes: until recovered triggers fail (trigger), or as much as accuracy "
-        "allows",
+        help="how much goes: until recovered triggers fail (trigger), until the evidence of a "
+        "backdoor has gone (auto), or as much as accuracy allows",
     )
     demo.add_argument(
         "--max-drop",

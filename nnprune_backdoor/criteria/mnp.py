@@ -15,7 +15,7 @@ what this class gives as the paper's results. docs/mnp.md has the choices and wh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -116,7 +116,7 @@ class MNP(UnlearningCriterion):
         """Suppress the clean task, then let penalty and clean loss settle the masks."""
         suppressed, details = model, dict[str, Any]()
         if not self.skip_suppression:
-            suppressed, details = self._careful(model).unlearn(model, clean, generator, progress)
+            suppressed, details = self.careful(model).unlearn(model, clean, generator, progress)
         parts = self.losses(model, suppressed, sites)
         heavy = suppressed if self.penalty_on == "suppressed" else model
         weights = magnitudes(heavy, sites, self.norm)
@@ -129,12 +129,6 @@ class MNP(UnlearningCriterion):
             stiffness = sensitivity(model, clean, sites, generator, self.probe_size)
             flat = response_scores(pull, stiffness, self.damping)
         return ChannelScores(sites, flat, repr(self), details)
-
-    def _careful(self, model: nn.Module) -> Self:
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-            return self
-        clip = 1.0 if self.unlearn_clip is None else min(self.unlearn_clip, 1.0)
-        return replace(self, unlearn_lr=min(self.unlearn_lr, 1e-3), unlearn_clip=clip)
 
     def losses(
         self, model: nn.Module, suppressed: nn.Module, sites: tuple[Site, ...]

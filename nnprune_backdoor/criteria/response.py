@@ -53,6 +53,16 @@ def loss_gradient(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Ten
     return gradient
 
 
+def mean_gradient(
+    masked: MaskedModel, clean: CleanData, batch_size: int, generator: torch.Generator
+) -> Tensor:
+    """dCE/dm (number of neurons,) over all images, at the present masks."""
+    total = torch.zeros_like(masked.masks)
+    for batch in clean.batches(batch_size, generator):
+        total += len(batch) * loss_gradient(masked, batch)
+    return total / len(clean)
+
+
 def response_scores(gradient: Tensor, stiffness: Tensor, damping: float) -> Tensor:
     """Scores in (0, 2), low = gives way first; 1 = not pulled at all.
 

@@ -25,7 +25,7 @@ from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import register_criterion
-from .response import clean_loss, loss_gradient, response_scores, sensitivity
+from .response import clean_loss, mean_gradient, response_scores, sensitivity
 from .unlearning import UnlearningCriterion
 
 
@@ -124,8 +124,6 @@ class RNP(UnlearningCriterion):
     ) -> Tensor:
         """How far each mask gives way to the unlearned model's wish to recover."""
         masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
-        pull = torch.zeros_like(masked.masks)
-        for batch in clean.batches(self.batch_size, generator):
-            pull += len(batch) * loss_gradient(masked, batch)
+        pull = mean_gradient(masked, clean, self.batch_size, generator)
         stiffness = sensitivity(model, clean, sites, generator, self.probe_size)
-        return response_scores(pull / len(clean), stiffness, self.damping)
+        return response_scores(pull, stiffness, self.damping)

@@ -25,7 +25,7 @@ from ..masking import MaskedModel
 from ..scores import ChannelScores, Site
 from .base import register_criterion
 from .layers import watch
-from .response import loss_gradient, response_scores, sensitivity
+from .response import mean_gradient, response_scores, sensitivity
 from .trigger import TriggerCriterion
 
 
@@ -72,12 +72,9 @@ class TAC(TriggerCriterion):
             flat = 1 / (1 + activation_change(model, elsewhere, trigger, sites))
         else:
             stamped = CleanData(trigger(elsewhere.images), elsewhere.labels)
-            masked = MaskedModel(model, sites)
-            pull = torch.zeros_like(masked.masks)
-            for batch in stamped.batches(_BATCH, generator):
-                pull += len(batch) * loss_gradient(masked, batch)
+            pull = mean_gradient(MaskedModel(model, sites), stamped, _BATCH, generator)
             stiffness = sensitivity(model, own, sites, generator, self.probe_size)
-            flat = response_scores(pull / len(stamped), stiffness, self.damping)
+            flat = response_scores(pull, stiffness, self.damping)
         return ChannelScores(sites, flat, repr(self), details, (trigger,))
 
 

@@ -1,0 +1,165 @@
+"""How much to prune without a triggered image: nothing without evidence, else until it has gone.
+
+Ours. `scan` says whether there is evidence of a backdoor and for which label; the ranking's least
+amount within the accuracy budget is taken at which triggers recovered before fail *and* one
+recovered anew, on the silenced network, gives no evidence any more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from .data import CleanData
+from .diagnosis import Diagnosis
+from .errors import DataError
+from .evidence import Evidence
+from .inversion import RecoveredTrigger
+from .masking import silence_
+from .scanning import Scan
+from .scores import ChannelScores, Point, Selection
+from .selection import HeldOut, Selector, prefix, register_selector
+from .trigger_selection import TriggerGone
+
+
+@register_selector("auto")
+@dataclass(frozen=True)
+class Auto(Selector):
+    """The least that brings the evidence of a backdoor to what benign networks give.
+
+    Evidence is sought on the images that the criterion saw, if `purify` passes them on, with other
+    beginnings than the criterion's; accuracy and the triggers' success are measured on held-out
+    ones. Without an alarm nothing is selected: that excludes no backdoor which leaves no evidence
+    of these kinds, and a false alarm prunes a benign network (docs/diagnosis.md has the rates).
+    If no amount within the budget brings the evidence down, the one with the least is taken, and
+    the reason says so. The criterion's ranking is taken as it is.
+
+    The details hold the evidence before (`diagnosis`) and after (`remaining`, at each amount that
+    was looked at), the `curve`, and the `plateau`: from the amount taken to the largest one within
+    the budget at which the triggers still fail. A wide plateau means that the amount matters
+    little.
+    """
+
+    needs_labels: ClassVar[bool] = True
+
+    max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate
+    gone: TriggerGone = field(default=TriggerGone())  # amounts, and when a trigger fails
+    evidence: Scan = field(default=Scan())
+    looks: int = 4  # amounts at which a trigger is recovered anew
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.looks < 1:
+            raise DataError(f"expected at least one look, got {self.looks}")
+        object.__setattr__(self, "gone", replace(self.gone, max_drop=self.max_drop))
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        if held_out is None:
+            raise DataError("Auto needs labelled held-out clean images")
+        held_out.clean.targets  # noqa: B018 - raises where there are none
+        images = CleanData((held_out.scored or held_out.clean).images)
+        diagnosis = self.evidence(
+            held_out.model,
+            images,
+            silencing=held_out.silencing,
+            seed=self.seed,
+            progress=held_out.progress,
+        )
+        found = self._triggers(diagnosis, held_out, images)
+        if not found:
+            kinds = [item.kind for item in diagnosis.evidence if item.threshold is not None]
+            reason = (
+                f"no evidence of a backdoor of the kinds tested ({', '.join(kinds)}), so nothing "
+                "goes; a backdoor that leaves no such evidence is not excluded"
+            )
+            return prefix(scores, 0, reason, diagnosis=diagnosis.to_dict())
+        curve = self.gone.trace(scores, held_out, found, through=True)
+        return self._decide(scores, held_out, images, diagnosis, curve, found)
+
+    def _triggers(
+        self, diagnosis: Diagnosis, held_out: HeldOut, images: CleanData
+    ) -> list[RecoveredTrigger]:
+        """The suspected label's, from independent beginnings; none without an alarm."""
+        first = diagnosis.trigger
+        if first is None:
+            return []
+        again = [
+            self.gone.inversion.recover(
+                held_out.model, images, [first.target], seed=seed, progress=held_out.progress
+            )[0]
+            for seed in range(self.seed + 1, self.seed + self.gone.triggers)
+        ]
+        return [first, *(t for t in again if t.success >= self.gone.min_success)]
+
+    def _decide(
+        self,
+        scores: ChannelScores,
+        held_out: HeldOut,
+        images: CleanData,
+        diagnosis: Diagnosis,
+        curve: Sequence[Point],
+        found: Sequence[RecoveredTrigger],
+    ) -> Selection:
+        assert diagnosis.target is not None
+        allowed = self.gone.within_budget(curve)
+        fail = [point for point in allowed if (point.success or 0.0) <= self.gone.max_success]
+        # without an amount at which the triggers fail: the one at which they succeed least
+        points = _spread(fail, self.looks) or [min(allowed, key=lambda point: point.success or 0.0)]
+        looked: list[dict[str, Any]] = []
+        for point in points:
+            left = self._remaining(scores, held_out, images, point.neurons, diagnosis.target)
+            alarm = any(item.alarm for item in left)
+            looked.append(
+                {"neurons": point.neurons, "alarm": alarm, "success": point.success}
+                | {item.kind: item.value for item in left}
+            )
+            if not alarm:
+                break
+        best = min(looked, key=lambda look: (look["alarm"], look.get("restoration", 0.0)))
+        count = best["neurons"]
+        kinds = ", ".join(item.kind for item in diagnosis.evidence if item.alarm)
+        reason = f"evidence of a backdoor with target {diagnosis.target} ({kinds}) "
+        if fail and not best["alarm"]:
+            reason += "is gone, and its recovered triggers fail"
+        else:
+            reason += (
+                f"remains (recovered triggers succeed on {best['success']:.0%} of held-out images, "
+                f"restoration of a new one is {best.get('restoration', 0.0):.2f}): no amount tried "
+                f"within {self.max_drop:.1%} of clean accuracy removes it"
+            )
+        last = max((point.neurons for point in fail), default=count)
+        selection = prefix(
+            scores,
+            count,
+            reason,
+            diagnosis=diagnosis.to_dict(),
+            target=diagnosis.target,
+            plateau=[count, last] if fail else None,
+            remaining=looked,
+        )
+        return replace(selection, curve=tuple(curve), triggers=tuple(found))
+
+    def _remaining(
+        self,
+        scores: ChannelScores,
+        held_out: HeldOut,
+        images: CleanData,
+        count: int,
+        target: int,
+    ) -> tuple[Evidence, ...]:
+        """Evidence for the target with a trigger that knows which neurons are silent."""
+        silenced = copy.deepcopy(held_out.model)
+        silence_(silenced, prefix(scores, count), silencing=held_out.silencing)
+        return self.evidence.remaining(
+            silenced, images, target, silencing=held_out.silencing, seed=self.seed + 1
+        )
+
+
+def _spread(points: Sequence[Point], count: int) -> list[Point]:
+    """At most so many of the points: the first, the last, and some between."""
+    if len(points) <= count:
+        return list(points)
+    places = [round(i * (len(points) - 1) / max(1, count - 1)) for i in range(count)]
+    return [points[place] for place in places]

@@ -1,0 +1,143 @@
+"""What a scan found: evidence, suspected label, recovered triggers, and suspicious images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .data import CleanData, like
+from .errors import ScoringError
+from .evidence import KINDS, Evidence
+from .exposure import Exposed
+from .guard import private_copy
+from .inversion import RecoveredTrigger, predict_labels
+from .masking import Silencing, silence_
+from .restoration import Restored
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What `scan` gives back."""
+
+    evidence: tuple[Evidence, ...]
+    classes: int
+    images: int
+    seed: int
+    triggers: tuple[RecoveredTrigger, ...]  # one a label that was looked at
+    restored: Restored | None  # of the label where most was restored
+    exposed: Exposed
+    model: nn.Module  # a private copy of the network that was scanned
+    silencing: Silencing = "zero"
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, kind: str) -> Evidence:
+        """The evidence of one kind; KeyError where there is none."""
+        return {item.kind: item for item in self.evidence}[kind]
+
+    @property
+    def alarm(self) -> bool:
+        """Whether any evidence is beyond what it may be."""
+        return any(item.alarm for item in self.evidence)
+
+    @property
+    def target(self) -> int | None:
+        """The suspected label; None where there is no alarm."""
+        return next((item.label for item in self.evidence if item.alarm), None)
+
+    @property
+    def trigger(self) -> RecoveredTrigger | None:
+        """The trigger recovered for the suspected label."""
+        return next((t for t in self.triggers if t.target == self.target), None)
+
+    def suspicious(
+        self, images: Tensor, by: Literal["silencing", "exposure"] = "silencing"
+    ) -> Tensor:
+        """How suspicious each image (N, C, H, W) is: (N,) in [0, 1], high = suspicious.
+
+        By silencing: by how much the probability of the label that the network gives falls once
+        the neurons are silent that the most suspicious trigger needs. By exposure: the probability
+        of that label in the exposed model, which knows little else any more. docs/diagnosis.md has
+        how well each finds triggered images; without a backdoor the scores say nothing.
+
+        Raises:
+            DataError: not a batch of finite images.
+            ScoringError: by silencing, where no label has a trigger that works.
+        """
+        images = CleanData(images).images
+        labels = predict_labels(self.model, images)
+        if by == "exposure":
+            return _confidence(self.exposed.model, images, labels)
+        if self.restored is None:
+            raise ScoringError('no label has a trigger that works; use by="exposure"')
+        silent = private_copy(self.model)
+        silence_(silent, self.restored.selection, silencing=self.silencing)
+        fall = _confidence(self.model, images, labels) - _confidence(silent, images, labels)
+        return fall.clamp_min(0)
+
+    def summary(self) -> str:
+        """A few lines for people: what was tested, what came out, what it does not say."""
+        found = [item for item in self.evidence if item.alarm]
+        tested = ", ".join(item.kind for item in self.evidence if item.threshold is not None)
+        if found:
+            kinds = ", ".join(item.kind for item in found)
+            first = f"evidence of a backdoor with target {self.target} ({kinds})"
+        else:
+            first = f"no evidence of the kinds tested ({tested})"
+        lines = [
+            f"diagnosis  {first}",
+            f"tested on  {self.images} clean images, {len(self.triggers)} of {self.classes} "
+            f"labels, seed {self.seed}",
+        ]
+        for item in self.evidence:
+            line = f"{item.kind:<13}{item.value:.3g}"
+            if item.label is not None:
+                line += f", label {item.label}"
+            if item.null:
+                low, high = min(item.null.values()), max(item.null.values())
+                line += f"; {len(item.null)} benign networks gave {low:.3g} to {high:.3g}"
+            line += f"; {'high' if KINDS[item.kind][0] == 'high' else 'low'} is suspicious"
+            if item.threshold is not None:
+                line += f", alarm from {item.threshold:.3g}"
+            lines.append(line)
+        lines.append(
+            "limits     other triggers than these searches can find leave no evidence here, and "
+            "the benign networks are few and small"
+        )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, without the networks."""
+        return {
+            "alarm": self.alarm,
+            "target": self.target,
+            "classes": self.classes,
+            "images": self.images,
+            "seed": self.seed,
+            "evidence": [
+                {**asdict(item), "percentile": item.percentile, "alarm": item.alarm}
+                for item in self.evidence
+            ],
+            "triggers": [
+                {"target": t.target, "norm": t.norm, "success": t.success, "tested": t.tested}
+                for t in self.triggers
+            ],
+            "restoration": None if self.restored is None else list(self.restored.curve),
+            "seconds": dict(self.seconds),
+        }
+
+
+@torch.no_grad()
+def _confidence(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Probability (N,) that the model gives to these labels, on the CPU."""
+    where = like(model)
+    parts = []
+    for some, wanted in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+        probabilities = model(some.to(**where)).float().softmax(1).cpu()
+        parts.append(probabilities.gather(1, wanted[:, None])[:, 0])
+    return torch.cat(parts)
+
+
+_BATCH = 128  # images a pass

@@ -1,0 +1,79 @@
+"""Kinds of evidence of a backdoor, each beside what benign networks gave.
+
+Each kind of evidence is a number that backdoored networks tend to have higher (or lower) than
+benign ones, and is held against what benign networks gave (`null.json`, made by
+benchmarks/diagnosis.py). Kinds that did not separate the two are reported, and raise no alarm;
+docs/diagnosis.md has the numbers. No alarm means no evidence of these kinds, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+# kind -> whether high or low values are suspicious, and what it is
+KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
+    "restoration": (
+        "high",
+        "share of stamped images that get their own label back once few neurons are silent",
+    ),
+    "trigger size": ("low", "smallest recovered trigger that works, as a share of the image"),
+    "anomaly": ("high", "how far the smallest trigger lies below the others (Neural Cleanse)"),
+    "universal": ("high", "success of the best small picture that is added to any image"),
+    "exposure": ("high", "most frequent label once the clean task is unlearned, as a share"),
+    "noise": ("high", "most frequent label under adversarial noise on neurons, as a share"),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One kind of evidence, and where it lies among benign networks."""
+
+    kind: str
+    value: float
+    label: int | None  # that the evidence points to
+    by_label: dict[int, float]  # for the labels that were looked at
+    null: dict[str, float]  # benign network -> what it gave
+    threshold: float | None  # at which it raises the alarm; None: it never does
+
+    @property
+    def percentile(self) -> float | None:
+        """Share of the benign networks that are less suspicious than this; None without any."""
+        if not self.null:
+            return None
+        return sum(self._beyond(value) for value in self.null.values()) / len(self.null)
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the value has reached the threshold."""
+        if self.threshold is None:
+            return False
+        return self.value == self.threshold or self._beyond(self.threshold)
+
+    def _beyond(self, value: float) -> bool:
+        """Whether this evidence is more suspicious than `value`."""
+        high = KINDS[self.kind][0] == "high"
+        return self.value > value if high else self.value < value
+
+
+def evidence_of(kind: str, by_label: dict[int, float]) -> Evidence | None:
+    """The most suspicious label's, beside what benign networks gave; None without a label."""
+    if not by_label:
+        return None
+    worst = max if KINDS[kind][0] == "high" else min
+    label = worst(by_label, key=by_label.__getitem__)
+    stored = null()
+    benign = {name: values[kind] for name, values in stored["benign"].items() if kind in values}
+    return Evidence(kind, by_label[label], label, by_label, benign, stored["alarm"].get(kind))
+
+
+@cache
+def null() -> dict[str, Any]:
+    """What benign networks gave, name -> kind -> value, and the values that raise the alarm."""
+    stored: dict[str, Any] = json.loads(
+        files("nnprune_backdoor").joinpath("null.json").read_text(encoding="utf-8")
+    )
+    return stored

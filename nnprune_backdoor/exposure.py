@@ -1,0 +1,218 @@
+"""The exposed model: clean function unlearned by gradient ascent, so that the backdoor shows.
+
+Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023, call the first half of
+RNP unlearning and propose its model for finding the target and poisoned samples as well; MNP calls
+it clean suppression. SGD with weight decay wd on -L is ascent on L - mu ||theta||^2 with
+mu = wd / 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import CleanData, like
+from .errors import ScoringError
+from .guard import private_copy, private_randomness
+from .inversion import predict_labels
+from .norms import Statistics, use_statistics_
+from .progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model that is being unlearned did in one epoch."""
+
+    steps: int  # of ascent, up to the end of the epoch
+    accuracy: float  # share of the clean images that got the label they had at first
+    predicted: tuple[float, ...]  # share of the images that each label got, (classes,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearning:
+    """How the clean task is unlearned; RNP's paper and defaults."""
+
+    batch_size: int = 128
+    unlearn_lr: float = 0.001  # paper 0.01; at 0.01 young networks lose the backdoor as well
+    unlearn_momentum: float = 0.9
+    unlearn_milestones: tuple[int, ...] = ()  # epochs at which the rate falls tenfold; paper 10, 20
+    unlearn_epochs: int = 100  # at most; paper 21
+    unlearn_stop: float | None = 0.2  # training accuracy at which clean function counts as gone;
+    # None: twice that of guessing, at least 0.2, at most 0.5
+    unlearn_check: Literal["step", "epoch"] = "step"  # paper: epoch; a young network overshoots
+    unlearn_clip: float | None = 20.0  # gradient norm, after backward; the authors' never acts
+    unlearn_statistics: Statistics = "batch"  # of BatchNorm while unlearning
+    unlearn_missed: Literal["error", "flag"] = "error"  # the stop was not reached
+
+    @property
+    def weight_decay(self) -> float:
+        """Of all weights while unlearning."""
+        return 5e-4
+
+    def careful(self, model: nn.Module) -> Self:
+        """These settings, or where no layer is a BatchNorm small steps of small gradients.
+
+        Without normalisation the weights diverge in a few steps.
+        """
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+            return self
+        clip = 1.0 if self.unlearn_clip is None else min(self.unlearn_clip, 1.0)
+        return replace(self, unlearn_lr=min(self.unlearn_lr, 1e-3), unlearn_clip=clip)
+
+    def unlearn(
+        self,
+        model: nn.Module,
+        clean: CleanData,
+        generator: torch.Generator,
+        progress: bool,
+        looks: list[Look] | None = None,
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """A copy of the model after gradient ascent on all its weights, and how that went.
+
+        Args:
+            looks: gets what the model did in each epoch, if given.
+
+        Raises:
+            ScoringError: the loss or a weight became NaN or inf, or accuracy did not fall to
+                `unlearn_stop` within `unlearn_epochs` (with `unlearn_missed="error"`).
+        """
+        unlearned = copy.deepcopy(model).requires_grad_(True)
+        use_statistics_(unlearned, self.unlearn_statistics)
+        weights, where = list(unlearned.parameters()), like(unlearned)
+        optimiser = torch.optim.SGD(
+            weights,
+            lr=self.unlearn_lr,
+            momentum=self.unlearn_momentum,
+            weight_decay=self.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.MultiStepLR(
+            optimiser, list(self.unlearn_milestones), gamma=0.1
+        )
+        stop = self._stop(model, clean)
+        accuracies: list[float] = []
+        steps, reached = 0, False
+        recent, window = torch.empty(0, dtype=torch.bool), min(self.batch_size, len(clean))
+        with progress_bar(self.unlearn_epochs, "unlearning", progress) as bar:
+            for _ in range(self.unlearn_epochs):
+                right, predicted = 0, []
+                for batch in clean.batches(self.batch_size, generator):
+                    logits = unlearned(batch.images.to(**where))
+                    labels = batch.targets.to(where["device"])
+                    loss = F.cross_entropy(logits.float(), labels)
+                    if not torch.isfinite(loss):
+                        raise ScoringError(
+                            f"unlearning diverged after {steps} steps (loss {loss.item()}); "
+                            "take a smaller unlearn_lr or set unlearn_clip"
+                        )
+                    predicted.append(logits.argmax(1).cpu())
+                    hits = predicted[-1] == labels.cpu()
+                    right += int(hits.sum())
+                    # a full batch's worth of images: two wrong ones at the end are no collapse
+                    recent = torch.cat([recent, hits])[-window:]
+                    gone = len(recent) == window and int(recent.sum()) <= stop * window
+                    if self.unlearn_check == "step" and gone:
+                        reached = True
+                        break
+                    optimiser.zero_grad(set_to_none=True)
+                    (-loss).backward()
+                    if self.unlearn_clip is not None:
+                        nn.utils.clip_grad_norm_(weights, self.unlearn_clip)
+                    optimiser.step()
+                    steps += 1
+                accuracies.append(right / len(clean))
+                if looks is not None:
+                    classes = logits.shape[1]
+                    looks.append(Look(steps, accuracies[-1], _shares(predicted, classes)))
+                if steps == 0:
+                    raise ScoringError(
+                        f"the model is right on {accuracies[-1]:.0%} of the images before any "
+                        f"unlearning, at most unlearn_stop ({stop:.0%}); check labels "
+                        "and normalisation, or lower unlearn_stop"
+                    )
+                schedule.step()
+                bar.update()
+                bar.set_postfix(accuracy=f"{accuracies[-1]:.2f}")
+                reached = reached or accuracies[-1] <= stop
+                if reached:
+                    break
+        if not all(torch.isfinite(weight).all() for weight in weights):
+            raise ScoringError("unlearning left NaN or inf in the weights; lower unlearn_lr")
+        if not reached and self.unlearn_missed == "error":
+            raise ScoringError(
+                f"after {self.unlearn_epochs} epochs of unlearning the accuracy is still "
+                f"{accuracies[-1]:.2f}, not {stop}; give more unlearn_epochs or a "
+                'larger unlearn_lr, or accept it with unlearn_missed="flag"'
+            )
+        use_statistics_(unlearned, "running")
+        details = {
+            "unlearn_steps": steps,
+            "unlearn_accuracies": accuracies,
+            "unlearn_stop_reached": reached,
+        }
+        return unlearned.requires_grad_(False), details
+
+    def _stop(self, model: nn.Module, clean: CleanData) -> float:
+        if self.unlearn_stop is not None:
+            return self.unlearn_stop
+        return max(0.2, min(2 / clean.check_against(model), 0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class Exposed:
+    """A model that has forgotten the clean task, and how it got there."""
+
+    model: nn.Module  # in eval mode, without gradients
+    trajectory: tuple[Look, ...]  # epoch by epoch, with the statistics used while unlearning
+    predicted: tuple[float, ...]  # share of the clean images that each label gets in the end
+    reached: bool  # whether accuracy fell as far as it was to
+
+    @property
+    def label(self) -> int:
+        """The label that most clean images get in the end."""
+        return max(range(len(self.predicted)), key=self.predicted.__getitem__)
+
+
+def expose(
+    model: nn.Module,
+    clean: CleanData | Iterable[Any],
+    unlearning: Unlearning | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> Exposed:
+    """Unlearn what the model says of clean images until little of it is left.
+
+    The labels unlearned are the model's own, so the images need none. What remains is what those
+    images did not need, a backdoor among it. Networks without BatchNorm take smaller steps.
+
+    Args:
+        model: a classifier, (N, C, H, W) -> (N, classes); it is left as it was.
+        clean: clean images, normalised as the model expects.
+        unlearning: how; by default RNP's way with our defaults.
+
+    Raises:
+        DataError, UnsupportedModelError: see `CleanData` and `private_copy`.
+        ScoringError: it diverged.
+    """
+    settings = unlearning or Unlearning(unlearn_missed="flag", unlearn_stop=None)
+    with private_randomness(seed), torch.enable_grad():
+        data = CleanData.collect(clean)
+        own = private_copy(model)
+        classes = CleanData(data.images).check_against(own)
+        named = CleanData(data.images, predict_labels(own, data.images))
+        generator, looks = torch.Generator().manual_seed(seed), list[Look]()
+        exposed, details = settings.careful(own).unlearn(own, named, generator, progress, looks)
+        predicted = _shares([predict_labels(exposed, data.images)], classes)
+    return Exposed(exposed, tuple(looks), predicted, details["unlearn_stop_reached"])
+
+
+def _shares(predicted: list[Tensor], classes: int) -> tuple[float, ...]:
+    """How often each label was predicted, as shares."""
+    labels = torch.cat(predicted)
+    return tuple((torch.bincount(labels, minlength=classes) / len(labels)).tolist())

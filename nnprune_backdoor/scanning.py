@@ -1,0 +1,218 @@
+"""Is there evidence of a backdoor, and for which label? Clean images alone, labels not needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .criteria.noise import adversarial_noise
+from .data import CleanData, like
+from .diagnosis import Diagnosis
+from .evidence import KINDS, Evidence, evidence_of
+from .exposure import Unlearning, expose
+from .guard import private_copy, private_randomness
+from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence, predict_labels
+from .masking import MaskedModel, Silencing
+from .restoration import Restoration, Restored
+from .scores import Site
+from .sites import find_sites
+from .universal import UniversalPerturbation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """How evidence is gathered. The null holds for the defaults and 300 images of 32 pixels."""
+
+    search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # a trigger a label
+    universal: UniversalPerturbation = field(default=UniversalPerturbation())
+    min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
+    many: int = 20  # classes beyond which triggers are sought for few labels only ...
+    candidates: int = 10  # ... those with the best universal perturbations
+    unlearning: Unlearning | None = None  # how the model is exposed; None: as `expose` does
+    noise_budget: float = 0.4  # largest relative change of a weight or bias
+    noise_steps: int = 3
+
+    def __call__(
+        self,
+        model: nn.Module,
+        clean: CleanData | Iterable[Any],
+        *,
+        labels: Sequence[int] | None = None,
+        pixels: PixelRange | None = None,
+        silencing: Silencing = "zero",
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Diagnosis:
+        """As `scan`."""
+        with private_randomness(seed), torch.enable_grad():
+            data = CleanData(CleanData.collect(clean).images)
+            own = private_copy(model)
+            classes = data.check_against(own)
+            sites = find_sites(own, data.images[:2].to(**like(own)))
+            found: dict[str, dict[int, float]] = {}
+            clock = _Clock()
+            given: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
+            perturbations = self.universal.recover(own, data, labels, **given)
+            found["universal"] = {p.target: p.success for p in perturbations}
+            wanted = [p.target for p in perturbations]
+            if labels is None and classes > self.many:
+                wanted = sorted(wanted, key=lambda label: -found["universal"][label])
+                wanted = sorted(wanted[: self.candidates])
+            clock.lap("universal")
+            triggers = self.search.recover(own, data, wanted, **given)
+            clock.lap("triggers")
+            if len(triggers) > 2 and any(t.success >= self.min_success for t in triggers):
+                anomaly = TargetEvidence.of(triggers, self.min_success).anomaly
+                found["anomaly"] = dict(zip(wanted, anomaly, strict=True))
+            weighed, best = self._weigh(own, data, sites, triggers, silencing=silencing, seed=seed)
+            found |= weighed
+            clock.lap("restoration")
+            exposed = expose(own, data, self.unlearning, seed=seed, progress=progress)
+            found["exposure"] = dict(enumerate(exposed.predicted))
+            clock.lap("exposure")
+            found["noise"] = self._noise(own, data, sites, classes, seed)
+            clock.lap("noise")
+        evidence = tuple(evidence_of(kind, found.get(kind, {})) for kind in KINDS)
+        return Diagnosis(
+            tuple(item for item in evidence if item is not None),
+            classes,
+            len(data),
+            seed,
+            triggers,
+            best,
+            exposed,
+            own,
+            silencing,
+            clock.laps,
+        )
+
+    def _weigh(
+        self,
+        model: nn.Module,
+        data: CleanData,
+        sites: tuple[Site, ...],
+        triggers: Sequence[RecoveredTrigger],
+        *,
+        silencing: Silencing,
+        seed: int,
+    ) -> tuple[dict[str, dict[int, float]], Restored | None]:
+        """Trigger size and restoration of the triggers that work, and the best restoration."""
+        working = [trigger for trigger in triggers if trigger.success >= self.min_success]
+        working.sort(key=lambda trigger: trigger.norm)  # of two alike the smaller one counts
+        sizes = {trigger.target: trigger.norm / trigger.mask.numel() for trigger in working}
+        if not working:
+            return {}, None
+        restore = Restoration(model, data, sites, silencing=silencing, seed=seed)
+        tried = [restore(trigger.target, trigger) for trigger in working]
+        restored = [item for item in tried if item is not None]
+        shares = {item.label: item.share for item in restored}
+        best = max(restored, key=lambda item: item.share, default=None)
+        return {"trigger size": sizes, "restoration": shares}, best
+
+    def _noise(
+        self, model: nn.Module, data: CleanData, sites: tuple[Site, ...], classes: int, seed: int
+    ) -> dict[int, float]:
+        """How often each label is predicted under adversarial noise on all neurons at once.
+
+        Wu and Wang, NeurIPS 2021, saw that backdoored networks then say the target.
+        """
+        masked, where = MaskedModel(model, sites), like(model)
+        generator = torch.Generator().manual_seed(seed)
+        counts = torch.zeros(classes)
+        for batch in data.batches(_BATCH, generator):
+            images = batch.images.to(**where)
+            own = predict_labels(model, images).to(where["device"])
+            noise = adversarial_noise(
+                masked,
+                images,
+                own,
+                generator,
+                budget=self.noise_budget,
+                steps=self.noise_steps,
+            )
+            with torch.no_grad():
+                logits = masked(images, **noise)
+            counts += torch.bincount(logits.argmax(1).cpu(), minlength=classes)
+        return dict(enumerate((counts / counts.sum()).tolist()))
+
+    def remaining(
+        self,
+        model: nn.Module,
+        clean: CleanData,
+        label: int,
+        *,
+        silencing: Silencing = "zero",
+        seed: int = 0,
+    ) -> tuple[Evidence, ...]:
+        """Restoration, trigger size and universal perturbation for one label, sought anew.
+
+        Meant for a network in which neurons have been silenced: is the backdoor still there?
+        The first two are missing where no trigger works.
+        """
+        own = private_copy(model)
+        with private_randomness(seed), torch.enable_grad():
+            data = CleanData(clean.images)
+            sites = find_sites(own, data.images[:2].to(**like(own)))
+            triggers = self.search.recover(own, data, [label], seed=seed)
+            found = self._weigh(own, data, sites, triggers, silencing=silencing, seed=seed)[0]
+            (perturbation,) = self.universal.recover(own, data, [label], seed=seed)
+            found["universal"] = {label: perturbation.success}
+        evidence = [evidence_of(kind, by_label) for kind, by_label in found.items()]
+        return tuple(item for item in evidence if item is not None)
+
+
+def scan(
+    model: nn.Module,
+    clean_loader: CleanData | Iterable[Any],
+    *,
+    labels: Sequence[int] | None = None,
+    pixels: PixelRange | None = None,
+    silencing: Silencing = "zero",
+    seed: int = 0,
+    progress: bool = True,
+) -> Diagnosis:
+    """Look for evidence of a backdoor in an image classifier, with clean images alone.
+
+    Args:
+        model: (N, C, H, W) -> (N, classes); left exactly as it was.
+        clean_loader: a few hundred clean images, normalised as the model expects. Labels are not
+            looked at: the model's own predictions serve.
+        labels: that may be a target; by default every one, and beyond 20 classes the ten whose
+            universal perturbations succeed most.
+        pixels: the valid range; by default that seen in the images.
+        silencing: what it means that a neuron is silent (see `masking`).
+        seed: same seed, same machine, same result.
+
+    Raises:
+        DataError, UnsupportedModelError, ScoringError: see there.
+    """
+    return Scan()(
+        model,
+        clean_loader,
+        labels=labels,
+        pixels=pixels,
+        silencing=silencing,
+        seed=seed,
+        progress=progress,
+    )
+
+
+class _Clock:
+    """Wall seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = now - self._last
+        self._last = now
+
+
+_BATCH = 128  # images a pass

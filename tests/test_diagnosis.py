@@ -1,0 +1,279 @@
+"""Evidence of a backdoor, on networks whose backdoor is written by hand and on benign ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from conftest import assert_same_state, hooks_of, state_of
+from test_inversion import TRIGGER, Handmade, pictures
+from test_trigger_selection import ranked
+from torch import Tensor, nn
+
+from nnprune_backdoor import (
+    Auto,
+    CleanData,
+    DataError,
+    Diagnosis,
+    Evidence,
+    Inversion,
+    Restoration,
+    Scan,
+    TriggerGone,
+    UniversalPerturbation,
+    Unlearning,
+    create_selector,
+    evidence,
+    find_sites,
+    purify,
+    scan,
+)
+from nnprune_backdoor.selection import HeldOut
+
+QUICK = Inversion(steps=120, batch_size=32)
+FEW: dict[str, Any] = {
+    "universal": UniversalPerturbation(steps=5, batch_size=4),
+    "unlearning": Unlearning(unlearn_lr=0.05, unlearn_epochs=5, unlearn_missed="flag"),
+}
+SCAN = Scan(search=QUICK, **FEW)
+SHORT = Scan(search=Inversion(steps=10, batch_size=8), min_success=0.1, many=3, candidates=2, **FEW)
+AUTO = Auto(evidence=SCAN, gone=TriggerGone(inversion=QUICK, max_fraction=1.0))
+
+
+@pytest.fixture
+def null(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A null of its own, so that the tests do not depend on what was measured."""
+    made: dict[str, Any] = {
+        "alarm": {"restoration": 0.7},
+        "benign": {"one": {"restoration": 0.2, "trigger size": 0.1}, "two": {"restoration": 0.6}},
+    }
+    monkeypatch.setattr(evidence, "null", lambda: made)
+    return made
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Handmade(3, target=1).eval()
+
+
+@pytest.fixture
+def images() -> CleanData:
+    return pictures(3)
+
+
+def look(model: nn.Module, images: CleanData, **settings: Any) -> Diagnosis:
+    # the trigger's channel is silent at its bias, not at zero
+    return SCAN(model, CleanData(images.images), silencing="constant", **settings)
+
+
+def stamped(images: Tensor) -> Tensor:
+    """With the checkerboard that `Handmade` obeys."""
+    made = images.clone()
+    made[:, :, 4:7, 8:11] = ((torch.arange(9).reshape(3, 3) % 2 == 0).float() - 0.4) / 0.2
+    return made
+
+
+# ---- scan ---------------------------------------------------------------------------------------
+
+
+def test_a_planted_backdoor_raises_the_alarm(
+    model: nn.Module, images: CleanData, null: dict[str, Any]
+) -> None:
+    model.train()
+    before, hooks, random = state_of(model), hooks_of(model), torch.get_rng_state()
+    found = look(model, images)
+    assert_same_state(before, state_of(model))
+    assert hooks == hooks_of(model)
+    assert torch.equal(random, torch.get_rng_state())
+    assert model.training
+    assert found.alarm
+    assert found.target == 1
+    assert found.trigger is not None
+    assert found.trigger.target == 1
+    assert found["restoration"].percentile == 1.0
+    assert found.restored is not None
+    assert [neuron.channel for neuron in found.restored.selection.neurons] == [TRIGGER]
+    assert "evidence of a backdoor with target 1 (restoration)" in found.summary()
+
+
+def test_triggered_images_are_found(model: nn.Module, images: CleanData) -> None:
+    found = look(model, images)
+    others = images.images[images.targets != 1]
+    clean, bad = found.suspicious(others), found.suspicious(stamped(others))
+    assert clean.max() < bad.min()
+    assert found.suspicious(others, by="exposure").shape == (len(others),)
+    with pytest.raises(DataError, match="NaN"):
+        found.suspicious(torch.full((1, 3, 16, 16), torch.nan))
+
+
+def test_a_report_never_says_clean(net: nn.Module, clean: CleanData, null: dict[str, Any]) -> None:
+    null["alarm"] = {"restoration": 1.01}
+    found = SHORT(net, clean)
+    assert not found.alarm
+    assert found.target is None
+    assert found.trigger is None
+    words = found.summary()
+    assert "no evidence of the kinds tested (restoration)" in words
+    assert "clean network" not in words
+    assert "safe" not in words
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["alarm"] is False
+    assert {item["kind"] for item in plain["evidence"]} <= set(evidence.KINDS)
+    assert plain["images"] == len(clean)
+
+
+def test_it_is_repeatable_and_does_not_look_at_labels(model: nn.Module, images: CleanData) -> None:
+    one, two = SHORT(model, images, seed=4), SHORT(model, CleanData(images.images), seed=4)
+    assert one.evidence == two.evidence
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_two_classes_and_grey_images(colours: int) -> None:
+    """One colour: bright against dark, two classes; the trigger still stands out."""
+    torch.manual_seed(0)
+    found = look(Handmade(colours, target=1).eval(), pictures(colours))
+    assert found["restoration"].label == 1
+    assert found["restoration"].value > 0.9
+
+
+def test_many_classes_have_triggers_sought_for_a_few(model: nn.Module, images: CleanData) -> None:
+    found = Scan(search=SHORT.search, many=2, candidates=1, **FEW)(
+        model, images, silencing="constant"
+    )
+    assert len(found["universal"].by_label) == 3
+    assert len(found.triggers) == 1
+    chosen = SHORT(model, images, labels=[2], silencing="constant")
+    assert [trigger.target for trigger in chosen.triggers] == [2]
+
+
+def test_bad_input_is_refused(model: nn.Module, images: CleanData) -> None:
+    with pytest.raises(DataError, match="too few"):
+        scan(model, images.take(torch.arange(1)), progress=False)
+    with pytest.raises(DataError, match="labels in"):
+        scan(model, images, labels=[7], progress=False)
+
+
+def test_percentile_and_alarm() -> None:
+    null = {"a": 0.1, "b": 0.3, "c": 0.3}
+    high = Evidence("restoration", 0.3, 0, {0: 0.3}, null, 0.3)
+    assert (high.percentile, high.alarm) == (1 / 3, True)
+    low = Evidence("trigger size", 0.2, 0, {0: 0.2}, null, 0.1)
+    assert (low.percentile, low.alarm) == (2 / 3, False)
+    assert Evidence("trigger size", 0.05, 0, {}, {}, 0.1).alarm
+    assert Evidence("noise", 1.0, 0, {}, {}, None).percentile is None
+    assert not Evidence("noise", 1.0, 0, {}, {}, None).alarm
+
+
+def test_what_the_package_ships_as_null() -> None:
+    stored = evidence.null()
+    assert set(stored["alarm"]) <= set(evidence.KINDS)
+    assert stored["alarm"]
+    for kind, limit in stored["alarm"].items():
+        for values in stored["benign"].values():
+            benign = Evidence(kind, values[kind], 0, {}, {}, limit)
+            assert not benign.alarm, "an alarm was set that a network of the null raises"
+
+
+# ---- restoration and universal perturbations ----------------------------------------------------
+
+
+def test_restoration_of_the_true_trigger_and_of_none(model: nn.Module, images: CleanData) -> None:
+    own = model.requires_grad_(False)
+    sites = find_sites(own, images.images[:2])
+    restore = Restoration(own, images, sites, silencing="constant")
+    found = restore(1, stamped)
+    assert found is not None
+    assert found.share == 1.0
+    assert found.curve[0]["success"] == 0.0
+    assert found.curve[0]["kept"] == 1.0
+    assert restore(1, lambda x: x) is None  # sends nothing anywhere
+
+
+def test_universal_perturbations_stay_small(model: nn.Module, images: CleanData) -> None:
+    search = UniversalPerturbation(rms=0.4, steps=30, batch_size=8)
+    before = state_of(model)
+    found = search.recover(model, images)
+    assert_same_state(before, state_of(model))
+    assert [item.target for item in found] == [0, 1, 2]
+    assert max(item.success for item in found) > 0.9
+    for item in found:
+        assert item.rms <= 0.4 + 1e-5
+        assert item.largest >= item.rms
+        assert item(images.images).shape == images.images.shape
+        assert item(images.images).max() <= images.images.max() + 1e-5
+    alone = search.recover(model, images, [1])[0]
+    assert torch.allclose(alone.pattern, found[1].pattern, atol=1e-5)
+    tiny = UniversalPerturbation(rms=1e-4, steps=15, batch_size=8).recover(model, images, [0])
+    assert tiny[0].success < 0.1
+    for settings in ({"rms": 0.0}, {"steps": 0}):
+        with pytest.raises(DataError, match="expected"):
+            UniversalPerturbation(**settings)
+
+
+# ---- Auto ---------------------------------------------------------------------------------------
+
+
+def held_out(model: nn.Module, images: CleanData) -> HeldOut:
+    sites = find_sites(model, images.images[:2])
+    return HeldOut(model, sites, images, silencing="constant", scored=images)
+
+
+def test_auto_takes_the_least_that_ends_the_evidence(
+    model: nn.Module, images: CleanData, null: dict[str, Any]
+) -> None:
+    null["alarm"] = {"trigger size": 0.06}  # this network's colours can be restored as well
+    model.requires_grad_(False)
+    scores = ranked(model, images, [3, TRIGGER, 4, 6, 7])
+    selection = AUTO(scores, held_out(model, images))
+    assert [neuron.channel for neuron in selection.neurons] == [3, TRIGGER]
+    assert "target 1 (trigger size) is gone" in selection.reason
+    details = json.loads(json.dumps(selection.details))
+    assert details["diagnosis"]["alarm"]
+    assert details["remaining"][-1]["alarm"] is False
+    assert details["plateau"] == [2, 5]  # 4, 6 and 7 are idle; then accuracy goes
+
+
+def test_auto_selects_nothing_without_evidence(
+    model: nn.Module, images: CleanData, null: dict[str, Any]
+) -> None:
+    null["alarm"] = {"restoration": 1.01}
+    model.requires_grad_(False)
+    selection = AUTO(ranked(model, images, [TRIGGER]), held_out(model, images))
+    assert len(selection) == 0
+    assert "no evidence" in selection.reason
+    assert "not excluded" in selection.reason
+    assert selection.details["diagnosis"]["alarm"] is False
+
+
+def test_auto_says_when_the_evidence_remains(
+    model: nn.Module, images: CleanData, null: dict[str, Any]
+) -> None:
+    """The three colours come before the trigger's channel: taking any ruins accuracy."""
+    null["alarm"] = {"trigger size": 0.06}
+    model.requires_grad_(False)
+    selection = AUTO(ranked(model, images, [3, 0, 2, TRIGGER]), held_out(model, images))
+    assert {neuron.channel for neuron in selection.neurons} <= {3}
+    assert "remains" in selection.reason
+
+
+def test_auto_is_there_by_name_and_refuses(model: nn.Module, images: CleanData) -> None:
+    assert create_selector("auto", max_drop=0.05).gone.max_drop == 0.05  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="at least one look"):
+        Auto(looks=0)
+    with pytest.raises(DataError, match="held-out"):
+        Auto()(ranked(model, images, []))
+    unlabelled = CleanData(images.images)
+    with pytest.raises(DataError, match="labelled"):
+        AUTO(ranked(model, images, []), held_out(model, unlabelled))
+
+
+def test_purify_with_auto(net: nn.Module, clean: CleanData, null: dict[str, Any]) -> None:
+    null["alarm"] = {"restoration": 1.01}
+    quick = Auto(evidence=SHORT)
+    done = purify(net, clean, "magnitude", selector=quick, progress=False)
+    assert len(done.selection) == 0
+    assert done.selection.details["diagnosis"]["images"] < len(clean)
+    assert "no evidence" in done.summary()

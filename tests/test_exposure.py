@@ -1,0 +1,80 @@
+"""Exposed models: the clean task goes, on any network, and nobody else's model changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import assert_same_state, build, hooks_of, noise_images, state_of
+from torch import nn
+
+from nnprune_backdoor import RNP, CleanData, DataError, ScoringError, Unlearning, expose
+from nnprune_backdoor.inversion import predict_labels
+
+QUICK = Unlearning(unlearn_lr=0.05, unlearn_stop=None, unlearn_missed="flag", unlearn_epochs=40)
+
+
+def test_what_the_model_said_of_clean_images_is_unlearned(net: nn.Module, clean: CleanData) -> None:
+    before, random, hooks = state_of(net), torch.get_rng_state(), hooks_of(net)
+    exposed = expose(net, CleanData(clean.images), QUICK)  # no labels
+    assert_same_state(before, state_of(net))
+    assert torch.equal(random, torch.get_rng_state())
+    assert hooks == hooks_of(net)
+    assert exposed.reached
+    said, says = predict_labels(net, clean.images), predict_labels(exposed.model, clean.images)
+    assert (said == says).float().mean() < 0.5
+    assert not exposed.model.training
+    assert not any(parameter.requires_grad for parameter in exposed.model.parameters())
+
+
+def test_the_trajectory_says_what_was_predicted(net: nn.Module, clean: CleanData) -> None:
+    exposed = expose(net, clean, QUICK)
+    assert exposed.trajectory[0].accuracy > exposed.trajectory[-1].accuracy
+    steps = [look.steps for look in exposed.trajectory]
+    assert steps == sorted(steps)
+    for predicted in (exposed.predicted, *(look.predicted for look in exposed.trajectory)):
+        assert len(predicted) == 10
+        assert sum(predicted) == pytest.approx(1)
+    counts = torch.bincount(predict_labels(exposed.model, clean.images), minlength=10)
+    assert exposed.predicted == pytest.approx((counts / len(clean)).tolist())
+    assert exposed.predicted[exposed.label] == max(exposed.predicted)
+
+
+def test_it_is_repeatable_and_does_not_look_at_labels(net: nn.Module, clean: CleanData) -> None:
+    one, two = (expose(net, data, QUICK, seed=3) for data in (clean, CleanData(clean.images)))
+    assert one.trajectory == two.trajectory
+    assert_same_state(state_of(one.model), state_of(two.model))
+
+
+def test_networks_without_batchnorm_take_small_steps() -> None:
+    vit = build("test_vit")
+    images = CleanData(noise_images(24))
+    exposed = expose(vit, images, Unlearning(unlearn_epochs=3, unlearn_missed="flag"))
+    assert all(torch.isfinite(value).all() for value in exposed.model.state_dict().values())
+    assert 1 <= len(exposed.trajectory) <= 3
+    bold = Unlearning(unlearn_lr=1.0)
+    assert bold.careful(vit).unlearn_lr == 1e-3
+    assert bold.careful(build("test_resnet")) is bold
+
+
+def test_rnp_unlearns_in_the_same_way(net: nn.Module, clean: CleanData) -> None:
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    settings: dict[str, Any] = {"unlearn_lr": 0.05, "unlearn_epochs": 3, "unlearn_missed": "flag"}
+    shared, own = RNP(**settings), Unlearning(**settings)
+    unlearned = [
+        one.unlearn(net, clean, generator, False)
+        for one, generator in zip((shared, own), generators, strict=True)
+    ]
+    assert_same_state(state_of(unlearned[0][0]), state_of(unlearned[1][0]))
+    assert unlearned[0][1] == unlearned[1][1]
+
+
+def test_divergence_and_bad_images_are_refused(net: nn.Module, clean: CleanData) -> None:
+    wild = Unlearning(unlearn_lr=1e30, unlearn_clip=None, unlearn_stop=-1.0, unlearn_epochs=5)
+    with pytest.raises(ScoringError, match=r"diverged|NaN or inf"):
+        expose(net, clean, wild)
+    with pytest.raises(ScoringError, match="is still"):
+        expose(net, clean, Unlearning(unlearn_lr=1e-6, unlearn_epochs=1))
+    with pytest.raises(DataError, match="NaN"):
+        expose(net, torch.full((4, 3, 32, 32), torch.nan).split(2))
