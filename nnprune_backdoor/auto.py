@@ -75,8 +75,7 @@ class Auto(Selector):
                 "goes; a backdoor that leaves no such evidence is not excluded"
             )
             return prefix(scores, 0, reason, diagnosis=diagnosis.to_dict())
-        curve = self.gone.trace(scores, held_out, found, through=True)
-        return self._decide(scores, held_out, images, diagnosis, curve, found)
+        return self._decide(scores, held_out, images, diagnosis, found)
 
     def _triggers(
         self, diagnosis: Diagnosis, held_out: HeldOut, images: CleanData
@@ -99,10 +98,10 @@ class Auto(Selector):
         held_out: HeldOut,
         images: CleanData,
         diagnosis: Diagnosis,
-        curve: Sequence[Point],
         found: Sequence[RecoveredTrigger],
     ) -> Selection:
         assert diagnosis.target is not None
+        curve = self.gone.trace(scores, held_out, found, through=True)
         allowed = self.gone.within_budget(curve)
         fail = [point for point in allowed if (point.success or 0.0) <= self.gone.max_success]
         # without an amount at which the triggers fail: the one at which they succeed least

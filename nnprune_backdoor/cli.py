@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import attack, demo, evaluate, listing, purify, report
+from .commands import attack, demo, evaluate, listing, purify, report, scan
 from .commands.base import MisuseError, Result
 from .errors import PurifyError, UnknownNameError
 from .report import plain
 from .version import __version__
 
-_COMMANDS = (demo, listing, purify, evaluate, report, attack)
+_COMMANDS = (demo, listing, scan, purify, evaluate, report, attack)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnprune-backdoor",
         description="Purify backdoored image classifiers by pruning, with clean images alone.",
-        epilog="exit codes: 0 done, 1 failure, 2 misuse",
+        epilog="exit codes: 0 done, 1 failure, 2 misuse, 3 scan found evidence",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

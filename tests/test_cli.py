@@ -397,7 +397,20 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("command", ["purify", "evaluate"])
+def test_a_scan_says_what_it_found_by_its_exit_code(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"scan {{}} --clean {{}} {SMALL} --images 40 --label 0 --label 2"
+    code = run(f"{options} --json", shop.stranger, shop.clean)
+    found = json.loads(capsys.readouterr().out)
+    assert code == (3 if found["alarm"] else 0)
+    assert {item["kind"] for item in found["evidence"]} >= {"universal", "exposure", "noise"}
+    assert {trigger["target"] for trigger in found["triggers"]} == {0, 2}
+    assert run(options.replace("--label 2", "--label pear"), shop.stranger, shop.clean) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["purify", "evaluate", "scan"])
 def test_a_malicious_checkpoint_does_nothing(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -445,6 +445,6 @@ def test_names_make_selectors() -> None:
 def test_an_unknown_name_names_the_close_one() -> None:
     with pytest.raises(
         UnknownNameError,
-        match=r"unknown selector 'acuracy'; did you mean 'accuracy'\? Available: accuracy, below, ",
+        match=r"unknown selector 'acuracy'; did you mean 'accuracy'\? Available: accuracy, auto, ",
     ):
         create_selector("acuracy")

@@ -1,0 +1,77 @@
+"""nnprune-backdoor scan: is there evidence of a backdoor, and for which label?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..images import FolderImages, shown
+from ..inversion import PixelRange
+from ..scanning import scan
+from .base import Commands, MisuseError, Result, add_command, add_running
+from .inputs import (
+    add_architecture,
+    add_images,
+    classes_of,
+    label_of,
+    load,
+    preprocessing_of,
+    read_folder,
+)
+
+EVIDENCE = 3  # exit code
+
+
+def add(commands: Commands) -> None:
+    """The parser."""
+    parser = add_command(
+        commands,
+        "scan",
+        run,
+        does="look for evidence of a backdoor, with clean images alone",
+        usage="MODEL",
+        more="Exit code 3: evidence of a kind that benign networks did not show. 0: no evidence "
+        "of the kinds tested, which excludes no other backdoor. Class folders are not needed.",
+        example="scan stranger.pth --arch resnet18 --clean images/",
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a checkpoint, or a folder that purify wrote"
+    )
+    parser.add_argument("--clean", type=Path, metavar="DIR", required=True, help="clean images")
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="look for this target only, number or name; may be repeated (all labels)",
+    )
+    add_architecture(parser)
+    add_images(parser, 300)
+    add_running(parser)
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Read, scan, say what came out."""
+    model = load(options, options.model)
+    preprocessing = preprocessing_of(options, model)
+    images = read_folder(options, options.clean, model, preprocessing)
+    if len(images.data) < 2:
+        raise MisuseError(f"{options.clean}: expected a few hundred images")
+    count = classes_of(model, preprocessing)
+    labels = [label_of(text, images.classes, count) for text in options.label]
+    diagnosis = scan(
+        model.network,
+        images.data,
+        labels=labels or None,
+        pixels=PixelRange.normalised(preprocessing.mean, preprocessing.std),
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    text = diagnosis.summary() + _named(diagnosis.target, images)
+    return Result(text, diagnosis.to_dict(), EVIDENCE if diagnosis.alarm else 0)
+
+
+def _named(target: int | None, images: FolderImages) -> str:
+    if target is None or target >= len(images.classes):
+        return ""
+    return f"\nlabel {target} is the folder {shown(images.classes[target])}"
