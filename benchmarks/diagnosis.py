@@ -84,7 +84,7 @@ def detection(diagnosis: Diagnosis, hidden: Hidden) -> dict[str, float]:
         sure = torch.cat([diagnosis.model(part).softmax(1).amax(1) for part in both.split(250)])
     scores = {"original": sure, "exposure": diagnosis.suspicious(both, by="exposure")}
     if diagnosis.restored is not None:
-        scores["silencing"] = diagnosis.suspicious(both)
+        scores["silencing"] = diagnosis.suspicious(both, by="silencing")
     return {key: round(float(roc_auc_score(truth, value)), 4) for key, value in scores.items()}
 
 

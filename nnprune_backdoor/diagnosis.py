@@ -53,14 +53,15 @@ class Diagnosis:
         return next((t for t in self.triggers if t.target == self.target), None)
 
     def suspicious(
-        self, images: Tensor, by: Literal["silencing", "exposure"] = "silencing"
+        self, images: Tensor, by: Literal["silencing", "exposure"] | None = None
     ) -> Tensor:
         """How suspicious each image (N, C, H, W) is: (N,) in [0, 1], high = suspicious.
 
         By silencing: by how much the probability of the label that the network gives falls once
         the neurons are silent that the most suspicious trigger needs. By exposure: the probability
-        of that label in the exposed model, which knows little else any more. docs/diagnosis.md has
-        how well each finds triggered images; without a backdoor the scores say nothing.
+        of that label in the exposed model, which knows little else any more. By default silencing
+        where restoration raises the alarm, else exposure. docs/diagnosis.md has how well each
+        finds triggered images; without a backdoor the scores say nothing.
 
         Raises:
             DataError: not a batch of finite images.
@@ -68,6 +69,9 @@ class Diagnosis:
         """
         images = CleanData(images).images
         labels = predict_labels(self.model, images)
+        if by is None:
+            sure = any(item.alarm for item in self.evidence if item.kind == "restoration")
+            by = "silencing" if sure else "exposure"
         if by == "exposure":
             return _confidence(self.exposed.model, images, labels)
         if self.restored is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,7 +105,10 @@ def test_triggered_images_are_found(model: nn.Module, images: CleanData) -> None
     others = images.images[images.targets != 1]
     clean, bad = found.suspicious(others), found.suspicious(stamped(others))
     assert clean.max() < bad.min()
-    assert found.suspicious(others, by="exposure").shape == (len(others),)
+    exposure = found.suspicious(others, by="exposure")
+    assert exposure.shape == (len(others),)
+    silent = replace(found, evidence=())  # without an alarm by restoration
+    assert torch.equal(silent.suspicious(others), exposure)
     with pytest.raises(DataError, match="NaN"):
         found.suspicious(torch.full((1, 3, 16, 16), torch.nan))
 
