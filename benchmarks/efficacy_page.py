@@ -15,7 +15,7 @@ from typing import Any
 
 from efficacy import INFORMED, TUNED, oracle
 from matplotlib.figure import Figure
-from render import DOCS, RESULTS, percent
+from render import DOCS, RESULTS, fill, percent
 from zoo import TOOK
 
 from nnprune_backdoor.evaluation import defense_effectiveness
@@ -89,6 +89,68 @@ def table(rows: list[Row]) -> list[str]:
                 str(sum("error" in row for row in known)),
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def works(rows: list[Row]) -> list[str]:
+    """How many networks are purified: ASR down to a level, at most so much ACC lost."""
+    lines = [
+        "| method | ASR <= 10 %, 2 points | <= 20 %, 3 points | same, oracle | by architecture |",
+        "|---|---|---|---|---|",
+    ]
+    for method, mine in by(rows, "method").items():
+        if method in TUNED:
+            continue
+
+        def count(asr: float, drop: float, selector: str, some: list[Row]) -> int:
+            hits = 0
+            for row in some:
+                rates, before = chosen(row, selector), start(row, selector)
+                assert rates is not None
+                hits += rates["asr"] <= asr and before["acc"] - rates["acc"] <= drop + 1e-9
+            return hits
+
+        known = [row for row in mine if chosen(row, "accuracy") is not None]
+        each = [
+            f"{arch} {count(SOLVED, 0.03, 'accuracy', some)}/{len(some)}"
+            for arch, some in by(known, "arch").items()
+        ]
+        cells = [
+            method,
+            f"{count(0.1, 0.02, 'accuracy', known)} of {len(known)}",
+            f"{count(SOLVED, 0.03, 'accuracy', known)} of {len(known)}",
+            f"{count(SOLVED, 0.03, 'oracle', known)} of {len(known)}",
+            ", ".join(each),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def brief(rows: list[Row]) -> list[str]:
+    """For README: the default amount alone."""
+    lines = [
+        "| method | networks | mean ASR | mean ACC drop | mean RA | ASR <= 20 % for <= 3 points |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, mine in by(rows, "method").items():
+        known = [row for row in mine if chosen(row, "accuracy") is not None]
+        after = [chosen(row, "accuracy") or {} for row in known]
+        drops = [
+            row["before"]["acc"] - rates["acc"] for row, rates in zip(known, after, strict=True)
+        ]
+        done = sum(
+            rates["asr"] <= SOLVED and drop <= 0.03 + 1e-9
+            for rates, drop in zip(after, drops, strict=True)
+        )
+        cells = [
+            f"{method} (knows the trigger)" if method in INFORMED else method,
+            str(len(known)),
+            percent(mean(rates["asr"] for rates in after)),
+            percent(mean(drops)),
+            percent(mean(rates["ra"] for rates in after)),
+            str(done),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -258,6 +320,7 @@ def page(rows: list[Row], records: dict[str, Row], finding: str) -> str:
     innocent = [row for row in rows if row["attack"] is None]
     sets = sorted({(row["images"], row["clean_seed"]) for row in rows})
     parts: list[tuple[str, Callable[[], list[str]]]] = [
+        ("How often it works, default selector", lambda: works(poisoned)),
         ("Every method, every selector", lambda: table(poisoned)),
         ("Against the informed reference", lambda: near(poisoned)),
         ("Networks that no ranking solves", lambda: unsolved(poisoned)),
@@ -294,6 +357,7 @@ def main() -> None:
     finding = (RESULTS / "efficacy_finding.md").read_text()
     (DOCS / "efficacy.md").write_text(page(rows, records, finding))
     poisoned = [row for row in rows if row["attack"] is not None]
+    fill(DOCS.parent / "README.md", "efficacy", "\n".join(brief(poisoned)))
     for selector in ("accuracy", "oracle"):
         heat(poisoned, selector, DOCS / f"efficacy_{selector}.png")
     curves(poisoned, DOCS / "efficacy_curves.png")

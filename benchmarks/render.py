@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,20 @@ def sizes(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fill(page: Path, name: str, text: str) -> None:
+    """Put text between the marks `<!-- name: how it was made -->` and `<!-- /name -->`."""
+    pattern = rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)"
+    filled, count = re.subn(
+        pattern,
+        lambda found: f"{found[1]}{text}\n{found[2]}",
+        page.read_text(),
+        flags=re.DOTALL,
+    )
+    if count != 1:
+        raise ValueError(f"{page.name} has {count} places for {name}")
+    page.write_text(filled)
+
+
 def main() -> None:
     for name, render in (
         ("demo_seeds", demo),
@@ -181,10 +196,7 @@ def main() -> None:
         data = json.loads((RESULTS / f"{name}.json").read_text())
         (DOCS / f"{name}.md").write_text(render(data))
     table = "\n".join(summary(json.loads((RESULTS / "demo_seeds.json").read_text())))
-    readme = ROOT.parent / "README.md"
-    begin, end = "<!-- results: python benchmarks/render.py -->\n", "<!-- /results -->"
-    before, rest = readme.read_text().split(begin)
-    readme.write_text(before + begin + table + "\n" + end + rest.split(end)[1])
+    fill(ROOT.parent / "README.md", "results", table)
 
 
 if __name__ == "__main__":
