@@ -63,7 +63,15 @@ def table(rows: list[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, mine in by(rows, "method").items():
-        for selector in ("accuracy", "trigger", "auto", "published", "1 %", "oracle"):
+        for selector in (
+            "accuracy",
+            "trigger",
+            "trigger, repaired",
+            "auto",
+            "published",
+            "1 %",
+            "oracle",
+        ):
             known = [row for row in mine if chosen(row, selector) is not None]
             if not known or all("error" in row for row in known):
                 continue

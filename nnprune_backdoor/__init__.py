@@ -33,7 +33,7 @@ from .errors import (
 )
 from .evidence import Evidence
 from .exposure import Exposed, Unlearning, expose
-from .finetuning import fine_tune
+from .finetuning import fine_tune, unlearn_triggers
 from .images import FolderImages, read_images
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
@@ -148,4 +148,5 @@ __all__ = [
     "save_purified",
     "scan",
     "silence_",
+    "unlearn_triggers",
 ]

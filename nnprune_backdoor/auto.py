@@ -43,6 +43,7 @@ class Auto(Selector):
     """
 
     needs_labels: ClassVar[bool] = True
+    recovers_triggers: ClassVar[bool] = True
 
     max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate
     gone: TriggerGone = field(default=TriggerGone())  # amounts, and when a trigger fails

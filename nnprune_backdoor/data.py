@@ -143,6 +143,13 @@ class CleanData:
             self.images[indices], None if self.labels is None else self.labels[indices]
         )
 
+    def joined(self, other: CleanData) -> CleanData:
+        """These images and those; with labels if both have them."""
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = torch.cat([self.labels, other.labels])
+        return CleanData(torch.cat([self.images, other.images]), labels)
+
     def split(self, *shares: float, seed: int = 0) -> list[CleanData]:
         """Cut into disjoint parts of the given shares, class by class where labels are known.
 

@@ -240,6 +240,7 @@ def _given(report: Report) -> Section:
         ["silencing", given["silencing"]],
         ["removal", given["removal"]],
         ["BatchNorm estimated anew", "yes" if given["recalibrate_norms"] else "no"],
+        ["repair", given.get("repair", "none")],  # older reports do not have it
     ]
     return Section("What was given", table=Table("lc", rows))
 

@@ -15,15 +15,17 @@ from . import plots
 from .criteria import Criterion, create_criterion
 from .data import CleanData, like
 from .errors import DataError, PurifyError, UnsupportedModelError
+from .finetuning import unlearn_triggers
 from .guard import private_copy, private_randomness
+from .inversion import RecoveredTrigger
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .pages import to_html, to_markdown
 from .recipe import Recipe
-from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal
+from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal, Repair
 from .removal import TOLERANCE, compact
 from .report import Report
-from .scores import Selection
+from .scores import ChannelScores, Selection
 from .selection import HeldOut, Selector, create_selector, even_parts
 from .sites import find_sites
 
@@ -91,6 +93,7 @@ class Purified(Record):
             f"{len(self.scores.sites)} layers",
             f"because    {self.selection.reason}",
             *self._removal(),
+            *self._repair(),
             f"accuracy   {self.accuracy or 'not measured: the clean images have no labels'}",
             *(f"proxy      {proxy}" for proxy in self.triggers),
             f"seconds    {sum(self.seconds.values()):.1f} ("
@@ -100,6 +103,12 @@ class Purified(Record):
             "no proof that none is left",
         ]
         return "\n".join(lines)
+
+    def _repair(self) -> list[str]:
+        if self.given.repair == "none" or not len(self.selection):
+            return []
+        count = len(triggers_of(self.scores, self.selection))
+        return [f"repair     all weights trained further to unlearn {count} recovered trigger(s)"]
 
     def _removal(self) -> list[str]:
         if self.removal is None:
@@ -117,6 +126,7 @@ def purify(
     silencing: Silencing = "zero",
     removal: Removal = "exact",
     recalibrate_norms: bool = False,
+    repair: Repair = "none",
     shares: tuple[float, float, float] = (0.6, 0.25, 0.15),
     seed: int = 0,
     progress: bool = True,
@@ -140,6 +150,11 @@ def purify(
             model in its shape.
         recalibrate_norms: estimate BatchNorm statistics anew on the scoring images after
             silencing. It often gives accuracy back, and the backdoor with it (docs/ranking.md).
+        repair: "unlearn" trains the silenced model further on the scoring and selecting images, a
+            part of them stamped with the recovered triggers, so that what is left of the backdoor
+            is forgotten (Neural Cleanse's second mitigation, see `unlearn_triggers`). Silent
+            neurons stay silent; all other weights change a little. Where nothing was selected
+            nothing is trained. It needs labels, and a criterion or selector that recovers triggers.
         shares: of the clean images for scoring, selecting, and certifying the accuracy.
         seed: same seed, same machine, same result.
         progress: bars on a terminal.
@@ -154,12 +169,13 @@ def purify(
         raise DataError(f"expected silencing 'zero' or 'constant', got {silencing!r}")
     if removal not in ("exact", "group", "none"):
         raise DataError(f"expected removal 'exact', 'group' or 'none', got {removal!r}")
+    _check_repair(repair, criterion, chooser)
     clock = _Clock()
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
         own = private_copy(model)
         classes = clean.check_against(own)
-        if criterion.needs_labels or chooser.needs_labels:
+        if criterion.needs_labels or chooser.needs_labels or repair != "none":
             clean.targets  # noqa: B018 - raises where there are none
         parts = scoring, selecting, certifying = clean.split(*shares, seed=seed)
         probe = scoring.images[:_PROBE].to(**like(own))
@@ -173,6 +189,7 @@ def purify(
             selector=chooser,
             removal=removal,
             recalibrate_norms=recalibrate_norms,
+            repair=repair,
         )
         sites = find_sites(own, scoring.images[:2].to(**like(own)))
         clock.lap("checks")
@@ -197,6 +214,17 @@ def purify(
         if recalibrate_norms and len(selection):
             where = like(product)
             recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
+        if repair != "none" and len(selection):
+            product = unlearn_triggers(
+                product,
+                scoring.joined(selecting),
+                triggers_of(scores, selection),
+                selection=selection,
+                silencing=silencing,
+                seed=seed,
+                progress=progress,
+            )
+            clock.lap("repairing")
         report = None
         if removal != "none" and len(selection):
             product, report = compact(product, selection, probe, groups=removal == "group")
@@ -229,6 +257,22 @@ def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Crit
 
 def _selector(selector: str | Selector) -> Selector:
     return selector if isinstance(selector, Selector) else create_selector(selector)
+
+
+def _check_repair(repair: Repair, criterion: Criterion, selector: Selector) -> None:
+    if repair not in ("none", "unlearn"):
+        raise DataError(f"expected repair 'none' or 'unlearn', got {repair!r}")
+    if repair == "unlearn" and not (criterion.recovers_triggers or selector.recovers_triggers):
+        raise DataError(
+            "repair='unlearn' needs a recovered trigger; take a criterion that recovers one "
+            "('tac', 'cnp') or a selector that does ('trigger', 'auto')"
+        )
+
+
+def triggers_of(scores: ChannelScores, selection: Selection) -> tuple[RecoveredTrigger, ...]:
+    """The recovered triggers, of the selector's label where it and the criterion disagree."""
+    found = (*selection.triggers, *scores.triggers)
+    return tuple(trigger for trigger in found if trigger.target == found[0].target)
 
 
 def _check_same(

@@ -18,6 +18,7 @@ from .scores import ChannelScores, Selection
 from .selection import Selector, paired_drop
 
 Removal = Literal["exact", "group", "none"]
+Repair = Literal["none", "unlearn"]
 Source = Literal["criterion", "selector"]
 
 
@@ -39,6 +40,7 @@ class Given:
     selector: Selector
     removal: Removal
     recalibrate_norms: bool
+    repair: Repair
     sha256: dict[str, str]  # "weights" of the model, "clean": images and labels
 
     @classmethod

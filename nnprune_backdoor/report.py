@@ -61,7 +61,7 @@ class Report:
         given, scores, selection = record.given, record.scores, record.selection
         facts = (
             "architecture", "classes", "parameters", "where", "images", "labelled", "parts",
-            "removal", "recalibrate_norms", "sha256",
+            "removal", "recalibrate_norms", "repair", "sha256",
         )  # fmt: skip
         return cls(
             given={
@@ -292,6 +292,12 @@ def _limits(record: Record) -> list[str]:
         said.append(
             "BatchNorm statistics were estimated anew, which often brings a backdoor back along "
             "with accuracy."
+        )
+    if record.given.repair == "unlearn" and len(record.selection):
+        said.append(
+            "All weights were trained further so that the recovered triggers do nothing. A proxy "
+            "success of nearly zero is what that training asked for; it says less about the "
+            "attacker's trigger than it would without."
         )
     if size is not None and record.given.removal == "group":
         said.append(

@@ -81,6 +81,7 @@ class Selector(ABC):
     """Decides how much of a ranking goes. Concrete ones are frozen dataclasses."""
 
     needs_labels: ClassVar[bool] = False  # True: refuses clean images without labels
+    recovers_triggers: ClassVar[bool] = False  # True: the selection carries what inversion found
 
     @abstractmethod
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:

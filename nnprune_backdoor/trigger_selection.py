@@ -47,6 +47,7 @@ class TriggerGone(Selector):
     """
 
     needs_labels: ClassVar[bool] = True
+    recovers_triggers: ClassVar[bool] = True
 
     max_success: float = 0.05  # of each recovered trigger on held-out clean images
     max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate

@@ -25,7 +25,7 @@ from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import Criterion, register_criterion
 from .noise import adversarial_noise
-from .response import loss_gradient, response_scores, sensitivity
+from .response import loss_gradient, sensitivity, successive_scores
 
 
 @register_criterion("anp")
@@ -33,8 +33,8 @@ from .response import loss_gradient, response_scores, sensitivity
 class ANP(Criterion):
     """Masks trained under the worst noise on all neurons at once: low = backdoor.
 
-    Scores of the trained masks lie in [0, 1]; those of the response in (0, 2), 1 meaning that
-    masking the neuron does not help against the noise.
+    Scores of the trained masks lie in [0, 1]; those of the response in (0, stages + 1), the whole
+    part being the stage that silenced the neuron (`response.py`).
     """
 
     reference: ClassVar[str] = "Wu and Wang, Adversarial Neuron Pruning, NeurIPS 2021"
@@ -49,9 +49,11 @@ class ANP(Criterion):
     mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
 
     optimise: Literal["response", "masks"] = "response"  # paper: masks
-    rounds: int = 12  # response: passes over the clean images, each with fresh noise
+    rounds: int = 1  # response: passes over the clean images a stage, each with fresh noise
     damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
+    stages: int = 20  # response: neurons are silenced and the rest asked again so often
+    stage_share: float = 0.0025  # response: of all neurons, silenced at a time
 
     steps: int = 2000  # masks: updates
     mask_lr: float = 0.2  # masks
@@ -144,14 +146,23 @@ class ANP(Criterion):
         progress: bool,
     ) -> Tensor:
         """Mean pull of the loss under fresh adversarial noise, against the clean sensitivity."""
-        pull = torch.zeros_like(masked.masks)
-        use_statistics_(masked.model, self.statistics)
-        with progress_bar(self.rounds, "adversarial noise", progress) as bar:
-            for _ in range(self.rounds):
-                for batch in clean.batches(self.batch_size, generator):
-                    noise = self.adversarial_noise(masked, batch, generator)
-                    pull += len(batch) * loss_gradient(masked, batch, **noise)
-                bar.update()
-        use_statistics_(masked.model, "running")
         stiffness = sensitivity(masked.model, clean, masked.sites, generator, self.probe_size)
-        return response_scores(pull / (self.rounds * len(clean)), stiffness, self.damping)
+        use_statistics_(masked.model, self.statistics)
+        return successive_scores(
+            masked,
+            lambda: self.pull(masked, clean, generator),
+            stiffness,
+            self.damping,
+            stages=self.stages,
+            share=self.stage_share,
+            progress=progress,
+        )
+
+    def pull(self, masked: MaskedModel, clean: CleanData, generator: torch.Generator) -> Tensor:
+        """Mean gradient under fresh noise at the present masks, (number of neurons,)."""
+        total = torch.zeros_like(masked.masks)
+        for _ in range(self.rounds):
+            for batch in clean.batches(self.batch_size, generator):
+                noise = self.adversarial_noise(masked, batch, generator)
+                total += len(batch) * loss_gradient(masked, batch, **noise)
+        return total / (self.rounds * len(clean))

@@ -35,7 +35,7 @@ from ..scores import ChannelScores, Site
 from ..sites import find_classifiers, find_sites
 from .base import register_criterion
 from .noise import adversarial_noise
-from .response import response_scores, sensitivity
+from .response import sensitivity, successive_scores
 from .trigger import TriggerCriterion
 
 
@@ -44,9 +44,9 @@ from .trigger import TriggerCriterion
 class CNP(TriggerCriterion):
     """Masks under which stamped images have benign features: low = backdoor.
 
-    Scores of the trained masks lie in [0, 1]; those of the response in (0, 2), 1 meaning that
-    masking the neuron moves no features apart. Wherever the method speaks of labels, the model's
-    own predictions serve.
+    Scores of the trained masks lie in [0, 1]; those of the response in (0, stages + 1), the whole
+    part being the stage that silenced the neuron (`response.py`). Wherever the method speaks of
+    labels, the model's own predictions serve.
     """
 
     reference: ClassVar[str] = "Feng et al., Contrastive Neuron Pruning, IEEE TIP 2025"
@@ -70,9 +70,11 @@ class CNP(TriggerCriterion):
     mirror: bool = False  # images at random; the authors': True, which digits and signs forbid
     mask_batch: int = 128
 
-    rounds: int = 4  # response: passes over the clean images, each with fresh noise
+    rounds: int = 1  # response: passes over the clean images a stage, each with fresh noise
     damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
+    stages: int = 20  # response: neurons are silenced and the rest asked again so often
+    stage_share: float = 0.0025  # response: of all neurons, silenced at a time
 
     mask_steps: int = 1200  # masks: updates
     mask_lr: float = 0.2  # masks
@@ -123,11 +125,19 @@ class CNP(TriggerCriterion):
         if self.ranking == "masks":
             flat, details["recovered"] = self.train_masks(views, unlabelled, generator, progress)
         else:
-            pull = self.pull(views, unlabelled, generator, progress)
             use_statistics_(model, "running")
             own = CleanData(clean.images, predict_labels(model, clean.images))
             stiffness = sensitivity(model, own, sites, generator, self.probe_size)
-            flat = response_scores(pull, stiffness, self.damping)
+            use_statistics_(model, self.statistics)
+            flat = successive_scores(
+                views.masked,
+                lambda: self.pull(views, unlabelled, generator),
+                stiffness,
+                self.damping,
+                stages=self.stages,
+                share=self.stage_share,
+                progress=progress,
+            )
         return ChannelScores(sites, flat, repr(self), details, triggers)
 
     # ---- target and trigger -----------------------------------------------------------------
@@ -269,18 +279,14 @@ class CNP(TriggerCriterion):
         _check_finite(loss, "the contrastive loss")
         return loss, (recovered.argmax(1) == own.argmax(1)).float().mean().item()
 
-    def pull(
-        self, views: _Views, clean: CleanData, generator: torch.Generator, progress: bool
-    ) -> Tensor:
-        """Mean gradient of the contrastive loss at masks of one, (number of neurons,)."""
+    def pull(self, views: _Views, clean: CleanData, generator: torch.Generator) -> Tensor:
+        """Mean gradient of the contrastive loss at the present masks, (number of neurons,)."""
         total = torch.zeros_like(views.masked.masks)
-        with progress_bar(self.rounds, "contrasting features", progress) as bar:
-            for _ in range(self.rounds):
-                for batch in clean.batches(self.mask_batch, generator):
-                    loss, _ = self.loss(views, self.augmented(batch.images, generator), generator)
-                    (gradient,) = torch.autograd.grad(loss, views.masked.masks)
-                    total += len(batch) * gradient
-                bar.update()
+        for _ in range(self.rounds):
+            for batch in clean.batches(self.mask_batch, generator):
+                loss, _ = self.loss(views, self.augmented(batch.images, generator), generator)
+                (gradient,) = torch.autograd.grad(loss, views.masked.masks)
+                total += len(batch) * gradient
         return total / (self.rounds * len(clean))
 
     def train_masks(

@@ -30,7 +30,7 @@ from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from ..sites import find_sites
 from .base import register_criterion
-from .response import clean_loss, loss_gradient, response_scores, sensitivity
+from .response import clean_loss, loss_gradient, sensitivity, successive_scores
 from .unlearning import UnlearningCriterion
 
 Norm = Literal["l1", "l2", "gamma", "fold", "none"]
@@ -43,7 +43,7 @@ class MNP(UnlearningCriterion):
 
     A reconstruction: see the module. Scores are the masks in (0, 1); masks at 0 score in [-1, 0),
     the first to get there lowest, then the larger neuron; masks at 1 in (1, 2], the smallest
-    neuron highest. Those of the response lie in (0, 2).
+    neuron highest. Those of the response lie in (0, stages + 1), see `response.py`.
 
     Where no layer is a BatchNorm, weights ascend at 0.001 and a gradient norm of 1 at most:
     without normalisation they diverge in a few steps. That magnitude says anything there is not
@@ -69,6 +69,8 @@ class MNP(UnlearningCriterion):
     ranking: Literal["masks", "response"] = "response"  # paper: masks
     damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
+    stages: int = 20  # response: neurons are silenced and the rest asked again so often
+    stage_share: float = 0.0025  # response: of all neurons, silenced at a time
 
     steps: int = 500  # masks: updates at most
     mask_lr: float = 0.2  # masks
@@ -125,9 +127,15 @@ class MNP(UnlearningCriterion):
             flat = tie_free(masks, closed_at, weights)
             details["mask_steps"] = steps
         else:
-            pull = self.pull(parts, weights, clean, generator)
-            stiffness = sensitivity(model, clean, sites, generator, self.probe_size)
-            flat = response_scores(pull, stiffness, self.damping)
+            flat = successive_scores(
+                parts[0][1],
+                lambda: self.pull(parts, weights, clean, generator),
+                sensitivity(model, clean, sites, generator, self.probe_size),
+                self.damping,
+                stages=self.stages,
+                share=self.stage_share,
+                progress=progress,
+            )
         return ChannelScores(sites, flat, repr(self), details)
 
     def losses(

@@ -25,7 +25,7 @@ from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import register_criterion
-from .response import clean_loss, mean_gradient, response_scores, sensitivity
+from .response import clean_loss, mean_gradient, sensitivity, successive_scores
 from .unlearning import UnlearningCriterion
 
 
@@ -34,8 +34,8 @@ from .unlearning import UnlearningCriterion
 class RNP(UnlearningCriterion):
     """Masks that bring the clean task back after it was unlearned: low = backdoor.
 
-    Scores of the trained masks lie in [0, 1]; those of the response in (0, 2), 1 meaning that
-    the neuron does not matter for recovery.
+    Scores of the trained masks lie in [0, 1]; those of the response in (0, stages + 1), the whole
+    part being the stage that silenced the neuron (`response.py`).
     """
 
     reference: ClassVar[str] = "Li et al., Reconstructive Neuron Pruning, ICML 2023"
@@ -47,6 +47,8 @@ class RNP(UnlearningCriterion):
     recovery: Literal["response", "masks"] = "response"  # paper: masks
     damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
+    stages: int = 20  # response: neurons are silenced and the rest asked again so often
+    stage_share: float = 0.0025  # response: of all neurons, silenced at a time
 
     recover_epochs: int = 20  # masks: epochs
     recover_lr: float = 0.2  # masks: step
@@ -85,7 +87,9 @@ class RNP(UnlearningCriterion):
         if self.recovery == "masks":
             flat = self.recover(unlearned, clean, sites, generator, progress)
         else:
-            flat = self.respond(model, unlearned, clean, sites, generator)
+            stiffness = sensitivity(model, clean, sites, generator, self.probe_size)
+            masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
+            flat = self.respond(masked, stiffness, clean, generator, progress)
         return ChannelScores(sites, flat, repr(self), details)
 
     def recover(
@@ -116,14 +120,19 @@ class RNP(UnlearningCriterion):
 
     def respond(
         self,
-        model: nn.Module,
-        unlearned: nn.Module,
+        masked: MaskedModel,
+        stiffness: Tensor,
         clean: CleanData,
-        sites: tuple[Site, ...],
         generator: torch.Generator,
+        progress: bool,
     ) -> Tensor:
         """How far each mask gives way to the unlearned model's wish to recover."""
-        masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
-        pull = mean_gradient(masked, clean, self.batch_size, generator)
-        stiffness = sensitivity(model, clean, sites, generator, self.probe_size)
-        return response_scores(pull, stiffness, self.damping)
+        return successive_scores(
+            masked,
+            lambda: mean_gradient(masked, clean, self.batch_size, generator),
+            stiffness,
+            self.damping,
+            stages=self.stages,
+            share=self.stage_share,
+            progress=progress,
+        )

@@ -25,7 +25,7 @@ from ..masking import MaskedModel
 from ..scores import ChannelScores, Site
 from .base import register_criterion
 from .layers import watch
-from .response import mean_gradient, response_scores, sensitivity
+from .response import mean_gradient, sensitivity, successive_scores
 from .trigger import TriggerCriterion
 
 
@@ -34,9 +34,9 @@ from .trigger import TriggerCriterion
 class TAC(TriggerCriterion):
     """Neurons through which a recovered trigger works: low = backdoor.
 
-    Scores by "unlearn" lie in (0, 2), 1 meaning that silencing the neuron does nothing for stamped
-    images; those by "change" in (0, 1], 1 meaning that the trigger does not move it. Wherever the
-    methods speak of labels, the model's own predictions serve.
+    Scores by "unlearn" lie in (0, stages + 1), the whole part being the stage that silenced the
+    neuron (`response.py`); those by "change" in (0, 1], 1 meaning that the trigger does not move
+    it. Wherever the methods speak of labels, the model's own predictions serve.
     """
 
     reference: ClassVar[str] = "Wang et al., Neural Cleanse, IEEE S&P 2019; Zheng et al., ECCV 2022"
@@ -47,6 +47,8 @@ class TAC(TriggerCriterion):
 
     damping: float = 0.1  # unlearn: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # unlearn: images a gradient of the clean sensitivity
+    stages: int = 20  # unlearn: neurons are silenced and the rest asked again so often
+    stage_share: float = 0.0025  # unlearn: of all neurons, silenced at a time
 
     @classmethod
     def paper(cls) -> Self:
@@ -72,9 +74,16 @@ class TAC(TriggerCriterion):
             flat = 1 / (1 + activation_change(model, elsewhere, trigger, sites))
         else:
             stamped = CleanData(trigger(elsewhere.images), elsewhere.labels)
-            pull = mean_gradient(MaskedModel(model, sites), stamped, _BATCH, generator)
-            stiffness = sensitivity(model, own, sites, generator, self.probe_size)
-            flat = response_scores(pull, stiffness, self.damping)
+            masked = MaskedModel(model, sites, silencing="zero")
+            flat = successive_scores(
+                masked,
+                lambda: mean_gradient(masked, stamped, _BATCH, generator),
+                sensitivity(model, own, sites, generator, self.probe_size),
+                self.damping,
+                stages=self.stages,
+                share=self.stage_share,
+                progress=progress,
+            )
         return ChannelScores(sites, flat, repr(self), details, (trigger,))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from .base import Criterion
 @dataclass(frozen=True, kw_only=True)
 class TriggerCriterion(Criterion):
     """A criterion that first finds the target and recovers its trigger, from clean images alone."""
+
+    recovers_triggers: ClassVar[bool] = True
 
     target: int | None = None  # the attacker's label; None: that of the smallest trigger
     mean: tuple[float, ...] | None = None  # of the normalisation; None: the valid range of pixels

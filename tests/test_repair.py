@@ -1,0 +1,158 @@
+"""Unlearning recovered triggers after neurons were silenced."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import Arbitrary, assert_same_state, state_of
+from torch import nn
+
+from nnprune_backdoor import (
+    RNP,
+    TAC,
+    CleanData,
+    DataError,
+    Inversion,
+    LowestCount,
+    RecoveredTrigger,
+    TriggerGone,
+    find_sites,
+    fine_tune,
+    purify,
+)
+from nnprune_backdoor.attacks import train_classifier
+from nnprune_backdoor.evaluation import predict
+
+QUICK = Inversion(steps=120, batch_size=32)
+SELECTOR = TriggerGone(search=QUICK, inversion=QUICK)
+
+
+@pytest.fixture(scope="module")
+def patch() -> RecoveredTrigger:
+    """A chequered corner that sends to label 1."""
+    mask, board = torch.zeros(1, 12, 12), torch.zeros(3, 12, 12)
+    mask[:, :3, :3] = 1
+    board.flatten(1)[:, ::2] = 1
+    board[:, 1::2] = 1 - board[:, 1::2]
+    return RecoveredTrigger(1, mask, board, 1.0, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def clean() -> CleanData:
+    """Four classes of small noisy pictures: red, green, blue, grey."""
+    labels = torch.arange(240) % 4
+    images = 0.5 * torch.rand(240, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    tints = torch.cat([torch.eye(3), torch.zeros(1, 3)]) * 0.3
+    return CleanData(images + tints[labels][..., None, None], labels)
+
+
+@pytest.fixture(scope="module")
+def backdoored(clean: CleanData, patch: RecoveredTrigger) -> nn.Module:
+    """Trained on the pictures, a third of them with the patch and label 1."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
+    images = torch.cat([clean.images, patch(clean.images[:80])])
+    labels = torch.cat([clean.targets, torch.ones(80, dtype=torch.long)])
+    train_classifier(net, images, labels, epochs=12, batch_size=32, lr=0.05)
+    net.eval()
+    assert attacked(net, clean, patch) > 0.9
+    assert (predict(net, clean.images) == clean.targets).float().mean() > 0.95
+    return net
+
+
+def attacked(net: nn.Module, clean: CleanData, patch: RecoveredTrigger) -> float:
+    """Share of the images of other labels that the patch sends to its own."""
+    others = clean.images[clean.targets != patch.target]
+    return (predict(net, patch(others)) == patch.target).float().mean().item()
+
+
+def test_a_trigger_is_unlearned_and_silent_neurons_stay_silent(
+    backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger
+) -> None:
+    before, generator = state_of(backdoored), torch.get_rng_state()
+    sites = find_sites(backdoored, clean.images[:2])
+    scores = Arbitrary()(backdoored, clean, sites=sites)
+    selection = LowestCount(3)(scores)
+    fit = clean.take(torch.arange(160))
+    settings = {"epochs": 15, "lr": 0.01, "statistics": "running", "progress": False}
+    tuned = fine_tune(backdoored, fit, selection=selection, triggers=[patch], **settings)
+    plain = fine_tune(backdoored, fit, selection=selection, **settings)
+    unseen = clean.take(torch.arange(160, 240))
+    assert attacked(tuned, unseen, patch) < 0.1
+    assert attacked(plain, unseen, patch) > attacked(tuned, unseen, patch) + 0.3
+    for name, channels in selection.by_site().items():
+        layer = tuned.get_submodule(name)
+        assert layer.weight[channels].abs().sum() == 0
+        assert layer.bias[channels].abs().sum() == 0
+    for name in ("1.running_mean", "4.running_var"):
+        assert torch.equal(tuned.state_dict()[name], before[name])
+    assert_same_state(before, state_of(backdoored))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_purify_repairs_what_it_has_pruned(
+    backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger
+) -> None:
+    before = state_of(backdoored)
+    method = TAC(target=1, steps=120)
+    done = purify(backdoored, clean, method, selector=SELECTOR, repair="unlearn", progress=False)
+    assert_same_state(before, state_of(backdoored))
+    assert len(done.selection) > 0
+    assert attacked(done.model, clean, patch) < 0.5
+    assert "repairing" in done.seconds
+    assert "unlearn 3 recovered trigger(s)" in done.summary()  # of criterion and selector
+    report = done.to_dict()
+    assert report["given"]["repair"] == "unlearn"
+    assert any("trained further" in limit for limit in report["limits"])
+    assert "unlearn" in done.to_markdown()
+    again = purify(backdoored, clean, method, selector=SELECTOR, repair="unlearn", progress=False)
+    assert_same_state(state_of(done.model), state_of(again.model))
+    # the smaller model computes what the silenced, repaired one computes
+    assert done.removal is not None
+    assert done.removal.drift <= 1e-4
+    assert all(p.requires_grad for p in done.model.parameters())
+
+
+def test_where_nothing_goes_nothing_is_trained(backdoored: nn.Module, clean: CleanData) -> None:
+    nothing = LowestCount(0)
+    method = TAC(target=1, steps=30, min_success=0.0)
+    done = purify(backdoored, clean, method, selector=nothing, repair="unlearn", progress=False)
+    assert_same_state(state_of(backdoored), state_of(done.model))
+    assert "repair" not in done.summary()
+
+
+@pytest.mark.parametrize(
+    ("method", "repair", "message"),
+    [(RNP(), "unlearn", "needs a recovered trigger"), (TAC(), "mend", "'none' or 'unlearn'")],
+)
+def test_a_repair_without_a_trigger_is_refused_before_any_work(
+    method: RNP | TAC, repair: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        purify(nn.Identity(), [], method, repair=repair, progress=False)  # type: ignore[arg-type]
+
+
+def test_a_repair_needs_labels(backdoored: nn.Module, clean: CleanData) -> None:
+    images = CleanData(clean.images)
+    with pytest.raises(DataError, match="labelled"):
+        purify(backdoored, images, TAC(), selector=LowestCount(1), repair="unlearn")
+
+
+@pytest.mark.parametrize("stamped", [-0.1, 1.5])
+def test_an_impossible_share_is_refused(
+    stamped: float, backdoored: nn.Module, clean: CleanData
+) -> None:
+    with pytest.raises(DataError, match="stamped in"):
+        fine_tune(copy.deepcopy(backdoored), clean, stamped=stamped, progress=False)
