@@ -255,19 +255,18 @@ def _repaired(
 
 
 def _tuned(run: Run, model: nn.Module, clean: CleanData, hidden: Hidden) -> dict[str, Any]:
-    """Plain fine-tuning, and Fine-Pruning: prune by activation, then fine-tune."""
+    """Plain fine-tuning, as BackdoorBench does it, or as a repair does it but for the trigger."""
     scoring, selecting, _ = clean.split(0.6, 0.25, 0.15, seed=run.seed)
-    selection = None
-    if run.method == "fp+ft":
-        sites = find_sites(model, scoring.images[:2])
-        scores = CRITERIA["fp"](model, scoring, sites=sites, seed=run.seed)
-        selection = AccuracyBudget()(scores, HeldOut(model, sites, selecting))
-    tuned = fine_tune(
-        model, clean, epochs=40, selection=selection, seed=run.seed, progress=False
-    ).eval()
-    found = {"neurons": 0 if selection is None else len(selection)}
+    fit, given = scoring.joined(selecting), {"seed": run.seed, "progress": False}
+    tuned = {
+        "accuracy": fine_tune(model, fit, epochs=40, **given),
+        "as a repair": fine_tune(model, fit, epochs=20, lr=0.002, statistics="running", **given),
+    }
     return {
-        "selections": {"accuracy": {**found, **hidden.measure(partial(predict, tuned), MEASURED)}}
+        "selections": {
+            name: {"neurons": 0, **hidden.measure(partial(predict, one.eval()), MEASURED)}
+            for name, one in tuned.items()
+        }
     }
 
 
