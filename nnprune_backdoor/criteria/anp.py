@@ -49,10 +49,10 @@ class ANP(Criterion):
     mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
 
     optimise: Literal["response", "masks"] = "response"  # paper: masks
-    rounds: int = 1  # response: passes over the clean images a stage, each with fresh noise
+    rounds: int = 12  # response: passes over the clean images a stage, each with fresh noise
     damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
-    stages: int = 20  # response: neurons are silenced and the rest asked again so often
+    stages: int = 1  # response: neurons are silenced and the rest asked again so often
     stage_share: float = 0.0025  # response: of all neurons, silenced at a time
 
     steps: int = 2000  # masks: updates

@@ -47,7 +47,7 @@ class RNP(UnlearningCriterion):
     recovery: Literal["response", "masks"] = "response"  # paper: masks
     damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
     probe_size: int = 20  # response: images a gradient of the clean sensitivity
-    stages: int = 20  # response: neurons are silenced and the rest asked again so often
+    stages: int = 1  # response: neurons are silenced and the rest asked again so often
     stage_share: float = 0.0025  # response: of all neurons, silenced at a time
 
     recover_epochs: int = 20  # masks: epochs
