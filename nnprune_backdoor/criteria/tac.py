@@ -8,7 +8,8 @@ clean images, and ask which neurons it works through.
 
 `TAC.paper()` asks by how much each neuron moves. The default asks, in one gradient, which neurons
 must be silent for stamped images to get their own labels back, and weighs that against what the
-neuron is worth to clean images (`response.py`); docs/inversion.md has both in numbers.
+neuron is worth to clean images (`response.py`); docs/inversion.md has both in numbers. It asks in
+stages, again after each few neurons (docs/ranking.md).
 """
 
 from __future__ import annotations
