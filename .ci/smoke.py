@@ -1,4 +1,4 @@
-"""What an installed package must do, run from elsewhere than the source: `python -I .ci/smoke.py`."""
+"""What the installed package must do: `python -I .ci/smoke.py` (-I: not the source here)."""
 
 from __future__ import annotations
 

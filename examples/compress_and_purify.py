@@ -1,4 +1,4 @@
-"""A hygiene pass in a compression pipeline: purify first, then prune to the size that was asked for.
+"""A hygiene pass in a compression pipeline: purify first, then prune to the size asked for.
 
 The pipeline is an ordinary Torch-Pruning one: cut the least important groups by magnitude until a
 share of the parameters is left, fine-tune on the clean images that one has, ship. It runs twice to

@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(f"\n{purified.summary()}\n")
 
-    # nnprune_backdoor.importance.OneSidedImportance, whose import would have to come after the class
+    # also nnprune_backdoor.importance.OneSidedImportance, once the class above has been registered
     importance = importance_class("onesided")
     cut = copy.deepcopy(model)
     tp.pruner.BasePruner(

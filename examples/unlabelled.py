@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     drill, criterion = Drill(width=0.25, seed=options.seed), CNP()
     if options.quick:
         drill = replace(drill, epochs=1, images=640)
-        criterion = CNP(target=0, steps=10, min_success=0.0)
+        criterion = CNP(target=0, steps=10, min_success=0.0, rounds=1)
     photos = photo_patches()
     model = drill.train(photos, progress=True)
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))

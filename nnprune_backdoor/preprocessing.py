@@ -67,8 +67,8 @@ class Preprocessing:
         from timm.data.config import resolve_data_config  # noqa: PLC0415 - timm takes seconds to import
 
         given = {name: value for name, value in overrides.items() if value is not None}
-        # timm refuses an empty configuration; any entry in it makes it fill in its usual ones
-        found = resolve_data_config({}, pretrained_cfg=dict(config or {"input_size": (3, 224, 224)}))
+        usual = {"input_size": (3, 224, 224)}  # timm refuses an empty one, and fills in the rest
+        found = resolve_data_config({}, pretrained_cfg=dict(config or usual))
         settings = {
             "size": tuple(found["input_size"][-2:]),
             **{name: found[name] for name in ("mean", "std", "interpolation", "crop_pct")},
