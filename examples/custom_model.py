@@ -3,7 +3,9 @@
 This one is not timm's, has two branches that are concatenated, a hand-written sum and a gate.
 Nothing is declared anywhere: neurons are found by watching a forward pass. Plant a backdoor, read
 the weights from a file as a stranger's, purify, see what could be taken out, save, and load again
-by giving the class. Needs the extra `demo`.
+by giving the class. With 288 neurons, all of them busy, so small a network may be beyond pruning;
+then the line `because` says that the aim was missed, and the attack's success at the end agrees.
+Needs the extra `demo`.
 
     python examples/custom_model.py            # about two minutes on two cores
     python examples/custom_model.py --quick    # a network that has learned little, to see it run

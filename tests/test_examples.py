@@ -75,6 +75,7 @@ STAND_INS = {
     "Drill(width=0.25)": "Drill(width=0.25, epochs=1, images=640)",
     'method="tac", selector="trigger"': "method=quick, selector=amount",
     "purified.plot_curve(": "purified.plot_scores(",  # `amount` tries none, and has no curve
+    "%matplotlib inline\n": "",
 }
 
 
