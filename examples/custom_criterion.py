@@ -4,7 +4,7 @@ The idea here: a neuron that serves the task speaks for some classes and against
 backdoor's pushes one label and little else. So look at how the gradient of each logit by a
 neuron's mask, on clean images, is spread over the classes; one-sided neurons go first. It was made
 up for this example. `purify` uses it, then a Torch-Pruning pruner does, and the last lines say
-whether it is any good as a defence. Needs the extra `demo`.
+whether it is any good as a defence (in our run it was not). Needs the extra `demo`.
 
     python examples/custom_criterion.py            # about a minute on two cores
     python examples/custom_criterion.py --quick    # a network that has learned little
