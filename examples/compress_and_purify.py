@@ -2,10 +2,11 @@
 
 The pipeline is an ordinary Torch-Pruning one: cut the least important groups by magnitude until a
 share of the parameters is left, fine-tune on the clean images that one has, ship. It runs twice to
-the same size, once as it is and once with `purify` before it; magnitude knows nothing of
-backdoors, and fine-tuning may wake what was only silenced. So `removal="group"` takes what
-residual sums share out as well: that costs accuracy, which this pipeline's fine-tuning gives back.
-ACC and ASR are printed after every stage. Needs the extra `demo`.
+the same size, once as it is and once with `purify` before it. Magnitude knows nothing of backdoors,
+and clean fine-tuning repairs them along with the accuracy: in our run the attack came through the
+plain pipeline whole, and after the pass it came back in part. ACC and ASR are printed after every
+stage for that reason: what was measured before fine-tuning does not hold after it. Needs the extra
+`demo`.
 
     python examples/compress_and_purify.py            # two to three minutes on two cores
     python examples/compress_and_purify.py --quick    # a network that has learned little
@@ -27,7 +28,7 @@ from nnprune_backdoor.attacks import create_attack, photo_patches
 from nnprune_backdoor.demo import Drill, normalise
 from nnprune_backdoor.evaluation import accuracy, attack_success
 
-STEPS = 20  # of a pruner, from the whole network to almost nothing
+STEPS = 40  # of a pruner, from the whole network to almost nothing
 
 
 def parameters(model: nn.Module) -> int:
@@ -43,7 +44,6 @@ def compress_(model: nn.Module, most: int) -> nn.Module:
         importance=tp.importance.MagnitudeImportance(),
         pruning_ratio=0.95,
         iterative_steps=STEPS,
-        global_pruning=True,
         ignored_layers=[model.fc],
     )
     while parameters(model) > most and pruner.current_step < STEPS:
@@ -69,7 +69,7 @@ def pipeline(
 def main(arguments: list[str] | None = None) -> None:
     """Print a row a stage, of both pipelines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", type=float, default=0.6, help="share of the parameters to keep")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of the parameters to keep")
     parser.add_argument("--epochs", type=int, default=20, help="of fine-tuning")
     parser.add_argument("--quick", action="store_true", help="so young that nothing is learned")
     parser.add_argument("--seed", type=int, default=0)
@@ -97,11 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
     pipeline(model, clean, most, epochs, say)
 
     if options.quick:  # nothing to recover in so young a network
-        purified = purify(model, clean, "clp", selector=LowestFraction(0.05), removal="group")
+        purified = purify(model, clean, "clp", selector=LowestFraction(0.05))
     else:
-        purified = purify(
-            model, clean, "tac", selector=TriggerGone(), removal="group", seed=options.seed
-        )
+        purified = purify(model, clean, "tac", selector=TriggerGone(), seed=options.seed)
     print(f"\n{purified.summary()}\n\nwith the pass, to the same size")
     say("purified", purified.model)
     pipeline(purified.model, clean, most, epochs, say)
