@@ -42,7 +42,7 @@ class CleanData:
         if self.labels is None:
             raise DataError(
                 "expected labelled clean images, got images alone; give batches (images, labels), "
-                "or choose a criterion that needs no labels"
+                "or choose a criterion and a selector that need no labels"
             )
         return self.labels
 

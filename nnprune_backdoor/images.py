@@ -69,8 +69,9 @@ def read_images(
         max_file: bytes of the largest file that is opened.
 
     Raises:
-        DataError: no such folder, no image in it, classes that are not the model's, a file or an
-            image over the limits (which may be there to exhaust memory).
+        DataError: no such folder, no image in it, not as many classes as the model has, a file
+            or an image over the limits (which may be there to exhaust memory).
+        UnknownNameError: a class folder that `classes` does not name.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -55,7 +55,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, *, channels: int = 3, **overrides: Any) -> Self:
-        """What timm's configuration of a model (`model.pretrained_cfg`) says.
+        """What timm's configuration of a model (`model.pretrained_cfg`) says; None: what is usual.
 
         Args:
             channels: that the model takes; timm's configurations are of three.
@@ -67,7 +67,8 @@ class Preprocessing:
         from timm.data.config import resolve_data_config  # noqa: PLC0415 - timm takes seconds to import
 
         given = {name: value for name, value in overrides.items() if value is not None}
-        found = resolve_data_config({}, pretrained_cfg=dict(config or {}))
+        usual = {"input_size": (3, 224, 224)}  # timm refuses an empty one, and fills in the rest
+        found = resolve_data_config({}, pretrained_cfg=dict(config or usual))
         settings = {
             "size": tuple(found["input_size"][-2:]),
             **{name: found[name] for name in ("mean", "std", "interpolation", "crop_pct")},

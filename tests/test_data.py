@@ -149,7 +149,7 @@ def test_check_against_refuses_data(kind: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in list_criteria() if criterion_class(n).needs_labels])
 def test_a_criterion_that_needs_labels_says_so(name: str) -> None:
-    with pytest.raises(DataError, match=r"expected labelled clean images.*needs no labels"):
+    with pytest.raises(DataError, match=r"expected labelled clean images.*need no labels"):
         create_criterion(name)(net(), [(images(20),)])
 
 

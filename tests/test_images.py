@@ -261,6 +261,13 @@ def test_what_is_given_overrides_timm() -> None:
         Preprocessing.of(config, channels=1)
 
 
+@pytest.mark.parametrize("config", [None, {}])
+def test_no_configuration_is_what_timm_does_without_one(config: dict[str, object] | None) -> None:
+    made = Preprocessing.of(config)
+    assert made.size == (224, 224)
+    assert made.mean == (0.485, 0.456, 0.406)
+
+
 def test_pixels_and_back() -> None:
     made = Preprocessing(size=(4, 4), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     pixels = torch.rand(2, 3, 4, 4)
