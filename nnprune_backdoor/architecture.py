@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import MAX_BYTES, Weights, load_weights
-from .errors import CheckpointError, UnknownNameError
-from .guard import private_randomness
+from .errors import CheckpointError, UnknownNameError, UnsupportedModelError
+from .guard import private_randomness, within
+
+_PATIENCE = 60.0  # seconds to lay out an architecture; the largest of timm's takes a few
 
 # arguments of timm.create_model that read files, or reach for the network
 _READERS = (
@@ -172,7 +174,14 @@ def _outline(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
         if name in _READERS:
             raise CheckpointError(f"{name!r} is no argument of an architecture; leave it out")
     try:
-        return _build(arch, model_args, "meta")
+        # the number of layers may come from anybody too
+        return within(
+            _PATIENCE,
+            f"building {arch!r} with {dict(model_args)}",
+            lambda: _build(arch, model_args, "meta"),
+        )
+    except UnsupportedModelError as error:
+        raise CheckpointError(str(error)) from error
     except CheckpointError as error:
         if "meta tensor" not in str(error):
             raise
