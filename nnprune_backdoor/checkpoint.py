@@ -189,8 +189,8 @@ def _reason(error: Exception) -> str:
         )
     if "legacy .tar" in text:
         return (
-            "a checkpoint of PyTorch before 0.1.10, which cannot be read without running code; load "
-            "it in a container without network and secrets, and save model.state_dict() anew"
+            "a checkpoint of PyTorch before 0.1.10, which cannot be read without running code; "
+            "load it in a container without network and secrets, and save model.state_dict() anew"
         )
     if isinstance(error, pickle.UnpicklingError):  # whose text advises to switch the check off
         inner = re.search(r"WeightsUnpickler error: (.*)", text)

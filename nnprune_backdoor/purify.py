@@ -80,6 +80,10 @@ class Purified(Record):
         """The recovered triggers, on one of the clean images; DataError if there are none."""
         return plots.triggers(self, size)
 
+    def plot_evidence(self, size: plots.Size | None = None) -> Figure:
+        """Evidence among what benign networks gave; DataError if the selector looks for none."""
+        return plots.evidence(self, size)
+
     def summary(self) -> str:
         """A few lines for people: what was done, what it cost, what it does not say."""
         total = len(self.scores.flat)

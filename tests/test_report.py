@@ -39,9 +39,9 @@ from nnprune_backdoor import (
     plots,
     purify,
 )
-from nnprune_backdoor.layout import spans
 from nnprune_backdoor.pages import escape_markdown, to_html, to_markdown
 from nnprune_backdoor.report import NOT_ASKED, plain
+from nnprune_backdoor.sections import spans
 from nnprune_backdoor.selection import HeldOut, prefix
 
 
