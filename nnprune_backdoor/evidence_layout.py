@@ -43,7 +43,10 @@ def evidence_section(diagnosis: Data, after: Data | None) -> Section:
             "sought again, or no trigger works any more."
         )
     align = "lrrrr" if after is None else "lrrrrr"
-    caption = "Each benign network is a grey tick; circle: the model as given; cross: after."
+    caption = (
+        "Each benign network is a grey tick; circle: the model as given; cross: after; dotted: the "
+        "alarm."
+    )
     return Section(
         "Evidence of a backdoor",
         text,

@@ -19,6 +19,7 @@ from .guard import private_copy, private_randomness
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .pages import to_html, to_markdown
+from .progress import progress_bar
 from .recipe import Recipe
 from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal
 from .removal import TOLERANCE, compact
@@ -203,7 +204,9 @@ def purify(
             recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
         report = None
         if removal != "none" and len(selection):
-            product, report = compact(product, selection, probe, groups=removal == "group")
+            with progress_bar(1, "removing", progress) as bar:
+                product, report = compact(product, selection, probe, groups=removal == "group")
+                bar.update()
             clock.lap("removing")
         accuracy = PairedAccuracy.of(own, product, certifying)
         proxies = ProxySuccess.of(scores, selection, own, product, certifying)
