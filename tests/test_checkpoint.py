@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -328,8 +329,14 @@ def test_a_key_that_holds_itself_over_and_over_is_named_shortly(tmp_path: Path) 
     for _ in range(20):
         key = (key, key)
     torch.save({key: 1, "w": torch.zeros(1)}, tmp_path / "w.pt")
-    (note,) = load_weights(tmp_path / "w.pt").notes
+    tracemalloc.start()
+    try:
+        (note,) = load_weights(tmp_path / "w.pt").notes
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert len(note) < 100
+    assert peak < 5e6
 
 
 def test_a_tar_archive_of_old_is_refused_in_our_words(tmp_path: Path) -> None:
@@ -349,7 +356,10 @@ def test_an_architecture_without_end_is_given_up(
     monkeypatch.setattr(architecture, "_PATIENCE", 0.5)
     torch.save(build("test_vit").state_dict(), tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"took longer than 0\.5 s and was given up"):
-        load_model(tmp_path / "w.pt", "test_vit", depth=10**7)
+        load_model(tmp_path / "w.pt", "test_vit", depth=2**16)
+    for large in (10**8, [2, (2, {"a": -(10**8)})]):
+        with pytest.raises(CheckpointError, match="'depth' is over 65,536"):
+            load_model(tmp_path / "w.pt", "test_vit", depth=large)
 
 
 def test_files_without_weights_are_refused(tmp_path: Path) -> None:
