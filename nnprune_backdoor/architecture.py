@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import MAX_BYTES, Weights, load_weights
-from .errors import CheckpointError, UnknownNameError
-from .guard import private_randomness
+from .errors import CheckpointError, UnknownNameError, UnsupportedModelError
+from .guard import private_randomness, within
+
+_SIZES = ("num_classes", "in_chans", "img_size")  # which may be large; memory is checked
+_LARGEST = 2**16  # of all other numbers among the arguments, such as depth
+_PATIENCE = 60.0  # seconds to lay out an architecture; the largest of timm's takes a few
 
 # arguments of timm.create_model that read files, or reach for the network
 _READERS = (
@@ -171,12 +175,35 @@ def _outline(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
     for name in model_args:
         if name in _READERS:
             raise CheckpointError(f"{name!r} is no argument of an architecture; leave it out")
+        if name not in _SIZES and _largest(model_args[name]) > _LARGEST:
+            raise CheckpointError(f"{name!r} is over {_LARGEST:,}; no architecture is that large")
     try:
-        return _build(arch, model_args, "meta")
+        # the number of layers may come from anybody too
+        return within(
+            _PATIENCE,
+            f"building {arch!r} with {dict(model_args)}",
+            lambda: _build(arch, model_args, "meta"),
+        )
+    except UnsupportedModelError as error:
+        raise CheckpointError(str(error)) from error
     except CheckpointError as error:
         if "meta tensor" not in str(error):
             raise
         return _build(arch, model_args, "cpu")  # older versions of timm read values in building
+
+
+def _largest(value: Any) -> float:
+    """The largest number in plain data."""
+    found, left = 0.0, [value]
+    while left:
+        match left.pop():
+            case int() | float() as one:
+                found = max(found, abs(one))
+            case list() | tuple() as many:
+                left += many
+            case dict() as named:
+                left += named.values()
+    return found
 
 
 def _build(arch: str, model_args: Mapping[str, Any], device: str) -> nn.Module:

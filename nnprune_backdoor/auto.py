@@ -153,7 +153,12 @@ class Auto(Selector):
         silenced = copy.deepcopy(held_out.model)
         silence_(silenced, prefix(scores, count), silencing=held_out.silencing)
         return self.evidence.remaining(
-            silenced, images, target, silencing=held_out.silencing, seed=self.seed + 1
+            silenced,
+            images,
+            target,
+            silencing=held_out.silencing,
+            seed=self.seed + 1,
+            progress=held_out.progress,
         )
 
 

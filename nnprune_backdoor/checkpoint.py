@@ -10,6 +10,7 @@ import argparse
 import os
 import pickle
 import re
+import reprlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -186,6 +187,11 @@ def _reason(error: Exception) -> str:
             "in a container without network and secrets by torch.load(..., weights_only=False), "
             "and bring out safetensors.torch.save_file(model.state_dict(), ...)"
         )
+    if "legacy .tar" in text:
+        return (
+            "a checkpoint of PyTorch before 0.1.10, which cannot be read without running code; "
+            "load it in a container without network and secrets, and save model.state_dict() anew"
+        )
     if isinstance(error, pickle.UnpicklingError):  # whose text advises to switch the check off
         inner = re.search(r"WeightsUnpickler error: (.*)", text)
         text = inner[1] if inner else "not a pickle that the restricted reader knows"
@@ -224,7 +230,7 @@ def _tensors(
     total = 0
     for name, value in entries.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            skipped.append(str(name))
+            skipped.append(_short(name))
             continue
         view = _dense(path, name, value)
         claimed = view.numel() * view.element_size()
@@ -265,6 +271,11 @@ def _shared_prefix(names: Mapping[str, Any]) -> str:
 
 
 def _few(names: Any) -> str:
-    listed = [str(name)[:60] for name in names]
+    listed = [_short(name) for name in names]
     more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
     return ", ".join(listed[:8]) + more
+
+
+def _short(name: Any) -> str:
+    """A key of a pickle, which may be a tuple that holds itself a million times over."""
+    return name[:60] if isinstance(name, str) else reprlib.repr(name)[:60]

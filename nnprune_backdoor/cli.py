@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from .commands import attack, demo, evaluate, listing, purify, report, scan
-from .commands.base import MisuseError, Result
+from .commands.base import MisuseError, Parser, Result, printable
 from .errors import PurifyError, UnknownNameError
 from .report import plain
 from .version import __version__
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when it is done, 1 on failure, 2 on misuse (argparse raises SystemExit(2) itself), 3
-        where a scan found evidence, 130 when interrupted.
+        where there is evidence of a backdoor (see `scan` and `purify`), 130 when interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -32,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps(plain(result.data), allow_nan=False), flush=True)
         else:
-            print(result.text, flush=True)
+            print(printable(result.text), flush=True)
     except (MisuseError, UnknownNameError) as error:
         print(
-            f"nnprune-backdoor: {error}\nsee: nnprune-backdoor {options.command} --help",
+            f"nnprune-backdoor: {printable(str(error))}\n"
+            f"see: nnprune-backdoor {options.command} --help",
             file=sys.stderr,
         )
         return 2
@@ -43,18 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (PurifyError, OSError, MemoryError) as error:
-        print(f"nnprune-backdoor: {error or type(error).__name__}", file=sys.stderr)
+        text = printable(str(error)) or type(error).__name__
+        print(f"nnprune-backdoor: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return result.code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="nnprune-backdoor",
         description="Purify backdoored image classifiers by pruning, with clean images alone.",
-        epilog="exit codes: 0 done, 1 failure, 2 misuse, 3 scan found evidence",
+        epilog="exit codes: 0 done, 1 failure, 2 misuse, 3 evidence of a backdoor",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -91,6 +91,7 @@ def read_images(
         }
     transform = preprocessing.transform()
     mode = "L" if preprocessing.channels == 1 else "RGB"
+    longest = MAX_PIXELS * (preprocessing.crop_pct / max(preprocessing.size)) ** 2
     taken: list[tuple[int, str, torch.Tensor]] = []
     most = found if limit is None else min(limit, found)
     with progress_bar(most, "reading images", progress) as bar:
@@ -99,7 +100,7 @@ def read_images(
                 break
             name = path.relative_to(root).as_posix()
             try:
-                taken.append((label, name, transform(_decode(path, mode, max_file))))
+                taken.append((label, name, transform(_decode(path, mode, max_file, longest))))
                 bar.update()
             except _NoImage as reason:
                 skipped.append(f"{shown(name)}: {reason}")
@@ -200,8 +201,12 @@ def _turns(queues: dict[int, list[Path]]) -> Iterator[tuple[int, Path]]:
                 yield label, files[turn]
 
 
-def _decode(path: Path, mode: str, max_file: int) -> Image.Image:
-    """The image, in mode L or RGB; raises _NoImage, or DataError over the limits."""
+def _decode(path: Path, mode: str, max_file: int, longest: float) -> Image.Image:
+    """The image, in mode L or RGB; raises _NoImage, or DataError over the limits.
+
+    `longest` is how often the short side may go into the long one: resizing brings the short side
+    to what the model takes, so a line of pixels in a file of 200 bytes would become gigabytes.
+    """
     if (size := path.stat().st_size) > max_file:
         raise DataError(
             f"{shown(path.name)}: {size:,} bytes, over the limit of {max_file:,}; take it out"
@@ -214,6 +219,8 @@ def _decode(path: Path, mode: str, max_file: int) -> Image.Image:
                 width, height = image.size  # from the header; nothing is decoded yet
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{width} x {height} pixels")
+                if max(width, height) > longest * min(width, height):
+                    raise Image.DecompressionBombError(f"{width} x {height} pixels, then resized")
                 if image.mode not in _MODES:
                     raise _NoImage(f"pixels of kind {image.mode!r}; convert it to 8-bit RGB")
                 return image.convert(mode)

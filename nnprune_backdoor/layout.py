@@ -5,37 +5,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from .evidence_layout import evidence_section
 from .report import Data, Report
-
-Row = Sequence[str]  # cells of text
-
-
-@dataclass(frozen=True)
-class Table:
-    """`align` has a letter a column: l(eft), r(ight), c(ode)."""
-
-    align: str
-    rows: Sequence[Row]
-    head: Row = ()  # none: the first column names what the second says
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page; `picture` names one of the pictures that the page may be given."""
-
-    title: str
-    text: list[str] = field(default_factory=list)
-    points: list[str] = field(default_factory=list)
-    table: Table | None = None
-    folded: list[tuple[str, Table]] = field(default_factory=list)  # title, for those who want it
-    picture: str = ""
-    caption: str = ""
+from .sections import Row, Section, Table, interval, number, percent, points, spans
 
 
 def headline(report: Report) -> list[Row]:
@@ -70,8 +45,9 @@ def sections(report: Report) -> list[Section]:
     """The whole report, what matters most first."""
     return [
         Section("What this does not say", points=report.limits),
+        *_evidence(report),
         _accuracy(report),
-        _evidence(report),
+        _triggers(report),
         _amount(report),
         _layers(report),
         _neurons(report),
@@ -99,7 +75,17 @@ def _accuracy(report: Report) -> Section:
     return Section(title, [text], table=Table("lrrr", rows, head))
 
 
-def _evidence(report: Report) -> Section:
+def _evidence(report: Report) -> list[Section]:
+    """Before and after, where the selector looked for any."""
+    details = report.selection["details"]
+    if "diagnosis" not in details:
+        return []
+    count = report.selection["neurons"]
+    looked = [look for look in details.get("remaining", ()) if look["neurons"] == count]
+    return [evidence_section(details["diagnosis"], looked[0] if looked else None)]
+
+
+def _triggers(report: Report) -> Section:
     title = "Recovered triggers"
     if not report.triggers:
         return Section(title, ["None was recovered, by criterion or selector."])
@@ -112,7 +98,7 @@ def _evidence(report: Report) -> Section:
         [
             trigger["source"],
             _label(report, trigger["target"]),
-            f"{_number(trigger['norm'])} of {trigger['pixels']:,}",
+            f"{number(trigger['norm'])} of {trigger['pixels']:,}",
             f"{_share(trigger['before'])} {interval(trigger['before']['interval'])}",
             f"{_share(trigger['after'])} {interval(trigger['after']['interval'])}",
             str(trigger["after"]["count"]),
@@ -141,8 +127,8 @@ def _amount(report: Report) -> Section:
         f"{chosen['selector']} decided: {chosen['reason'] or 'no reason given'}."
     ]
     folded = [_settings("Settings of the selector", chosen["settings"])]
-    if chosen["details"]:
-        folded.append(_settings("What the selector noted", chosen["details"]))
+    if noted := {k: v for k, v in chosen["details"].items() if k != "diagnosis"}:  # see `_evidence`
+        folded.append(_settings("What the selector noted", noted))
     if not report.curve:
         return Section("How much goes", text, folded=folded)
     rows = [
@@ -168,7 +154,7 @@ def _layers(report: Report) -> Section:
             layer["layer"],
             layer["kind"],
             str(layer["channels"]),
-            *(_number(layer[which]) for which in ("lowest", "median", "highest")),
+            *(number(layer[which]) for which in ("lowest", "median", "highest")),
             str(layer["silenced"] or ""),
             str(layer["removed"] or ""),
         ]
@@ -286,32 +272,6 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# ---- numbers --------------------------------------------------------------------------------
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """0.123 -> 12.3%."""
-    return f"{share:.{digits}%}"
-
-
-def points(share: float) -> str:
-    """0.0123 -> +1.2, percentage points."""
-    return f"{100 * share:+.1f}"
-
-
-def interval(ends: Sequence[float]) -> str:
-    """Of a share."""
-    low, high = ends
-    return f"[{percent(low)}, {percent(high)}]"
-
-
-def spans(channels: Iterable[int]) -> str:
-    """[0, 3, 4, 5] -> 0, 3-5. Ascending."""
-    runs = itertools.groupby(enumerate(channels), lambda pair: pair[1] - pair[0])
-    ends = [[channel for _, channel in run] for _, run in runs]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in ends)
-
-
 def _share(rate: Data) -> str:
     return percent(rate["share"])
 
@@ -323,7 +283,3 @@ def _drop(accuracy: Data) -> str:
 
 def _change(old: float, new: float) -> str:
     return f"{new / old - 1:+.1%}" if old else ""
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"

@@ -28,7 +28,8 @@ def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> st
     """A page that needs nothing else: no script, no network.
 
     Args:
-        pictures: PNG files by name ("scores", "curve", "triggers"); those absent are left out.
+        pictures: PNG files by name ("scores", "curve", "triggers", "evidence"); those absent are
+            left out.
         note: said at the end, for example why there are no pictures.
     """
     sources = {

@@ -114,13 +114,45 @@ def triggers(record: Record, size: Size | None = None) -> Figure:
     return figure
 
 
+def evidence(record: Record, size: Size | None = None) -> Figure:
+    """Each kind of evidence among what benign networks gave; a kind a row, each on its own scale.
+
+    Grey ticks are benign networks, the dotted line is where the alarm is, the circle is the model
+    as given, the cross the model that was written, where evidence was sought again.
+
+    Raises:
+        DataError: the selector looked for no evidence.
+    """
+    diagnosis = record.selection.details.get("diagnosis")
+    if diagnosis is None:
+        raise DataError("there is no evidence to show: this selector looks for none")
+    count, items = len(record.selection), diagnosis["evidence"]
+    looked = record.selection.details.get("remaining", ())
+    after: dict[str, float] = next((look for look in looked if look["neurons"] == count), {})
+    figure, axes = _figure(size or (7.0, 0.5 + 0.55 * len(items)), len(items))
+    for axis, item in zip(axes, items, strict=True):
+        null = list(item["null"].values())
+        axis.plot(null, [0] * len(null), "|", color=_GREY, markersize=14, markeredgewidth=1.5)
+        axis.plot(item["value"], 0, "o", color=_RED, markersize=7)
+        if item["kind"] in after:
+            axis.plot(after[item["kind"]], 0, "X", color=_BLUE, markersize=8)
+        if item["threshold"] is not None:
+            axis.axvline(item["threshold"], color=_GREY, linestyle=":", linewidth=1.2)
+        axis.set_yticks([0], [item["kind"]])
+        axis.spines["left"].set_visible(False)
+        axis.margins(x=0.06)
+    return figure
+
+
 def pngs(record: Record, dpi: int = 160) -> dict[str, bytes]:
-    """All that there is to show, by name: "scores", "curve", "triggers"."""
+    """All that there is to show, by name: "scores", "curve", "triggers", "evidence"."""
     drawn = {"scores": scores(record)}
     if record.selection.curve:
         drawn["curve"] = curve(record)
     if record.triggers:
         drawn["triggers"] = triggers(record)
+    if "diagnosis" in record.selection.details:
+        drawn["evidence"] = evidence(record)
     files = {}
     for name, figure in drawn.items():
         file = io.BytesIO()

@@ -21,6 +21,7 @@ from .inversion import RecoveredTrigger
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .pages import to_html, to_markdown
+from .progress import progress_bar
 from .recipe import Recipe
 from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal, Repair
 from .removal import TOLERANCE, compact
@@ -81,6 +82,10 @@ class Purified(Record):
     def plot_triggers(self, size: plots.Size | None = None) -> Figure:
         """The recovered triggers, on one of the clean images; DataError if there are none."""
         return plots.triggers(self, size)
+
+    def plot_evidence(self, size: plots.Size | None = None) -> Figure:
+        """Evidence among what benign networks gave; DataError if the selector looks for none."""
+        return plots.evidence(self, size)
 
     def summary(self) -> str:
         """A few lines for people: what was done, what it cost, what it does not say."""
@@ -227,7 +232,9 @@ def purify(
             clock.lap("repairing")
         report = None
         if removal != "none" and len(selection):
-            product, report = compact(product, selection, probe, groups=removal == "group")
+            with progress_bar(1, "removing", progress) as bar:
+                product, report = compact(product, selection, probe, groups=removal == "group")
+                bar.update()
             clock.lap("removing")
         accuracy = PairedAccuracy.of(own, product, certifying)
         proxies = ProxySuccess.of(scores, selection, own, product, certifying)

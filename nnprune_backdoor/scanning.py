@@ -18,6 +18,7 @@ from .exposure import Unlearning, expose
 from .guard import private_copy, private_randomness
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence, predict_labels
 from .masking import MaskedModel, Silencing
+from .progress import progress_bar
 from .restoration import Restoration, Restored
 from .scores import Site
 from .sites import find_sites
@@ -69,13 +70,15 @@ class Scan:
             if len(triggers) > 2 and any(t.success >= self.min_success for t in triggers):
                 anomaly = TargetEvidence.of(triggers, self.min_success).anomaly
                 found["anomaly"] = dict(zip(wanted, anomaly, strict=True))
-            weighed, best = self._weigh(own, data, sites, triggers, silencing=silencing, seed=seed)
+            weighed, best = self._weigh(
+                own, data, sites, triggers, silencing=silencing, seed=seed, progress=progress
+            )
             found |= weighed
             clock.lap("restoration")
             exposed = expose(own, data, self.unlearning, seed=seed, progress=progress)
             found["exposure"] = dict(enumerate(exposed.predicted))
             clock.lap("exposure")
-            found["noise"] = self._noise(own, data, sites, classes, seed)
+            found["noise"] = self._noise(own, data, sites, classes, seed=seed, progress=progress)
             clock.lap("noise")
         evidence = tuple(evidence_of(kind, found.get(kind, {})) for kind in KINDS)
         return Diagnosis(
@@ -100,6 +103,7 @@ class Scan:
         *,
         silencing: Silencing,
         seed: int,
+        progress: bool,
     ) -> tuple[dict[str, dict[int, float]], Restored | None]:
         """Trigger size and restoration of the triggers that work, and the best restoration."""
         working = [trigger for trigger in triggers if trigger.success >= self.min_success]
@@ -107,15 +111,26 @@ class Scan:
         sizes = {trigger.target: trigger.norm / trigger.mask.numel() for trigger in working}
         if not working:
             return {}, None
-        restore = Restoration(model, data, sites, silencing=silencing, seed=seed)
-        tried = [restore(trigger.target, trigger) for trigger in working]
+        tried = []
+        with progress_bar(len(working), "restoring labels", progress) as bar:
+            restore = Restoration(model, data, sites, silencing=silencing, seed=seed)
+            for trigger in working:
+                tried.append(restore(trigger.target, trigger))
+                bar.update()
         restored = [item for item in tried if item is not None]
         shares = {item.label: item.share for item in restored}
         best = max(restored, key=lambda item: item.share, default=None)
         return {"trigger size": sizes, "restoration": shares}, best
 
     def _noise(
-        self, model: nn.Module, data: CleanData, sites: tuple[Site, ...], classes: int, seed: int
+        self,
+        model: nn.Module,
+        data: CleanData,
+        sites: tuple[Site, ...],
+        classes: int,
+        *,
+        seed: int,
+        progress: bool,
     ) -> dict[int, float]:
         """How often each label is predicted under adversarial noise on all neurons at once.
 
@@ -124,20 +139,22 @@ class Scan:
         masked, where = MaskedModel(model, sites), like(model)
         generator = torch.Generator().manual_seed(seed)
         counts = torch.zeros(classes)
-        for batch in data.batches(_BATCH, generator):
-            images = batch.images.to(**where)
-            own = predict_labels(model, images).to(where["device"])
-            noise = adversarial_noise(
-                masked,
-                images,
-                own,
-                generator,
-                budget=self.noise_budget,
-                steps=self.noise_steps,
-            )
-            with torch.no_grad():
-                logits = masked(images, **noise)
-            counts += torch.bincount(logits.argmax(1).cpu(), minlength=classes)
+        with progress_bar(-(-len(data) // _BATCH), "noise on neurons", progress) as bar:
+            for batch in data.batches(_BATCH, generator):
+                images = batch.images.to(**where)
+                own = predict_labels(model, images).to(where["device"])
+                noise = adversarial_noise(
+                    masked,
+                    images,
+                    own,
+                    generator,
+                    budget=self.noise_budget,
+                    steps=self.noise_steps,
+                )
+                with torch.no_grad():
+                    logits = masked(images, **noise)
+                counts += torch.bincount(logits.argmax(1).cpu(), minlength=classes)
+                bar.update()
         return dict(enumerate((counts / counts.sum()).tolist()))
 
     def remaining(
@@ -148,6 +165,7 @@ class Scan:
         *,
         silencing: Silencing = "zero",
         seed: int = 0,
+        progress: bool = False,
     ) -> tuple[Evidence, ...]:
         """Restoration, trigger size and universal perturbation for one label, sought anew.
 
@@ -158,9 +176,13 @@ class Scan:
         with private_randomness(seed), torch.enable_grad():
             data = CleanData(clean.images)
             sites = find_sites(own, data.images[:2].to(**like(own)))
-            triggers = self.search.recover(own, data, [label], seed=seed)
-            found = self._weigh(own, data, sites, triggers, silencing=silencing, seed=seed)[0]
-            (perturbation,) = self.universal.recover(own, data, [label], seed=seed)
+            triggers = self.search.recover(own, data, [label], seed=seed, progress=progress)
+            found = self._weigh(
+                own, data, sites, triggers, silencing=silencing, seed=seed, progress=progress
+            )[0]
+            (perturbation,) = self.universal.recover(
+                own, data, [label], seed=seed, progress=progress
+            )
             found["universal"] = {label: perturbation.success}
         evidence = [evidence_of(kind, by_label) for kind, by_label in found.items()]
         return tuple(item for item in evidence if item is not None)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import struct
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -142,3 +145,17 @@ def net(trained: nn.Module) -> nn.Module:
 def sites(net: nn.Module, clean: CleanData) -> tuple[Site, ...]:
     """The sites of `net`."""
     return find_sites(net, clean.images[:2])
+
+
+def write_mnist(root: Path, count: int = 30) -> Path:
+    """Image number i is grey 5 i, of class i modulo 10."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        pixels = np.repeat(5 * np.arange(count, dtype=np.uint8), 28 * 28)
+        head = struct.pack(">IIII", 0x803, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        head = struct.pack(">II", 0x801, count)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    return root

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pickle
 import struct
+import tarfile
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -20,7 +23,13 @@ from conftest import build, noise_images
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nnprune_backdoor import CheckpointError, UnknownNameError, load_model, load_weights
+from nnprune_backdoor import (
+    CheckpointError,
+    UnknownNameError,
+    architecture,
+    load_model,
+    load_weights,
+)
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 
@@ -312,6 +321,45 @@ def test_attributes_that_a_file_puts_on_a_tensor_are_dropped(tmp_path: Path) -> 
     weights = load_weights(tmp_path / "w.pt")
     assert not vars(weights["w"])
     assert weights["w"].numel() == 2
+
+
+def test_a_key_that_holds_itself_over_and_over_is_named_shortly(tmp_path: Path) -> None:
+    """Written out, a tuple of two of a tuple of two of ... twenty deep has ten million signs."""
+    key: Any = (1, 1)
+    for _ in range(20):
+        key = (key, key)
+    torch.save({key: 1, "w": torch.zeros(1)}, tmp_path / "w.pt")
+    tracemalloc.start()
+    try:
+        (note,) = load_weights(tmp_path / "w.pt").notes
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(note) < 100
+    assert peak < 5e6
+
+
+def test_a_tar_archive_of_old_is_refused_in_our_words(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "w.tar", "w") as archive:
+        for name in ("../escaped", "storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"abcd"))
+    with pytest.raises(CheckpointError, match=r"before 0\.1\.10.*in a container"):
+        load_weights(tmp_path / "w.tar")
+    assert not (tmp_path.parent / "escaped").exists()
+
+
+def test_an_architecture_without_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(architecture, "_PATIENCE", 0.5)
+    torch.save(build("test_vit").state_dict(), tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"took longer than 0\.5 s and was given up"):
+        load_model(tmp_path / "w.pt", "test_vit", depth=2**16)
+    for large in (10**8, [2, (2, {"a": -(10**8)})]):
+        with pytest.raises(CheckpointError, match="'depth' is over 65,536"):
+            load_model(tmp_path / "w.pt", "test_vit", depth=large)
 
 
 def test_files_without_weights_are_refused(tmp_path: Path) -> None:

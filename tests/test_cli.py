@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import write_mnist
 from PIL import Image
 
 from nnprune_backdoor import (
+    ChannelScores,
+    LowestCount,
+    Selection,
     __version__,
     list_criteria,
     load_weights,
@@ -28,7 +33,10 @@ from nnprune_backdoor import (
 )
 from nnprune_backdoor.attacks import create_attack
 from nnprune_backdoor.cli import _parser, main
+from nnprune_backdoor.commands import purify as purify_command
+from nnprune_backdoor.commands.base import write_whole
 from nnprune_backdoor.preprocessing import Preprocessing
+from nnprune_backdoor.selection import HeldOut, prefix
 
 ROOT = Path(__file__).parent.parent
 
@@ -424,6 +432,119 @@ def test_a_malicious_checkpoint_does_nothing(
     assert not out.exists()
 
 
+def test_names_from_a_file_cannot_steer_the_terminal(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steer = "\x1b[2J\x1b]0;owned\x07\u202e"
+    torch.save({"state_dict": {steer: torch.zeros(1)}, steer: 1}, tmp_path / "a.pth")
+    arguments = "scan {} --clean {} --arch test_resnet --size 32"
+    assert run(arguments, tmp_path / "a.pth", shop.clean) == 1
+    assert "1 unexpected: ?[2J?]0;owned??" in (error := said(capsys))
+    report = json.loads(json.dumps(STEERED).replace("STEER", json.dumps(steer)[1:-1]))
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert run("report {}", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "owned" in printed
+    assert not set(error + printed) & {"\x1b", "\x07", "\u202e"}
+
+
+STEERED: dict[str, Any] = {
+    "format": 1,
+    "given": {
+        "architecture": "STEER", "classes": 4, "parameters": 1, "where": "cpu", "images": 1,
+        "labelled": False, "parts": [1, 0, 0], "removal": "none", "recalibrate_norms": False,
+        "sha256": {}, "shape": [3, 8, 8], "silencing": "zero",
+    },
+    "criterion": {"name": "STEER", "reference": "", "settings": {}, "details": {}},
+    "selection": {
+        "selector": "", "settings": {}, "reason": "STEER", "neurons": 0, "of": 1, "details": {},
+    },
+    "curve": [], "triggers": [], "layers": [], "neurons": [], "accuracy": None, "size": None,
+    "seconds": {}, "seed": 0, "versions": {}, "limits": ["STEER"], "source": {},
+}  # fmt: skip
+
+
+def test_where_nothing_can_be_written_is_said_before_any_work(
+    shop: Shop, purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, out = tmp_path / "none" / "page.html", tmp_path / "out"
+    weights = tmp_path / "none" / "w.safetensors"
+    for arguments, paths in (
+        ("purify {} --clean {} --out {} --report {}", (shop.stranger, shop.clean, out, page)),
+        ("report {} --html {}", (purified, page)),
+        ("attack {} --arch test_resnet --out {}", (shop.photos, weights)),
+        ("demo --save {}", (page,)),
+    ):
+        assert run(arguments, *paths) == 2, arguments
+        assert "make it first" in said(capsys)
+    assert run("report {} --html {}", purified, tmp_path) == 2
+    assert "is a folder; give the name of a file" in said(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            write_whole(page, b"new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    write_whole(page, b"new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], shop: Shop) -> None:
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    torch.save({"arch": "test_resnet", "state_dict": model.state_dict()}, tmp_path / "m.pth")
+    root = write_mnist(tmp_path / "data")
+    options = "--size 28 --mean 0.5 --std 0.5"
+    arguments = f"evaluate {{}} --clean mnist --data-root {{}} {options} --images 20"
+    found = answer(capsys, f"{arguments} --json", tmp_path / "m.pth", root)
+    assert found["ACC"]["count"] == 20
+    assert run(arguments, tmp_path / "m.pth", root) == 0
+    assert "mnist, test: 20 of 30 images, 10 classes" in capsys.readouterr().err
+    for changed, error, code in (
+        (arguments.replace("--data-root {}", ""), "give --data-root DIR", 2),
+        (arguments.replace("mnist", "minst"), "did you mean 'mnist'", 2),
+        (arguments.replace("--data-root {}", "--split train"), "give --data-root DIR too", 2),
+        (arguments.replace("mnist", "svhn"), "no 'svhn' as torchvision lays it out", 1),
+        (f"{arguments} --classes x", "has its own", 2),
+    ):
+        assert run(changed, tmp_path / "m.pth", root) == code, changed
+        assert error in capsys.readouterr().err
+    colour = "evaluate {} --clean mnist --data-root {} --size 32"
+    assert run(colour, shop.stranger, root) == 1
+    assert "mnist has 10 classes, and the model has 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_purify_says_by_its_exit_code_whether_evidence_is_left(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
+    looks = [{"neurons": 2, "alarm": True}, {"neurons": 3, "alarm": left}]
+    monkeypatch.setattr(purify_command, "selector_of", lambda options: Looked(3, looks))
+    code = run(f"purify {{}} --clean {{}} --out {{}} {SMALL}", shop.stranger, shop.clean, tmp_path)
+    assert code == (3 if left else 0)
+    assert (tmp_path / "record.json").exists()
+
+
+@dataclass(frozen=True)
+class Looked(LowestCount):
+    """As `auto` does it: evidence was sought at some amounts."""
+
+    looks: Any = ()
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        return prefix(scores, self.count, "because", remaining=self.looks)
+
+
 def test_notes_say_what_was_read(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "evaluate {} --clean {} --size 32 --crop-pct 1 --json --images 8"
     assert run(arguments, shop.stranger, shop.clean) == 0
@@ -491,10 +612,28 @@ def test_help_fits_80_columns_and_has_an_example(capsys: pytest.CaptureFixture[s
         capsys.readouterr()
 
 
-def test_misuse_exits_with_two() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("demo --epoch 3", "did you mean --epochs"),
+        ("purify a.pth --clean b --out c extra", "unknown argument 'extra'"),
+        ("purify a.pth", "--clean, --out"),
+        ("purify a.pth --clean b --out c --removal some", "'exact', 'group', 'none'"),
+        ("scan a.pth --clean b --images many", "invalid int value: 'many'"),
+        ("sacn a.pth", "'scan'"),
+        ("", "required: COMMAND"),
+    ],
+)
+def test_misuse_exits_with_two(
+    arguments: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["demo", "--no-such-option"])
+        main(arguments.split())
     assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert error in said
+    assert said.startswith("usage: nnprune-backdoor")
+    assert said.rstrip().endswith("--help")
 
 
 def test_demo_prints_a_table_and_draws_a_picture(

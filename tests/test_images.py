@@ -175,6 +175,20 @@ def test_a_bomb_is_refused(
         read_images(tmp_path, PLAIN)
 
 
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_thin_image_is_refused_before_it_is_resized(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """Two hundred bytes; with the short side at 224 it would be 224 x 13,440,000."""
+    Image.new("L", size).save(tmp_path / "line.png")
+    large = Preprocessing(size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(DataError, match=r"line\.png: it may be a decompression bomb"):
+        read_images(tmp_path, large)
+    draw(tmp_path / "line.png", 1).unlink()
+    Image.new("RGB", (8, 800)).save(tmp_path / "long.png")
+    assert len(read_images(tmp_path, PLAIN).files) == 1, "long, but not absurd"
+
+
 def test_a_file_over_the_limit_is_refused(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", 1)
     with pytest.raises(DataError, match=r"a\.png: .* bytes, over the limit of 10"):

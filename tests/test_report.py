@@ -39,9 +39,9 @@ from nnprune_backdoor import (
     plots,
     purify,
 )
-from nnprune_backdoor.layout import spans
 from nnprune_backdoor.pages import escape_markdown, to_html, to_markdown
 from nnprune_backdoor.report import NOT_ASKED, plain
+from nnprune_backdoor.sections import spans
 from nnprune_backdoor.selection import HeldOut, prefix
 
 
@@ -482,7 +482,57 @@ def test_triggers_are_shown_on_a_clean_image(purified: Purified, clean: CleanDat
     assert "label 1" in axes[7].get_title()
 
 
+def kind(name: str, value: float, threshold: float | None, alarm: bool) -> dict[str, Any]:
+    null = {"one": 0.25, "two": 0.4375}
+    return {
+        "kind": name, "value": value, "label": 1, "by_label": {0: 0.125, 1: value}, "null": null,
+        "threshold": threshold, "percentile": 1.0, "alarm": alarm,
+    }  # fmt: skip
+
+
+def looked(purified: Purified, alarm: bool, after: dict[str, Any] | None) -> Purified:
+    """As the selector `auto` leaves it."""
+    diagnosis = {
+        "alarm": alarm, "target": 1 if alarm else None, "classes": 10, "images": 300, "seed": 0,
+        "triggers": [{}] * 10, "restoration": None, "seconds": {},
+        "evidence": [kind("restoration", 0.75, 0.6, alarm), kind("noise", 0.5, None, False)],
+    }  # fmt: skip
+    details = {"diagnosis": diagnosis, "remaining": [] if after is None else [after]}
+    return replace(purified, selection=replace(purified.selection, details=details))
+
+
+def test_evidence_before_and_after_stands_beside_what_benign_networks_gave(
+    purified: Purified,
+) -> None:
+    after = {"neurons": 9, "alarm": False, "success": 0.0, "restoration": 0.125}
+    found = looked(purified, True, after)
+    markdown = found.to_markdown()
+    assert "Evidence in the model as given, for label 1: restoration." in markdown
+    assert "In the model that was written: none of these kinds (restoration)." in markdown
+    assert "| restoration | 0.75 (alarm) | 1 | 0.25 to 0.4375 | 0.6 | 0.125 |" in markdown
+    assert "| noise | 0.5 | 1 | 0.25 to 0.4375 | never | - |" in markdown
+    assert "| 0 | 0.125 | 0.125 |" in markdown, "by label"
+    assert "few and small" in markdown
+    left = looked(purified, True, {**after, "alarm": True}).to_markdown()
+    assert "In the model that was written: evidence remains." in left
+    none = looked(purified, False, None).to_markdown()
+    assert "No evidence of the kinds tested (restoration) in the model as given." in none
+    assert "after, same label" not in none
+    read = Report.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert to_markdown(read) == markdown, "the same from the file"
+
+
+def test_evidence_is_drawn_among_the_benign(purified: Purified) -> None:
+    after = {"neurons": 9, "alarm": False, "restoration": 0.125}
+    first, second = looked(purified, True, after).plot_evidence().axes
+    drawn = [line.get_xdata() for line in first.lines]
+    assert [list(np.atleast_1d(x)) for x in drawn] == [[0.25, 0.4375], [0.75], [0.125], [0.6, 0.6]]
+    assert [line.get_marker() for line in second.lines] == ["|", "o"]
+
+
 def test_what_is_not_there_cannot_be_plotted(plainest: Purified) -> None:
+    with pytest.raises(DataError, match="no evidence to show"):
+        plainest.plot_evidence()
     with pytest.raises(DataError, match="does not try several amounts"):
         plainest.plot_curve()
     with pytest.raises(DataError, match="recovered one"):

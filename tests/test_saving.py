@@ -35,6 +35,7 @@ from nnprune_backdoor import (
     purify,
     read_record,
     read_report,
+    record_file,
     save_purified,
 )
 from nnprune_backdoor.fingerprint import fingerprint
@@ -541,8 +542,13 @@ def test_any_change_of_the_record_is_refused_or_harmless(
 # --- formats of old --------------------------------------------------------------------------
 
 
-def test_format_1_is_still_read() -> None:
-    """The folder was written by `save_purified(tiny(), ..., arch=None)` when 1 was the newest."""
+@pytest.mark.parametrize("newest", [1, 2])
+def test_format_1_is_still_read(newest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder was written by `save_purified(tiny(), ..., arch=None)` when 1 was the newest.
+
+    A library whose own format is 2 reads it too.
+    """
+    monkeypatch.setattr(record_file, "FORMAT", newest)
     record = read_record(OLD)
     assert record["format"] == 1
     assert sum(len(channels) for channels in record["silenced"].values()) == 4

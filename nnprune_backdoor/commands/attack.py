@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from safetensors.torch import save
@@ -14,7 +13,15 @@ from ..data import CleanData
 from ..errors import DataError
 from ..evaluation import accuracy, attack_success
 from ..saving import tensors_of
-from .base import Commands, MisuseError, Result, add_command, add_running
+from .base import (
+    Commands,
+    MisuseError,
+    Result,
+    add_command,
+    add_running,
+    check_writable,
+    write_whole,
+)
 from .inputs import (
     Model,
     add_architecture,
@@ -120,7 +127,7 @@ def run(options: argparse.Namespace) -> Result:
     rates = {"ACC": accuracy(network, test.images, test.targets)}
     found = attack_success(network, stamped.images, test.targets, target)
     rates |= {"ASR": found.asr, "RA": found.ra}
-    _write(options.out, save(tensors_of(network), {"format": "pt"}))
+    write_whole(options.out, save(tensors_of(network), {"format": "pt"}))
     text = f"{rates_as_text(rates, target, images.classes)}\n\nsaved {options.out}"
     return Result(text, {**rates_as_data(rates, target), "out": str(options.out)})
 
@@ -131,6 +138,7 @@ def _check(options: argparse.Namespace) -> None:
         raise MisuseError(f"--out {options.out}: expected a name ending in .safetensors")
     if options.out.exists():
         raise MisuseError(f"--out {options.out} is there already; give another name")
+    check_writable(options.out, "--out")
     if options.model is None and options.arch is None:
         raise MisuseError("give --arch NAME to train from scratch, or --model CHECKPOINT")
     if not 0 < options.rate <= 1:
@@ -147,13 +155,3 @@ def _given(options: argparse.Namespace) -> Model:
         return load(options, options.model)
     arguments = read_plain(options.arch_arg)
     return Model(create(options.arch, arguments), options.arch, arguments, {})
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import sys
 import textwrap
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ..errors import PurifyError
 
 Commands = Any  # what `add_subparsers` gives; argparse keeps its class to itself
 
 
+EVIDENCE = 3  # exit code: the model scanned, or the one written, shows evidence of a backdoor
+
+
 class MisuseError(PurifyError):
     """The command line asks for something that cannot be; exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose errors say where to look, and name options that are spelt alike."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, extra = super().parse_known_args(args, namespace)
+        if extra:
+            known = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(extra[0].partition("=")[0], known, n=2)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            self.error(f"unknown argument {extra[0]!r}{hint}")
+        return found, extra
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: {printable(message)}\nsee: {self.prog} --help\n")
 
 
 @dataclass(frozen=True)
@@ -24,7 +49,7 @@ class Result:
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
-    code: int = 0  # 3: a scan found evidence
+    code: int = 0  # or EVIDENCE
 
 
 def add_command(
@@ -46,7 +71,7 @@ def add_command(
         more: said under the one line.
     """
     about = f"{does[0].upper()}{does[1:]}."
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         name,
         usage=" ".join(["nnprune-backdoor", name, *usage.split(), "[options]"]),
         help=does,
@@ -69,3 +94,34 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--device", default="cpu", help="where it runs: cpu, cuda, cuda:1, mps (cpu)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
+
+
+def printable(text: str) -> str:
+    """Text that may hold a stranger's names, fit for a terminal: no control characters.
+
+    They could move the cursor, recolour the screen, or show a name that is not the file's.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def check_writable(path: Path | None, option: str) -> None:
+    """Before long work: raise MisuseError where a file of that name cannot be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise MisuseError(f"{option} {path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise MisuseError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise MisuseError(f"{option} {path}: {path.parent} cannot be written to")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file with this content, or what was there before."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with draft.open("xb") as file:  # x: never through a link that somebody put there
+            file.write(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..attacks import create_attack, list_attacks
 from ..criteria import create_criterion
 from ..selection import create_selector
-from .base import Commands, Result, add_command
+from .base import Commands, Result, add_command, check_writable
 from .inputs import note
 from .rates import rates_as_data
 
@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> Result:
     """Run the drill."""
     from ..demo import Drill, run_drill  # noqa: PLC0415 - timm takes seconds to import
 
+    check_writable(options.save, "--save")
     create_criterion(options.method)  # a bad name fails before a minute of training
     create_attack(options.attack)
     width = options.width

@@ -39,7 +39,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a checkpoint, or a folder that purify wrote"
     )
-    parser.add_argument("--clean", type=Path, metavar="DIR", help="clean images in class folders")
+    parser.add_argument(
+        "--clean", type=Path, metavar="DIR", help="clean images in class folders, or a data set"
+    )
     group = parser.add_argument_group("the attack, if known")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> Result:
             model.network, clean.data.images, clean.data.labels, progress=not options.quiet
         )
     if options.triggered is not None:
-        triggered = read_folder(options, options.triggered, model, preprocessing)
+        triggered = read_folder(options, options.triggered, model, preprocessing, named=False)
     known = next((images.classes for images in (clean, triggered) if images), ())
     if not attacked:
         return Result(rates_as_text(rates, None, known), rates_as_data(rates, None))

@@ -13,12 +13,13 @@ from torch import nn
 
 from ..architecture import built, create
 from ..checkpoint import load_weights
+from ..datasets import list_datasets, read_dataset
 from ..errors import DataError, unknown_name
 from ..images import FolderImages, read_classes, read_images, shown
 from ..preprocessing import Preprocessing
 from ..record_file import read_record
 from ..saving import load_purified
-from .base import MisuseError
+from .base import MisuseError, printable
 from .settings import read_plain
 
 _FEW = 5  # files that are named where more were skipped
@@ -64,6 +65,16 @@ def add_images(parser: argparse.ArgumentParser, most: int | None) -> None:
     """How images are read; `most` is how many are used unless told otherwise."""
     group = parser.add_argument_group("the images")
     group.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="DIR",
+        help="then the images are not a folder but a data set that torchvision keeps in DIR: "
+        f"{', '.join(list_datasets())}; nothing is downloaded",
+    )
+    group.add_argument(
+        "--split", choices=("test", "train"), help="of that data set, used with --data-root (test)"
+    )
+    group.add_argument(
         "--classes",
         type=Path,
         metavar="FILE",
@@ -99,7 +110,7 @@ def add_images(parser: argparse.ArgumentParser, most: int | None) -> None:
 def note(options: argparse.Namespace, text: str) -> None:
     """On standard error, unless --quiet."""
     if not options.quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
@@ -198,12 +209,23 @@ def read_folder(
     preprocessing: Preprocessing,
     *,
     fixed: bool = True,
+    named: bool = True,
 ) -> FolderImages:
-    """Images of a folder; what was mapped and what was skipped is printed.
+    """Images of a folder, or of a data set; what was mapped and what was skipped is printed.
 
     Args:
         fixed: the classes are those of the model; False: it will be made for those of the folder.
+        named: with --data-root, `folder` is the name of a data set.
     """
+    classes = classes_of(model, preprocessing) if fixed else None
+    if named and options.data_root is not None:
+        return _read_dataset(options, str(folder), preprocessing, classes)
+    if options.split is not None:
+        raise MisuseError("--split is of a data set; give --data-root DIR too")
+    if not folder.exists() and str(folder) in list_datasets():
+        raise MisuseError(
+            f"{folder} is a data set of torchvision's; give --data-root DIR, where it keeps it"
+        )
     names = read_classes(options.classes) if options.classes is not None else None
     recorded = model.source.get("classes")
     if names is None and isinstance(recorded, list):
@@ -212,7 +234,7 @@ def read_folder(
         folder,
         preprocessing,
         classes=names,
-        num_classes=classes_of(model, preprocessing) if fixed else None,
+        num_classes=classes,
         limit=options.images,
         seed=options.seed,
         progress=not options.quiet,
@@ -226,6 +248,31 @@ def read_folder(
         note(options, f"skipped: {line}")
     if len(found.skipped) > _FEW:
         note(options, f"skipped: {len(found.skipped) - _FEW} more")
+    return found
+
+
+def _read_dataset(
+    options: argparse.Namespace, name: str, preprocessing: Preprocessing, classes: int | None
+) -> FolderImages:
+    """The data set of this name; its classes must be the model's."""
+    if options.classes is not None:
+        raise MisuseError("--classes names class folders; a data set of --data-root has its own")
+    split = options.split or "test"
+    found = read_dataset(
+        name,
+        options.data_root,
+        preprocessing,
+        split=split,
+        limit=options.images,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    if classes is not None and len(found.classes) != classes:
+        raise DataError(
+            f"{name} has {len(found.classes)} classes, and the model has {classes}; was it trained "
+            "on this data set?"
+        )
+    note(options, f"{name}, {split}: {len(found.files)} of {found.found} images, {classes} classes")
     return found
 
 

@@ -12,7 +12,16 @@ from ..criteria import Criterion, create_criterion, criterion_class, list_criter
 from ..purify import Purified, purify
 from ..saving import check_free, save_purified
 from ..selection import Selector, create_selector, list_selectors, selector_class
-from .base import Commands, MisuseError, Result, add_command, add_running
+from .base import (
+    EVIDENCE,
+    Commands,
+    MisuseError,
+    Result,
+    add_command,
+    add_running,
+    check_writable,
+    write_whole,
+)
 from .inputs import add_architecture, add_images, load, note, preprocessing_of, read_folder
 from .settings import read_settings
 
@@ -30,14 +39,17 @@ def add(commands: Commands) -> None:
         does="silence neurons that look like a backdoor's, and save the model",
         usage="CHECKPOINT --clean DIR --out OUT",
         more="The checkpoint is read as tensors alone; no code in it runs, and it is left as it "
-        "is. OUT becomes a folder with model.safetensors, record.json and report.json.",
+        "is. OUT becomes a folder with model.safetensors, record.json and report.json. "
+        "Exit code 3: it is written, but --selector auto still found evidence in it.",
         example="purify stranger.pth --arch resnet18 --clean images/ \\\n"
         "      --out purified --report purified.html",
     )
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help=".pth, .pt, .bin, .safetensors, ..."
     )
-    parser.add_argument("--clean", type=Path, required=True, metavar="DIR", help="clean images")
+    parser.add_argument(
+        "--clean", type=Path, required=True, metavar="DIR", help="clean images, or a data set"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace OUT, if a run of this wrote it"
@@ -75,7 +87,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         (
             "max-drop",
             float,
-            "accuracy, trigger: clean accuracy that may go, 0.02 = 2 points (0.02)",
+            "accuracy, trigger, auto: clean accuracy that may go, 0.02 = 2 points (0.02)",
         ),
         ("count", int, "count: so many neurons"),
         ("fraction", float, "fraction: this share of the neurons"),
@@ -107,6 +119,7 @@ def run(options: argparse.Namespace) -> Result:
         raise MisuseError(f"--report {page}: expected a name ending in {', '.join(_PAGES)}")
     if page is not None and page.resolve().is_relative_to(out):
         raise MisuseError(f"--report {page} lies in --out; give a name beside it: {out.name}.html")
+    check_writable(page, "--report")
     if options.checkpoint.is_dir():
         raise MisuseError(f"{options.checkpoint} is a folder; purify takes a checkpoint file")
     if not options.overwrite and out.is_dir() and any(out.iterdir()):
@@ -148,10 +161,11 @@ def run(options: argparse.Namespace) -> Result:
         purified, out, arch=model.arch, model_args=model.arguments, overwrite=options.overwrite
     )
     if page is not None:
-        page.write_text(_page(purified, page.suffix), encoding="utf-8")
+        write_whole(page, _page(purified, page.suffix).encode())
     lines = [purified.summary(), "", f"saved      {options.out}"]
     lines += [f"report     {page}"] if page is not None else []
-    return Result("\n".join(lines), {"out": str(options.out), "report": purified.to_dict()})
+    data = {"out": str(options.out), "report": purified.to_dict()}
+    return Result("\n".join(lines), data, EVIDENCE if _evidence_left(purified) else 0)
 
 
 def criterion_of(options: argparse.Namespace) -> Criterion:
@@ -185,6 +199,13 @@ def selector_of(options: argparse.Namespace) -> Selector:
             raise MisuseError(f"--selector {name} needs --{setting}")
     options.selector = name
     return create_selector(name, **given)
+
+
+def _evidence_left(purified: Purified) -> bool:
+    """Whether the selector looked for evidence in what is written, and found some."""
+    count = len(purified.selection)
+    looked = purified.selection.details.get("remaining", ())
+    return any(look["alarm"] for look in looked if look["neurons"] == count)
 
 
 def _name_of(options: argparse.Namespace, option: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..pages import to_html, to_markdown
 from ..record_file import REPORT, read_report
-from .base import Commands, Result, add_command
+from .base import Commands, Result, add_command, check_writable, write_whole
 
 _NO_PICTURES = (
     "No pictures: they are drawn while a model is purified (nnprune-backdoor purify --report)."
@@ -33,6 +33,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     """Read report.json and lay it out."""
+    for option in ("html", "markdown"):
+        check_writable(getattr(options, option), f"--{option}")
     report = read_report(options.folder)
     try:
         texts = {"html": to_html(report, {}, _NO_PICTURES), "markdown": to_markdown(report)}
@@ -44,6 +46,6 @@ def run(options: argparse.Namespace) -> Result:
     for kind, text in texts.items():
         path: Path | None = getattr(options, kind)
         if path is not None:
-            path.write_text(text, encoding="utf-8")
+            write_whole(path, text.encode())
             written.append(f"written: {path}")
     return Result("\n".join(written) or texts["markdown"].rstrip(), report.to_dict())

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..images import FolderImages, shown
 from ..inversion import PixelRange
 from ..scanning import scan
-from .base import Commands, MisuseError, Result, add_command, add_running
+from .base import EVIDENCE, Commands, MisuseError, Result, add_command, add_running
 from .inputs import (
     add_architecture,
     add_images,
@@ -19,8 +19,6 @@ from .inputs import (
     read_folder,
 )
 
-EVIDENCE = 3  # exit code
-
 
 def add(commands: Commands) -> None:
     """The parser."""
@@ -29,7 +27,7 @@ def add(commands: Commands) -> None:
         "scan",
         run,
         does="look for evidence of a backdoor, with clean images alone",
-        usage="MODEL",
+        usage="MODEL --clean DIR",
         more="Exit code 3: evidence of a kind that benign networks did not show. 0: no evidence "
         "of the kinds tested, which excludes no other backdoor. Class folders are not needed.",
         example="scan stranger.pth --arch resnet18 --clean images/",
@@ -37,7 +35,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a checkpoint, or a folder that purify wrote"
     )
-    parser.add_argument("--clean", type=Path, metavar="DIR", required=True, help="clean images")
+    parser.add_argument(
+        "--clean", type=Path, metavar="DIR", required=True, help="clean images, or a data set"
+    )
     parser.add_argument(
         "--label",
         action="append",
