@@ -246,6 +246,7 @@ def test_images_without_labels(
         ("--method rnp --count 3", "--method rnp"),
         ("--method clp", "--selector trigger"),
         ("--method clp --selector accuracy", "--selector accuracy"),
+        ("--method tac --count 2 --repair unlearn", "--repair unlearn"),
     ):
         arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {choice}"
         assert run(arguments, shop.stranger, shop.flat, out) == 2
@@ -257,6 +258,23 @@ def test_images_without_labels(
     assert found["report"]["selection"]["neurons"] > 0
     assert run(f"evaluate {{}} --clean {{}} {SMALL}", shop.stranger, shop.flat) == 2
     assert "no class folders" in said(capsys)
+
+
+def test_repair_trains_what_is_left(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = "--count 2 --method tac --set target=0 --set steps=10 --set min_success=0 --json"
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {quick}"
+    plain, repaired = (tmp_path / name for name in ("plain", "repaired"))
+    answer(capsys, arguments, shop.stranger, shop.clean, plain)
+    again = f"{arguments} --repair unlearn"
+    report = answer(capsys, again, shop.stranger, shop.clean, repaired)["report"]
+    assert report["given"]["repair"] == "unlearn"
+    assert report["size"]["drift"] <= 1e-4
+    one, other = (load_weights(folder / "model.safetensors") for folder in (plain, repaired))
+    assert one.keys() == other.keys()
+    assert all(one[name].shape == other[name].shape for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_hyperparameters_are_typed(
@@ -285,6 +303,7 @@ BAD = {
     "--selector count": "--selector count needs --count",
     "--selector accuracy --count 3": "--count is no setting of the selector 'accuracy'",
     "--count 3 --fraction 0.1": "count or fraction?",
+    "--method rnp --count 3 --repair unlearn": "needs a recovered trigger",
     "--report page.txt": "expected a name ending in .html",
     "--device gpu": "--device gpu: not usable here",
     "--arch resnet_18": "did you mean 'resnet18",

@@ -109,12 +109,24 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="exact: out of the tensors where that changes nothing; group: whole coupled groups; "
         "none: the shape stays (exact)",
     )
+    group.add_argument(
+        "--repair",
+        choices=("none", "unlearn"),
+        default="none",
+        help="unlearn: after pruning, train all weights a little so that the recovered triggers "
+        "do nothing (none)",
+    )
 
 
 def run(options: argparse.Namespace) -> Result:
     """Check all that can be checked, then purify, save, report."""
     criterion, selector = criterion_of(options), selector_of(options)
     out, page = options.out.resolve(), options.report
+    if options.repair != "none" and not (criterion.recovers_triggers or selector.recovers_triggers):
+        raise MisuseError(
+            f"--repair {options.repair} needs a recovered trigger: take --method tac or cnp, or "
+            "--selector trigger or auto"
+        )
     if page is not None and page.suffix not in _PAGES:
         raise MisuseError(f"--report {page}: expected a name ending in {', '.join(_PAGES)}")
     if page is not None and page.resolve().is_relative_to(out):
@@ -137,6 +149,11 @@ def run(options: argparse.Namespace) -> Result:
                 "folders; sort the images into one folder a class, or choose what needs none, "
                 "such as: --method clp --threshold -3"
             )
+    if options.repair != "none" and images.data.labels is None:
+        raise MisuseError(
+            f"--repair {options.repair} needs labels, and {options.clean} has no class folders; "
+            "sort the images into one folder a class"
+        )
     note(options, f"purifying: {options.method}, selector {options.selector}")
     purified = purify(
         model.network,
@@ -145,6 +162,7 @@ def run(options: argparse.Namespace) -> Result:
         selector=selector,
         silencing=options.silencing,
         removal=options.removal,
+        repair=options.repair,
         seed=options.seed,
         progress=not options.quiet,
     )
