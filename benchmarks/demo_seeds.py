@@ -33,17 +33,19 @@ from nnprune_backdoor import (
 from nnprune_backdoor.attacks import create_attack, photo_patches
 from nnprune_backdoor.demo import Drill, _measure, normalise
 from nnprune_backdoor.masking import silence_
+from nnprune_backdoor.record import Repair
 from nnprune_backdoor.scores import ChannelScores
 from nnprune_backdoor.selection import prefix
 
-METHODS: dict[str, tuple[Criterion, Selector]] = {
-    "tac, trigger": (TAC(), TriggerGone()),
-    "rnp, trigger": (RNP(), TriggerGone()),
-    "anp, trigger": (ANP(), TriggerGone()),
-    "tac": (TAC(), AccuracyBudget()),
-    "rnp": (RNP(), AccuracyBudget()),
-    "anp": (ANP(), AccuracyBudget()),
-    "rnp paper": (RNP.paper(), AccuracyBudget()),
+METHODS: dict[str, tuple[Criterion, Selector, Repair]] = {
+    "tac, trigger, repaired": (TAC(), TriggerGone(), "unlearn"),
+    "rnp, trigger, repaired": (RNP(), TriggerGone(), "unlearn"),
+    "tac, trigger": (TAC(), TriggerGone(), "none"),
+    "rnp, trigger": (RNP(), TriggerGone(), "none"),
+    "tac": (TAC(), AccuracyBudget(), "none"),
+    "rnp": (RNP(), AccuracyBudget(), "none"),
+    "anp": (ANP(), AccuracyBudget(), "none"),
+    "rnp paper": (RNP.paper(), AccuracyBudget(), "none"),
 }
 SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1)
 
@@ -118,9 +120,15 @@ def main() -> None:
             row: dict[str, Any] = {"seed": seed, "method": name, "before": before}
             row |= {"attack": drill.attack, "epochs": drill.epochs, "width": drill.width}
             try:
-                criterion, selector = METHODS[name]
+                criterion, selector, repair = METHODS[name]
                 purified = purify(
-                    model, clean, criterion, selector=selector, seed=seed, progress=False
+                    model,
+                    clean,
+                    criterion,
+                    selector=selector,
+                    repair=repair,
+                    seed=seed,
+                    progress=False,
                 )
                 row |= {
                     "after": measure(purified.model),

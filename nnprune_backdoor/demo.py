@@ -18,6 +18,7 @@ from .data import CleanData
 from .errors import DataError, PurifyError
 from .evaluation import Attack, Rate, accuracy, attack_success, defense_effectiveness, predict
 from .purify import Purified, purify
+from .record import Repair
 from .selection import Selector
 
 _MEAN, _STD = 0.5, 0.5
@@ -146,6 +147,7 @@ def run_drill(
     *,
     method: str | Criterion = "tac",
     selector: str | Selector = "accuracy",
+    repair: Repair = "none",
     clean_images: int = 500,
     measured_images: int | None = None,
     progress: bool = False,
@@ -176,6 +178,7 @@ def run_drill(
         clean,
         method,
         selector=selector,
+        repair=repair,
         seed=drill.seed,
         progress=progress,
         **hyperparameters,

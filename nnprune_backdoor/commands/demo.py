@@ -8,7 +8,7 @@ from pathlib import Path
 from ..attacks import create_attack, list_attacks
 from ..criteria import create_criterion
 from ..selection import create_selector
-from .base import Commands, Result, add_command, check_writable
+from .base import Commands, MisuseError, Result, add_command, check_writable
 from .inputs import note
 from .rates import rates_as_data
 
@@ -57,6 +57,12 @@ def add(commands: Commands) -> None:
         metavar="X",
         help="clean accuracy that may go, 0.02 = 2 points (0.02)",
     )
+    demo.add_argument(
+        "--repair",
+        choices=("none", "unlearn"),
+        help="unlearn: after pruning, train a little so that recovered triggers do nothing "
+        "(unlearn, where method or selector recovers one)",
+    )
     demo.add_argument("--seed", type=int, default=0, help="of training and defence (0)")
     demo.add_argument("--save", type=Path, metavar="FILE.png", help="write a picture")
     demo.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
@@ -67,8 +73,14 @@ def run(options: argparse.Namespace) -> Result:
     from ..demo import Drill, run_drill  # noqa: PLC0415 - timm takes seconds to import
 
     check_writable(options.save, "--save")
-    create_criterion(options.method)  # a bad name fails before a minute of training
+    criterion = create_criterion(options.method)  # bad names fail before a minute of training
+    selector = create_selector(options.selector, max_drop=options.max_drop)
     create_attack(options.attack)
+    recovers = criterion.recovers_triggers or selector.recovers_triggers
+    if options.repair == "unlearn" and not recovers:
+        raise MisuseError(
+            "--repair unlearn needs --selector trigger or auto, or --method tac or cnp"
+        )
     width = options.width
     if width is None:
         width = 0.5 if options.arch == "resnet18" else 1.0
@@ -87,8 +99,9 @@ def run(options: argparse.Namespace) -> Result:
     )
     outcome = run_drill(
         drill,
-        method=options.method,
-        selector=create_selector(options.selector, max_drop=options.max_drop),
+        method=criterion,
+        selector=selector,
+        repair=options.repair or ("unlearn" if recovers else "none"),
         clean_images=options.clean_images,
         progress=not options.quiet,
         save=options.save,
