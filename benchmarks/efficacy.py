@@ -314,11 +314,11 @@ def main() -> None:
     ):
         jobs = [pool.submit(execute, run, options.models, options.out) for run in todo]
         for job in as_completed(jobs):
-            if not job.cancelled():
-                job.result()
-                bar.update()
-            if time.monotonic() > end:
-                pool.shutdown(wait=False, cancel_futures=True)
+            job.result()
+            bar.update()
+            if time.monotonic() > end:  # as_completed would wait for the cancelled ones for ever
+                pool.shutdown(cancel_futures=True)
+                break
 
 
 def collect(out: Path) -> None:

@@ -25,6 +25,17 @@ Rates = dict[str, float]
 
 NEAR_ASR, NEAR_ACC = 0.10, 0.02  # how near a method must come to the informed reference
 SOLVED = 0.2  # ASR
+REPAIRED = "trigger, repaired"
+SELECTORS = (
+    "accuracy",
+    "trigger",
+    REPAIRED,
+    "as a repair",
+    "auto",
+    "published",
+    "1 %",
+    "oracle",
+)
 
 
 def chosen(row: Row, selector: str) -> Rates | None:
@@ -63,15 +74,7 @@ def table(rows: list[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, mine in by(rows, "method").items():
-        for selector in (
-            "accuracy",
-            "trigger",
-            "trigger, repaired",
-            "auto",
-            "published",
-            "1 %",
-            "oracle",
-        ):
+        for selector in SELECTORS:
             known = [row for row in mine if chosen(row, selector) is not None]
             if not known or all("error" in row for row in known):
                 continue
@@ -100,34 +103,52 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def rates_of(rows: list[Row], selector: str) -> list[tuple[Row, Rates]]:
+    """Rows that were run with a selector, and what came out."""
+    found = [(row, chosen(row, selector)) for row in rows]
+    ran = any("error" in row or selector in (*row.get("selections", {}), "oracle") for row in rows)
+    return [(row, rates) for row, rates in found if rates is not None] if ran else []
+
+
+def solved(some: list[tuple[Row, Rates]], asr: float, drop: float, selector: str) -> int:
+    """On how many networks ASR is down to a level, for at most so much ACC."""
+    return sum(
+        rates["asr"] <= asr and start(row, selector)["acc"] - rates["acc"] <= drop + 1e-9
+        for row, rates in some
+    )
+
+
+def variants(rows: list[Row]) -> list[tuple[str, str, list[tuple[Row, Rates]]]]:
+    """Name, selector and outcomes: each method by default, and repaired where that was tried."""
+    found = []
+    for method, mine in by(rows, "method").items():
+        name = f"{method} (knows the trigger)" if method in INFORMED else method
+        for selector in ("accuracy", REPAIRED):
+            some = rates_of(mine, selector)
+            if some and not all("error" in row for row, _ in some):
+                label = name if selector == "accuracy" else f"{name}, {REPAIRED}"
+                found.append((label, selector, some))
+    return found
+
+
 def works(rows: list[Row]) -> list[str]:
     """How many networks are purified: ASR down to a level, at most so much ACC lost."""
     lines = [
         "| method | ASR <= 10 %, 2 points | <= 20 %, 3 points | same, oracle | by architecture |",
         "|---|---|---|---|---|",
     ]
-    for method, mine in by(rows, "method").items():
-        if method in TUNED:
-            continue
-
-        def count(asr: float, drop: float, selector: str, some: list[Row]) -> int:
-            hits = 0
-            for row in some:
-                rates, before = chosen(row, selector), start(row, selector)
-                assert rates is not None
-                hits += rates["asr"] <= asr and before["acc"] - rates["acc"] <= drop + 1e-9
-            return hits
-
-        known = [row for row in mine if chosen(row, "accuracy") is not None]
+    for name, selector, some in variants(rows):
         each = [
-            f"{arch} {count(SOLVED, 0.03, 'accuracy', some)}/{len(some)}"
-            for arch, some in by(known, "arch").items()
+            f"{arch} {solved(mine, SOLVED, 0.03, selector)}/{len(mine)}"
+            for arch in by(rows, "arch")
+            if (mine := [pair for pair in some if pair[0]["arch"] == arch])
         ]
+        best = rates_of([row for row, _ in some], "oracle") if selector == "accuracy" else []
         cells = [
-            method,
-            f"{count(0.1, 0.02, 'accuracy', known)} of {len(known)}",
-            f"{count(SOLVED, 0.03, 'accuracy', known)} of {len(known)}",
-            f"{count(SOLVED, 0.03, 'oracle', known)} of {len(known)}",
+            name,
+            f"{solved(some, 0.1, 0.02, selector)} of {len(some)}",
+            f"{solved(some, SOLVED, 0.03, selector)} of {len(some)}",
+            f"{solved(best, SOLVED, 0.03, 'oracle')} of {len(best)}" if best else "",
             ", ".join(each),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -135,28 +156,19 @@ def works(rows: list[Row]) -> list[str]:
 
 
 def brief(rows: list[Row]) -> list[str]:
-    """For README: the default amount alone."""
+    """For README: the default amount, and repaired."""
     lines = [
         "| method | networks | mean ASR | mean ACC drop | mean RA | ASR <= 20 % for <= 3 points |",
         "|---|---|---|---|---|---|",
     ]
-    for method, mine in by(rows, "method").items():
-        known = [row for row in mine if chosen(row, "accuracy") is not None]
-        after = [chosen(row, "accuracy") or {} for row in known]
-        drops = [
-            row["before"]["acc"] - rates["acc"] for row, rates in zip(known, after, strict=True)
-        ]
-        done = sum(
-            rates["asr"] <= SOLVED and drop <= 0.03 + 1e-9
-            for rates, drop in zip(after, drops, strict=True)
-        )
+    for name, selector, some in variants(rows):
         cells = [
-            f"{method} (knows the trigger)" if method in INFORMED else method,
-            str(len(known)),
-            percent(mean(rates["asr"] for rates in after)),
-            percent(mean(drops)),
-            percent(mean(rates["ra"] for rates in after)),
-            str(done),
+            name,
+            str(len(some)),
+            percent(mean(rates["asr"] for _, rates in some)),
+            percent(mean(row["before"]["acc"] - rates["acc"] for row, rates in some)),
+            percent(mean(rates["ra"] for _, rates in some)),
+            str(solved(some, SOLVED, 0.03, selector)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -236,7 +248,7 @@ def benign(rows: list[Row]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for method, mine in by(rows, "method").items():
-        for selector in ("accuracy", "trigger", "auto", "1 %"):
+        for selector in ("accuracy", "trigger", REPAIRED, "as a repair", "auto", "1 %"):
             known = [row for row in mine if selector in row.get("selections", {})]
             if not known:
                 continue
