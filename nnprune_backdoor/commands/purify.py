@@ -112,9 +112,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--repair",
         choices=("none", "unlearn"),
-        default="none",
-        help="unlearn: after pruning, train all weights a little so that the recovered triggers "
-        "do nothing (none)",
+        help="unlearn: after pruning, train all weights a little so that recovered triggers do "
+        "nothing; none: neurons are silenced and nothing else changes (unlearn, where method or "
+        "selector recovers a trigger and the images have labels)",
     )
 
 
@@ -122,9 +122,10 @@ def run(options: argparse.Namespace) -> Result:
     """Check all that can be checked, then purify, save, report."""
     criterion, selector = criterion_of(options), selector_of(options)
     out, page = options.out.resolve(), options.report
-    if options.repair != "none" and not (criterion.recovers_triggers or selector.recovers_triggers):
+    recovers = criterion.recovers_triggers or selector.recovers_triggers
+    if options.repair == "unlearn" and not recovers:
         raise MisuseError(
-            f"--repair {options.repair} needs a recovered trigger: take --method tac or cnp, or "
+            "--repair unlearn needs a recovered trigger: take --method tac or cnp, or "
             "--selector trigger or auto"
         )
     if page is not None and page.suffix not in _PAGES:
@@ -149,12 +150,14 @@ def run(options: argparse.Namespace) -> Result:
                 "folders; sort the images into one folder a class, or choose what needs none, "
                 "such as: --method clp --threshold -3"
             )
-    if options.repair != "none" and images.data.labels is None:
+    labelled = images.data.labels is not None
+    if options.repair == "unlearn" and not labelled:
         raise MisuseError(
-            f"--repair {options.repair} needs labels, and {options.clean} has no class folders; "
-            "sort the images into one folder a class"
+            f"--repair unlearn needs labels, and {options.clean} has no class folders; sort the "
+            "images into one folder a class"
         )
-    note(options, f"purifying: {options.method}, selector {options.selector}")
+    repair = options.repair or ("unlearn" if recovers and labelled else "none")
+    note(options, f"purifying: {options.method}, selector {options.selector}, repair {repair}")
     purified = purify(
         model.network,
         images.data,
@@ -162,7 +165,7 @@ def run(options: argparse.Namespace) -> Result:
         selector=selector,
         silencing=options.silencing,
         removal=options.removal,
-        repair=options.repair,
+        repair=repair,
         seed=options.seed,
         progress=not options.quiet,
     )
