@@ -20,8 +20,9 @@ from conftest import assert_same_state, build, hooks_of, noise_images, state_of
 from torch import Tensor, nn
 
 from nnprune_backdoor import UnsupportedModelError
-from nnprune_backdoor.graph import Ledger, describe, out_of_range, trace
+from nnprune_backdoor.graph import describe, out_of_range, trace
 from nnprune_backdoor.guard import within
+from nnprune_backdoor.ledger import Ledger
 
 CONV = tp.prune_conv_out_channels
 EXAMPLE = noise_images(2)

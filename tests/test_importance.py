@@ -31,8 +31,9 @@ from nnprune_backdoor import (
     register_criterion,
 )
 from nnprune_backdoor.criteria import base
-from nnprune_backdoor.graph import Ledger, describe, members, trace
+from nnprune_backdoor.graph import describe, members, trace
 from nnprune_backdoor.importance import GroupImportance, importance_class
+from nnprune_backdoor.ledger import Ledger
 
 CONV = tp.prune_conv_out_channels
 LINEAR = tp.prune_linear_out_channels
