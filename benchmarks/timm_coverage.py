@@ -162,7 +162,7 @@ def torch_pruning(name: str, adapter: bool) -> tuple[str, float]:
         sites = find_sites(model, images[:2])
         noise = torch.rand(len(neurons_of(sites)), generator=torch.Generator().manual_seed(0))
         scores = ChannelScores(sites, noise, "random")
-        importance = GroupImportance(model, scores, example=images[:2])
+        importance = GroupImportance(model, scores, example=images[:1])
     heads = {
         module.qkv: module.num_heads
         for module in model.modules()

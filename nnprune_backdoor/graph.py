@@ -221,7 +221,7 @@ def out_of_range(group: tp.dependency.Group) -> str | None:
     return None
 
 
-def breaks(group: tp.dependency.Group, example: Tensor) -> str:
+def breaks(group: tp.dependency.Group, example: Tensor, shape: torch.Size) -> str:
     """Why the network does not run without some channels of a group; empty if it does.
 
     The least that can go (a channel, one of each group of a convolution in groups) is cut out of a
@@ -240,12 +240,11 @@ def breaks(group: tp.dependency.Group, example: Tensor) -> str:
     own = private_copy(graph.model)
     try:
         with torch.no_grad():
-            wanted = own(example).shape
             _cut(own, graph.get_pruning_group(root.target.module, root.handler, some))
             got = own(example).shape
     except Exception as error:  # whatever a network does with shapes that it does not expect
         return f"{type(error).__name__}: {error}"
-    return "" if got == wanted else f"logits of shape {tuple(got)}"
+    return "" if got == shape else f"logits of shape {tuple(got)}"
 
 
 def _cut(model: nn.Module, group: tp.dependency.Group) -> None:

@@ -22,7 +22,7 @@ from .criteria import Criterion, create_criterion, criterion_class, list_criteri
 from .data import CleanData, like
 from .errors import DataError, UnsupportedModelError
 from .graph import breaks, members, out_of_range
-from .guard import private_randomness
+from .guard import private_copy, private_randomness
 from .ledger import Ledger
 from .mending import MENDED
 from .scores import ChannelScores
@@ -49,7 +49,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         scores: of this model, as it is now.
         reduction: of several scored sites in one group. `max`: a shared channel goes only if all
             its sites are suspicious; `min`: if one is; `mean`: in between.
-        example: images (N, C, H, W) on the model's device; two are enough. With them each group is
+        example: images (N, C, H, W) on the model's device; one is enough. With them each group is
             tried in a copy, and those without which the network does not run are left alone.
 
     Raises:
@@ -70,6 +70,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         self.scores = scores
         self.reduction = reduction
         self._example = example
+        self._shape = torch.Size() if example is None else _shape_of_logits(model, example)
         self._broken: dict[nn.Module, str] = {}  # root -> why it cannot be cut, empty if it can
         self._reduce: Any = _REDUCE[reduction]
         self._ledger = Ledger(model)
@@ -149,7 +150,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
             return ""
         root = group[0].dep.target.module
         if root not in self._broken:
-            self._broken[root] = breaks(group, self._example)
+            self._broken[root] = breaks(group, self._example, self._shape)
         return self._broken[root]
 
     def _ranks_by_root(self, group: tp.dependency.Group) -> dict[int, list[float]]:
@@ -176,6 +177,12 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         if what not in self._said:
             self._said.add(what)
             warnings.warn(message, stacklevel=3)
+
+
+def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:
+    with torch.no_grad():
+        logits: Tensor = private_copy(model)(example)
+    return logits.shape
 
 
 def _ranks(scores: ChannelScores) -> list[list[float]]:
@@ -233,7 +240,7 @@ class CriterionImportance(GroupImportance):
         with private_randomness(seed):
             data = CleanData.collect(clean_loader)
         scores = criterion(model, data, seed=seed, progress=progress)
-        super().__init__(model, scores, reduction, example=data.images[:2].to(**like(model)))
+        super().__init__(model, scores, reduction, example=data.images[:1].to(**like(model)))
 
 
 def importance_class(name: str) -> type[CriterionImportance]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nnprune_backdoor.graph import breaks, describe, out_of_range, trace
 from nnprune_backdoor.mending import MENDED
 
-EXAMPLE = noise_images(2)
+EXAMPLE, SHAPE = noise_images(2), torch.Size([2, 2])
 CONV = tp.prune_conv_out_channels
 Cuts = dict[str, tuple[int, ...]]
 
@@ -172,9 +172,10 @@ def test_a_group_is_tried_without_touching_the_model() -> None:
     before = {name: tensor.clone() for name, tensor in static.state_dict().items()}
     graph = trace(static, EXAMPLE)
     every = graph.get_pruning_group(static.first, CONV, list(range(8)))
-    assert "split" in breaks(every, EXAMPLE)
+    assert "split" in breaks(every, EXAMPLE, SHAPE)
     after = graph.get_pruning_group(static.wide, CONV, list(range(4)))
-    assert breaks(after, EXAMPLE) == ""
+    assert breaks(after, EXAMPLE, SHAPE) == ""
+    assert breaks(after, EXAMPLE, torch.Size([2, 3])) == "logits of shape (2, 2)"
     assert all(torch.equal(before[name], t) for name, t in static.state_dict().items())
     assert graph.pruning_history() == []
 
@@ -185,7 +186,7 @@ def test_channels_of_a_convolution_in_groups_are_tried_together() -> None:
     graph = trace(model, EXAMPLE)
     group = graph.get_pruning_group(model[0], CONV, list(range(8)))
     assert out_of_range(group) is None
-    assert breaks(group, EXAMPLE) == ""
+    assert breaks(group, EXAMPLE, SHAPE) == ""
 
 
 # --- the wrapping ---
