@@ -77,6 +77,11 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _pruned(row: dict[str, Any], which: str) -> str:
+    left = row.get(f"{which}_left")
+    return row.get(which, "not run") or ("runs" if left is None else f"runs ({left:.0%})")
+
+
 def coverage(report: dict[str, Any]) -> str:
     rows = report["models"]
 
@@ -104,8 +109,9 @@ def coverage(report: dict[str, Any]) -> str:
         "- **smaller**: neurons were removed, and the logits differ by at most 1e-4 of their scale",
         "  from those of the masks; **wrong**: by more;",
         "- **plain**: Torch-Pruning's magnitude pruner takes a fifth of every group and the model",
-        "  still runs (whatever it then computes); **adapter**: the same with our scores.",
-        f"  Given up after {report['seconds']:g} s of wall time or {report['gib']:g} GiB.",
+        "  still runs (whatever it then computes); **adapter**: the same with our scores, groups",
+        "  that break the network left alone; in brackets: parameters left.",
+        f"  Given up after {report['seconds']:g} s of processor time or {report['gib']:g} GiB.",
         "",
         "| of | models | scored | silenced | smaller | wrong | plain | adapter |",
         "|---|---|---|---|---|---|---|---|",
@@ -141,8 +147,7 @@ def coverage(report: dict[str, Any]) -> str:
             f"{100 * (new / old - 1):+.1f} %",
             str(row["removal_seconds"]),
             why,
-            row.get("plain", "not run") or "runs",
-            row.get("adapter", "not run") or "runs",
+            *(_pruned(row, which) for which in ("plain", "adapter")),
         ]
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"

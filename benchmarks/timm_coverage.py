@@ -9,13 +9,15 @@ silenced: coupled ones as well, which only ever go as whole groups.
 
 *plain*: `tp.pruner.MagnitudePruner`, a fifth of every group, classifier ignored, `num_heads` given
 for fused qkv layers; right if the pruned model runs and gives logits of the same shape. *adapter*:
-the same with `GroupImportance` and random scores.
+the same with `GroupImportance` and random scores, groups that break the network left alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import gc
 import json
 import resource
 import signal
@@ -150,8 +152,8 @@ def removal(model: nn.Module, images: Tensor, sites: tuple[Site, ...]) -> dict[s
     }
 
 
-def torch_pruning(name: str, adapter: bool) -> str:
-    """Empty if a fifth of the channels went and the model runs, else why not."""
+def torch_pruning(name: str, adapter: bool) -> tuple[str, float]:
+    """Empty if a fifth of the channels went and the model runs, else why not; parameters left."""
     model, images = build(name)
     model.requires_grad_(True)
     wanted = model(images[:2]).shape
@@ -159,7 +161,8 @@ def torch_pruning(name: str, adapter: bool) -> str:
     if adapter:
         sites = find_sites(model, images[:2])
         noise = torch.rand(len(neurons_of(sites)), generator=torch.Generator().manual_seed(0))
-        importance = GroupImportance(model, ChannelScores(sites, noise, "random"))
+        scores = ChannelScores(sites, noise, "random")
+        importance = GroupImportance(model, scores, example=images[:1])
     heads = {
         module.qkv: module.num_heads
         for module in model.modules()
@@ -178,33 +181,41 @@ def torch_pruning(name: str, adapter: bool) -> str:
     )
     before = sum(parameter.numel() for parameter in model.parameters())
     pruner.step()
-    if sum(parameter.numel() for parameter in model.parameters()) == before:
-        return "nothing was pruned"
+    left = sum(parameter.numel() for parameter in model.parameters()) / before
+    if left == 1:
+        return "nothing was pruned", left
     with torch.no_grad():
         got = model.eval()(images[:2]).shape
-    return "" if got == wanted else f"logits of shape {tuple(got)}"
+    return "" if got == wanted else f"logits of shape {tuple(got)}", left
 
 
-def attempt(job: Callable[[], str], seconds: float) -> str:
+def attempt(job: Callable[[], tuple[str, float]], seconds: float) -> tuple[str, float]:
     """The job's complaint, its exception, or that it ran out of time."""
     try:
         with time_limit(seconds):
             return job()
-    except Exception as error:  # the table reports whatever went wrong
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+    except (Exception, OutOfTime) as error:  # the table reports whatever went wrong
+        text = str(error).splitlines()[0][:80] if str(error) else ""
+        return f"{type(error).__name__}: {text}", 1.0
+
+
+class OutOfTime(BaseException):
+    """Not an Exception: what tries things out would take one for an answer."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"{seconds:g} s")
+    """Of processor time, which other work on the machine does not use up."""
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    def stop(*_: object) -> None:
+        raise OutOfTime(f"{seconds:g} s")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def ours(name: str) -> dict[str, Any]:
@@ -222,10 +233,13 @@ def ours(name: str) -> dict[str, Any]:
 
 def theirs(name: str, seconds: float) -> dict[str, Any]:
     """What Torch-Pruning does with it."""
-    plain = attempt(lambda: torch_pruning(name, adapter=False), seconds)
-    if plain.startswith(("TimeoutError", "MemoryError")):
-        return {"plain": plain, "adapter": "as plain: not tried"}
-    return {"plain": plain, "adapter": attempt(lambda: torch_pruning(name, True), seconds)}
+    row: dict[str, Any] = {}
+    for which in ("plain", "adapter"):
+        gc.collect()
+        job = functools.partial(torch_pruning, name, which == "adapter")
+        row[which], left = attempt(job, seconds)
+        row[f"{which}_left"] = round(left, 3)
+    return row
 
 
 def apart(part: str, name: str, seconds: float) -> dict[str, Any]:

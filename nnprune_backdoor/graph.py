@@ -1,18 +1,15 @@
-"""The one door to Torch-Pruning's dependency graph: safe tracing, groups as data, index ledger.
+"""The door to Torch-Pruning's dependency graph: safe tracing, and groups as plain data.
 
 Torch-Pruning finds coupled channels by an autograd trace. It leaves the model in eval mode, its
 own hooks behind when the forward pass raises, and everything out that runs without gradients; it
-has no limit of time. And it only ever knows *current* channel indices: after a cut, channel 3 is
-another one than before. What is here takes care of that, without touching the installed package's
-files.
+has no limit of time. What is here takes care of that; what the trace itself gets wrong is set right
+by `mending`.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,10 +19,10 @@ from torch import Tensor, nn
 
 from .data import refuse_wrapped
 from .errors import UnsupportedModelError
-from .guard import as_it_was, within
+from .guard import as_it_was, private_copy, within
+from .mending import MENDED
 from .sites import LAYERS, NORMS
 
-Side = Literal["out", "in"]
 Role = Literal["producer", "consumer", "passing", "parameter"]
 
 
@@ -63,6 +60,7 @@ def trace(
     parameters = [item for item in ignored if not isinstance(item, nn.Module)]
     with torch.inference_mode(False), torch.enable_grad(), as_it_was(model):
         graph = tp.DependencyGraph()
+        MENDED.hold(graph)
         try:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -223,6 +221,53 @@ def out_of_range(group: tp.dependency.Group) -> str | None:
     return None
 
 
+def breaks(group: tp.dependency.Group, example: Tensor, shape: torch.Size) -> str:
+    """Why the network does not run without some channels of a group; empty if it does.
+
+    The least that can go (a channel, one of each group of a convolution in groups) is cut out of a
+    copy. Views by a number of heads that does not change, splits of fixed sizes and layers that
+    Torch-Pruning cuts wrongly show in this way.
+
+    Args:
+        group: with all channels of its root; nothing is pruned.
+        example: images (N, C, H, W) on the model's device.
+    """
+    graph, root, every = group._DG, group[0].dep, [int(channel) for channel in group[0].idxs]
+    apart = max(
+        _groups_of_channels(dependency.target.module) for _, dependency, *_ in members(group)
+    )
+    some = every[:: max(1, len(every) // apart)]
+    own = private_copy(graph.model)
+    try:
+        with torch.no_grad():
+            _cut(own, graph.get_pruning_group(root.target.module, root.handler, some))
+            got = own(example).shape
+    except Exception as error:  # whatever a network does with shapes that it does not expect
+        return f"{type(error).__name__}: {error}"
+    return "" if got == shape else f"logits of shape {tuple(got)}"
+
+
+def _cut(model: nn.Module, group: tp.dependency.Group) -> None:
+    """Prune the layers of another model that are named like those of the group's."""
+    for name, dependency, channels, _ in members(group):
+        dependency.handler.__self__.pruning_dim = dependency.target.pruning_dim
+        if dependency.target.type == tp.ops.OPTYPE.PARAMETER:
+            holder, _, attribute = name.rpartition(".")
+            place = model.get_submodule(holder)
+            smaller = dependency.handler(getattr(place, attribute), list(channels))
+            setattr(place, attribute, smaller)
+        else:
+            dependency.handler(model.get_submodule(name), list(channels))
+
+
+def _groups_of_channels(layer: Any) -> int:
+    """How many channels have to go at once, so that a layer's groups stay alike."""
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups
+    groups = int(getattr(layer, "groups", 1))
+    return groups if groups < int(getattr(layer, "out_channels", 1)) else 1
+
+
 def _role(group: tp.dependency.Group, dependency: Any) -> Role:
     graph, kinds = group._DG, tp.ops.OPTYPE
     if dependency.target.type == kinds.PARAMETER:
@@ -232,137 +277,3 @@ def _role(group: tp.dependency.Group, dependency: Any) -> Role:
     if not graph.is_out_channel_pruning_fn(dependency.handler):
         return "consumer"
     return "passing" if graph.is_in_channel_pruning_fn(dependency.handler) else "producer"
-
-
-# --- the index ledger ---
-
-
-class Ledger:
-    """Which original channels each layer of a model still has, kept through every prune.
-
-    Counting starts when the ledger is made. Every way to prune with Torch-Pruning (`step()`,
-    interactive or not, `get_pruning_group(...).prune()`, replay of a history) ends in
-    `Group.prune`, which tells all ledgers what was cut. Layers cut by hand are not noticed;
-    parameters outside of known layers are not counted.
-
-    A ledger keeps no model alive, and the package no ledger.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._rows: weakref.WeakKeyDictionary[nn.Module, dict[Side, tuple[int, ...]]] = (
-            weakref.WeakKeyDictionary({module: _all_channels(module) for module in model.modules()})
-        )
-        _LEDGERS.add(self)
-        _wrap_prune()
-        weakref.finalize(self, _unwrap_prune)
-
-    def alive(self, layer: nn.Module, side: Side = "out") -> tuple[int, ...]:
-        """Original indices of the channels that `layer` has today, in today's order.
-
-        Raises:
-            UnsupportedModelError: no layer of this model, or one that Torch-Pruning cannot cut.
-        """
-        row = self._rows.get(layer, {}).get(side)
-        if row is None:
-            raise UnsupportedModelError(
-                f"expected a prunable layer of the ledger's model, got {type(layer).__name__}"
-            )
-        return row
-
-    def state(self) -> dict[nn.Module, dict[Side, tuple[int, ...]]]:
-        """What `restore` takes, for whoever undoes a prune; holds the layers alive."""
-        return {layer: dict(rows) for layer, rows in self._rows.items()}
-
-    def restore(self, state: dict[nn.Module, dict[Side, tuple[int, ...]]]) -> None:
-        """Go back to an earlier `state`."""
-        self._rows.clear()
-        self._rows.update({layer: dict(rows) for layer, rows in state.items()})
-
-    def _strike(self, cut: _Cut) -> None:
-        if cut.layer not in self._rows:
-            return
-        rows = self._rows[cut.layer]
-        row = rows.get(cut.side, tuple(range(cut.width)))  # none yet: a layer with its own pruner
-        if len(row) == cut.width:  # else it was struck already, or the layer cut by hand before
-            rows[cut.side] = tuple(
-                original for index, original in enumerate(row) if index not in cut.channels
-            )
-
-
-def _all_channels(layer: nn.Module) -> dict[Side, tuple[int, ...]]:
-    pruner = tp.pruner.function.PrunerBox.get(tp.ops.module2type(layer))
-    if pruner is None:
-        return {}
-    widths: dict[Side, int | None] = {
-        "out": pruner.get_out_channels(layer),
-        "in": pruner.get_in_channels(layer),
-    }
-    return {side: tuple(range(width)) for side, width in widths.items() if width is not None}
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """What a group is about to take from one side of one layer of `width` channels."""
-
-    layer: nn.Module
-    side: Side
-    channels: frozenset[int]
-    width: int
-    count: Callable[[nn.Module], int | None]
-
-    def was_made(self) -> bool:
-        """The layer has become that much narrower: a prune can raise half-way."""
-        return self.count(self.layer) == self.width - len(self.channels)
-
-
-_LEDGERS: weakref.WeakSet[Ledger] = weakref.WeakSet()
-
-
-def _cuts(group: tp.dependency.Group) -> Iterator[_Cut]:
-    graph = group._DG
-    for _, dependency, channels, _ in members(group):
-        layer, handler = dependency.target.module, dependency.handler
-        sides: list[tuple[Side, bool, Any]] = [
-            ("out", graph.is_out_channel_pruning_fn(handler), graph.get_out_channels),
-            ("in", graph.is_in_channel_pruning_fn(handler), graph.get_in_channels),
-        ]
-        for side, touched, count in sides:
-            width = count(layer) if touched and isinstance(layer, nn.Module) else None
-            if width is not None:
-                yield _Cut(layer, side, frozenset(channels), width, count)
-
-
-_WRAPPERS: weakref.WeakSet[Any] = weakref.WeakSet()  # all that stand, or stood, in `Group.prune`
-
-
-def _wrap_prune() -> None:
-    """Let `Group.prune` tell the ledgers. The only place that changes a class of Torch-Pruning."""
-    group = tp.dependency.Group
-    if inspect.unwrap(group.prune, stop=_WRAPPERS.__contains__) in _WRAPPERS:
-        return
-    plain = group.prune
-
-    @functools.wraps(plain)
-    def prune(
-        self: tp.dependency.Group, idxs: Sequence[int] | None = None, record_history: bool = True
-    ) -> None:
-        if idxs is not None:  # makes a new group and prunes that one
-            plain(self, idxs, record_history)
-            return
-        cuts = list(_cuts(self))
-        try:
-            plain(self, None, record_history)
-        finally:
-            for cut in filter(_Cut.was_made, cuts):
-                for ledger in list(_LEDGERS):
-                    ledger._strike(cut)
-
-    _WRAPPERS.add(prune)
-    group.prune = prune
-
-
-def _unwrap_prune() -> None:
-    """Take the wrapper off when the last ledger is gone, unless somebody has wrapped it again."""
-    group = tp.dependency.Group
-    while not list(_LEDGERS) and group.prune in _WRAPPERS:
-        group.prune = group.prune.__wrapped__

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .data import refuse_wrapped
 from .errors import UnsupportedModelError
@@ -28,12 +28,22 @@ def private_copy(model: nn.Module) -> nn.Module:
     """
     refuse_wrapped(model)
     try:
-        own = copy.deepcopy(model)
+        # results that a network keeps for later, computed with gradients, refuse to be copied
+        results = {id(value): value.detach().clone() for value in _results(model)}
+        own = copy.deepcopy(model, results)
     except (RuntimeError, TypeError) as error:
         raise UnsupportedModelError(
             f"the model cannot be copied ({error}), and it would not be worked on in place"
         ) from error
     return own.eval().requires_grad_(False)
+
+
+def _results(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules hold, alone or in dictionaries, and that autograd has computed."""
+    for module in model.modules():
+        for value in vars(module).values():
+            held = value.values() if isinstance(value, dict) else [value]
+            yield from (t for t in held if isinstance(t, Tensor) and not t.is_leaf)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,12 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .criteria import Criterion, create_criterion, criterion_class, list_criteria
-from .data import CleanData
+from .data import CleanData, like
 from .errors import DataError, UnsupportedModelError
-from .graph import Ledger, members, out_of_range
+from .graph import breaks, members, out_of_range
+from .guard import private_copy, private_randomness
+from .ledger import Ledger
+from .mending import MENDED
 from .scores import ChannelScores
 
 Reduction = Literal["max", "min", "mean"]
@@ -46,6 +49,8 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         scores: of this model, as it is now.
         reduction: of several scored sites in one group. `max`: a shared channel goes only if all
             its sites are suspicious; `min`: if one is; `mean`: in between.
+        example: images (N, C, H, W) on the model's device; one is enough. With them each group is
+            tried in a copy, and those without which the network does not run are left alone.
 
     Raises:
         DataError: unknown reduction.
@@ -53,14 +58,23 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
     """
 
     def __init__(
-        self, model: nn.Module, scores: ChannelScores, reduction: Reduction = "max"
+        self,
+        model: nn.Module,
+        scores: ChannelScores,
+        reduction: Reduction = "max",
+        *,
+        example: Tensor | None = None,
     ) -> None:
         if reduction not in _REDUCE:
             raise DataError(f"expected reduction 'max', 'min' or 'mean', got {reduction!r}")
         self.scores = scores
         self.reduction = reduction
+        self._example = example
+        self._shape = torch.Size() if example is None else _shape_of_logits(model, example)
+        self._broken: dict[nn.Module, str] = {}  # root -> why it cannot be cut, empty if it can
         self._reduce: Any = _REDUCE[reduction]
         self._ledger = Ledger(model)
+        MENDED.hold(self)
         self._ranks: dict[nn.Module, list[float]] = {}
         layers = dict(model.named_modules())
         for site, ranks in zip(scores.sites, _ranks(scores), strict=True):
@@ -86,7 +100,8 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
 
         Root channels of which no neuron is scored (some of a concatenation, for example) come
         after all that are. None, which lets the pruner leave the group alone, where no neuron of
-        it is scored, or where its indices do not fit its layers; either is said once.
+        it is scored, its indices do not fit its layers, or the network would not run without
+        channels of it; each is said once.
 
         Raises:
             UnsupportedModelError: the group is of another model, or a layer was cut in a way that
@@ -115,12 +130,28 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
                 "projections and gates never are); groups like this are left unpruned",
             )
             return None
+        broken = self._breaks(group)
+        if broken:
+            self._say_once(
+                "broken",
+                f"without channels of {next(members(group))[0]!r} the network does not run "
+                f"({broken}); groups like this are left unpruned",
+            )
+            return None
         last = float(len(self.scores.flat))
         values = [
             self._reduce(ranks) if ranks else last + position
             for position, ranks in enumerate(found.values())
         ]
         return torch.tensor(values, dtype=torch.float64)
+
+    def _breaks(self, group: tp.dependency.Group) -> str:
+        if self._example is None:
+            return ""
+        root = group[0].dep.target.module
+        if root not in self._broken:
+            self._broken[root] = breaks(group, self._example, self._shape)
+        return self._broken[root]
 
     def _ranks_by_root(self, group: tp.dependency.Group) -> dict[int, list[float]]:
         """Root channel -> ranks of the scored neurons that would go with it."""
@@ -146,6 +177,12 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         if what not in self._said:
             self._said.add(what)
             warnings.warn(message, stacklevel=3)
+
+
+def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:
+    with torch.no_grad():
+        logits: Tensor = private_copy(model)(example)
+    return logits.shape
 
 
 def _ranks(scores: ChannelScores) -> list[list[float]]:
@@ -200,8 +237,10 @@ class CriterionImportance(GroupImportance):
         **hyperparameters: Any,
     ) -> None:
         criterion = create_criterion(self.criterion, **hyperparameters)
-        scores = criterion(model, clean_loader, seed=seed, progress=progress)
-        super().__init__(model, scores, reduction)
+        with private_randomness(seed):
+            data = CleanData.collect(clean_loader)
+        scores = criterion(model, data, seed=seed, progress=progress)
+        super().__init__(model, scores, reduction, example=data.images[:1].to(**like(model)))
 
 
 def importance_class(name: str) -> type[CriterionImportance]:

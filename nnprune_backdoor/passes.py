@@ -28,7 +28,7 @@ Marks = dict[nn.Module, Tensor]  # layer -> bool (channels,)
 
 
 class OutOfTime(Exception):
-    """The analysis has run for longer than it may."""
+    """The analysis has run for longer than it may; the message says so to people."""
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Network:
         self.model = model
         self.example = example
         self.generator = torch.Generator().manual_seed(0)
+        self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._calls: dict[nn.Module, list[Call]] = {}
         self._watch()
@@ -119,7 +120,7 @@ class Network:
     def check_time(self) -> None:
         """Raise `OutOfTime` if it is up."""
         if time.monotonic() > self._deadline:
-            raise OutOfTime
+            raise OutOfTime(f"not settled within {self._seconds:g} s")
 
     def noise(self, call: Call, draw: int) -> Tensor:
         """In the form of a layer's output, on the scale of what each channel does."""

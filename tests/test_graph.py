@@ -20,8 +20,9 @@ from conftest import assert_same_state, build, hooks_of, noise_images, state_of
 from torch import Tensor, nn
 
 from nnprune_backdoor import UnsupportedModelError
-from nnprune_backdoor.graph import Ledger, describe, out_of_range, trace
-from nnprune_backdoor.guard import within
+from nnprune_backdoor.graph import describe, out_of_range, trace
+from nnprune_backdoor.guard import private_copy, within
+from nnprune_backdoor.ledger import Ledger
 
 CONV = tp.prune_conv_out_channels
 EXAMPLE = noise_images(2)
@@ -176,6 +177,18 @@ def test_tracing_is_interrupted_in_any_thread() -> None:
     thread.join(5)
     assert not thread.is_alive()
     assert isinstance(caught[0], UnsupportedModelError)
+
+
+@pytest.mark.parametrize("held", [lambda t: {"cpu": t}, lambda t: t])
+def test_results_that_a_network_keeps_do_not_prevent_a_copy(held: Callable[[Tensor], Any]) -> None:
+    model = narrow()
+    model.cache = held(model.conv1.weight * 2)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    own = private_copy(model)
+    kept = own.cache["cpu"] if isinstance(own.cache, dict) else own.cache
+    assert isinstance(kept, Tensor) and torch.equal(kept, own.conv1.weight * 2)
+    assert not kept.requires_grad
 
 
 def test_a_time_limit_never_strikes_outside_of_the_work() -> None:

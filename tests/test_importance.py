@@ -31,8 +31,9 @@ from nnprune_backdoor import (
     register_criterion,
 )
 from nnprune_backdoor.criteria import base
-from nnprune_backdoor.graph import Ledger, describe, members, trace
+from nnprune_backdoor.graph import describe, members, trace
 from nnprune_backdoor.importance import GroupImportance, importance_class
+from nnprune_backdoor.ledger import Ledger
 
 CONV = tp.prune_conv_out_channels
 LINEAR = tp.prune_linear_out_channels
@@ -420,6 +421,23 @@ def test_a_group_that_torch_pruning_gets_wrong_is_left_alone() -> None:
     with pytest.warns(UserWarning, match="lost count of the channels of 'blocks.8.attn.rel_pos"):
         assert importance(group) is None
     assert importance(group) is None
+
+
+def test_groups_without_which_the_network_does_not_run_are_left_alone() -> None:
+    """Its gates are split at widths that do not change with the layer."""
+    model = timm.create_model("test_mambaout", num_classes=10).eval()
+    importance = quietly(GroupImportance(model, scores_of(model), example=EXAMPLE[:1]))
+    before = size(model)
+    pruner = pruner_of(model, importance, 0.2)
+    with pytest.warns(UserWarning, match=r"the network does not run .*split_with_sizes"):
+        pruner.step()
+    assert model(EXAMPLE).shape == (2, 10)
+    assert size(model) < 0.95 * before
+
+    careless = timm.create_model("test_mambaout", num_classes=10).eval()
+    pruner_of(careless, quietly(GroupImportance(careless, scores_of(careless))), 0.2).step()
+    with pytest.raises(RuntimeError, match="split"):
+        careless(EXAMPLE)
 
 
 def test_a_frozen_model_is_pointed_out_and_works_with_our_own_tracing() -> None:

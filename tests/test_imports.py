@@ -191,11 +191,10 @@ def test_purified_models_are_saved_above_all_else() -> None:
 
 
 def test_torch_pruning_has_few_doors() -> None:
-    doors = {"graph", "importance", "removal"}
-    assert {"graph", "importance"} <= IMPORTS.importers("torch_pruning") <= doors
+    assert IMPORTS.importers("torch_pruning") == {"graph", "importance", "ledger", "mending"}
 
 
-@pytest.mark.parametrize("module", ["graph", "importance"])
+@pytest.mark.parametrize("module", ["graph", "importance", "ledger", "mending", "wrapping"])
 def test_the_adapter_cannot_see_an_attack(module: str) -> None:
     assert not top(IMPORTS.reach(module)) & (ATTACKER | {"evaluation", "purify"})
     assert "timm" not in IMPORTS.packages(module)

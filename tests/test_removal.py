@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nnprune_backdoor import DataError, Neuron, Selection, Site, UnsupportedModelError, find_sites
-from nnprune_backdoor.liveness import LAST, UNEVEN
+from nnprune_backdoor.liveness import LAST, UNEVEN, Lane
 from nnprune_backdoor.masking import Silencing, silence_
+from nnprune_backdoor.passes import Network, OutOfTime
 from nnprune_backdoor.recipe import Recipe
-from nnprune_backdoor.removal import STAYS, RemovalReport, compact
+from nnprune_backdoor.removal import STAYS, RemovalReport, Size, _Bench, compact
 from nnprune_backdoor.scores import neurons_of
 
 IMAGES = noise_images(8)
@@ -446,6 +448,19 @@ def test_a_branch_on_data_does_no_harm(channel: int) -> None:
     cut(Branching(), conv1=[channel])  # which checks that nothing changed
 
 
+def test_a_slow_model_is_measured_fewer_times() -> None:
+    class Slow(Chain):
+        runs = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Slow.runs += 1
+            time.sleep(0.6 if len(x) > 1 else 0)
+            return super().forward(x)
+
+    assert Size.of(Slow().eval(), IMAGES).latency >= 0.6
+    assert Slow.runs == 3  # counting, and twice
+
+
 # --- faults ------------------------------------------------------------------------------------
 
 
@@ -472,6 +487,33 @@ def test_a_time_limit_leaves_the_silenced_model() -> None:
     assert not report.removed
     assert set(report.silenced.values()) == {"not settled within 0 s"}
     assert drift(smaller, wanted) == 0
+
+
+def test_what_was_settled_in_time_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One part does not work; time is up when the half without it is settled."""
+    plain, tried = _Bench.complaint, list[set[str]]()
+
+    def complaint(self: _Bench, lane: Lane, *, any_drift: bool = False) -> str:
+        layers = [self.names[module] for module in lane.outputs]
+        tried.append(set(layers))
+        bad = next(name for name in reversed(whole or layers))
+        whole.extend(layers if not whole else [])
+        return "not with it" if bad in layers else plain(self, lane, any_drift=any_drift)
+
+    def check_time(self: Network) -> None:
+        if len(tried) > 2:
+            raise OutOfTime("not settled within 7 s")
+
+    whole: list[str] = []
+    monkeypatch.setattr(_Bench, "complaint", complaint)
+    monkeypatch.setattr(Network, "check_time", check_time)
+    model = build("test_resnet")
+    selection = chosen(find_sites(model, IMAGES[:2]), 0.1)
+    product, wanted = silenced(model, selection)
+    smaller, report = compact(product, selection, IMAGES, seconds=7)
+    assert report.removed
+    assert "not settled within 7 s" in report.silenced.values()
+    assert drift(smaller, wanted) <= 1e-5
 
 
 class Touchy(Chain):
