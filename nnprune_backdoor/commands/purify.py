@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..criteria import Criterion, create_criterion, criterion_class, list_criteria
 from ..purify import Purified, purify
+from ..record import Repair
 from ..saving import check_free, save_purified
 from ..selection import Selector, create_selector, list_selectors, selector_class
 from .base import (
@@ -156,7 +157,7 @@ def run(options: argparse.Namespace) -> Result:
             f"--repair unlearn needs labels, and {options.clean} has no class folders; sort the "
             "images into one folder a class"
         )
-    repair = options.repair or ("unlearn" if recovers and labelled else "none")
+    repair: Repair = options.repair or ("unlearn" if recovers and labelled else "none")
     note(options, f"purifying: {options.method}, selector {options.selector}, repair {repair}")
     purified = purify(
         model.network,
