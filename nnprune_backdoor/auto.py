@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from torch import nn
+
 from .data import CleanData
 from .diagnosis import Diagnosis
 from .errors import DataError
@@ -60,7 +62,7 @@ class Auto(Selector):
         if held_out is None:
             raise DataError("Auto needs labelled held-out clean images")
         held_out.clean.targets  # noqa: B018 - raises where there are none
-        images = CleanData((held_out.scored or held_out.clean).images)
+        images = self._images(held_out)
         diagnosis = self.evidence(
             held_out.model,
             images,
@@ -77,6 +79,25 @@ class Auto(Selector):
             )
             return prefix(scores, 0, reason, diagnosis=diagnosis.to_dict())
         return self._decide(scores, held_out, images, diagnosis, found)
+
+    def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
+        """Seeks the evidence once more, in the repaired network: what is written has to show it."""
+        target, details = selection.details.get("target"), dict(selection.details)
+        if target is None:
+            return selection
+        left = self._remaining(repaired, held_out, self._images(held_out), target)
+        clean = held_out.clean
+        success = max(trigger.tested_on(repaired, clean).success for trigger in selection.triggers)
+        look = _look(len(selection), success, left)
+        others = [old for old in details["remaining"] if old["neurons"] != len(selection)]
+        details |= {"remaining": [*others, look], "silenced_only": details["remaining"]}
+        after = "remains" if look["alarm"] else "is gone"
+        reason = f"{selection.reason}; after the repair evidence of these kinds {after}"
+        return replace(selection, reason=reason, details=details)
+
+    def _images(self, held_out: HeldOut) -> CleanData:
+        """Those that the criterion saw, where they were passed on."""
+        return CleanData((held_out.scored or held_out.clean).images)
 
     def _triggers(
         self, diagnosis: Diagnosis, held_out: HeldOut, images: CleanData
@@ -109,13 +130,11 @@ class Auto(Selector):
         points = _spread(fail, self.looks) or [min(allowed, key=lambda point: point.success or 0.0)]
         looked: list[dict[str, Any]] = []
         for point in points:
-            left = self._remaining(scores, held_out, images, point.neurons, diagnosis.target)
-            alarm = any(item.alarm for item in left)
-            looked.append(
-                {"neurons": point.neurons, "alarm": alarm, "success": point.success}
-                | {item.kind: item.value for item in left}
-            )
-            if not alarm:
+            silenced = copy.deepcopy(held_out.model)
+            silence_(silenced, prefix(scores, point.neurons), silencing=held_out.silencing)
+            left = self._remaining(silenced, held_out, images, diagnosis.target)
+            looked.append(_look(point.neurons, point.success, left))
+            if not looked[-1]["alarm"]:
                 break
         best = min(looked, key=lambda look: (look["alarm"], look.get("restoration", 0.0)))
         count = best["neurons"]
@@ -142,24 +161,24 @@ class Auto(Selector):
         return replace(selection, curve=tuple(curve), triggers=tuple(found))
 
     def _remaining(
-        self,
-        scores: ChannelScores,
-        held_out: HeldOut,
-        images: CleanData,
-        count: int,
-        target: int,
+        self, model: nn.Module, held_out: HeldOut, images: CleanData, target: int
     ) -> tuple[Evidence, ...]:
-        """Evidence for the target with a trigger that knows which neurons are silent."""
-        silenced = copy.deepcopy(held_out.model)
-        silence_(silenced, prefix(scores, count), silencing=held_out.silencing)
+        """Evidence for the target with a trigger that knows what was done to the model."""
         return self.evidence.remaining(
-            silenced,
+            model,
             images,
             target,
             silencing=held_out.silencing,
             seed=self.seed + 1,
             progress=held_out.progress,
         )
+
+
+def _look(neurons: int, success: float | None, left: Sequence[Evidence]) -> dict[str, Any]:
+    """What was found at an amount, as plain data."""
+    found: dict[str, Any] = {"neurons": neurons, "success": success}
+    found["alarm"] = any(item.alarm for item in left)
+    return found | {item.kind: item.value for item in left}
 
 
 def _spread(points: Sequence[Point], count: int) -> list[Point]:

@@ -229,6 +229,8 @@ def purify(
                 seed=seed,
                 progress=progress,
             )
+            assert held_out is not None  # a repair needs labels
+            selection = chooser.review(selection, product, held_out)
             clock.lap("repairing")
         report = None
         if removal != "none" and len(selection):

@@ -87,6 +87,10 @@ class Selector(ABC):
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         """The neurons that go; `held_out` is needed by selectors that measure accuracy."""
 
+    def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
+        """The same neurons; a selector that sought evidence says what a repair left of it."""
+        return selection
+
 
 _SELECTORS: Registry[Selector] = Registry("selector")
 _S = TypeVar("_S", bound=type)

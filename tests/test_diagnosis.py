@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -30,8 +31,9 @@ from nnprune_backdoor import (
     find_sites,
     purify,
     scan,
+    silence_,
 )
-from nnprune_backdoor.selection import HeldOut
+from nnprune_backdoor.selection import HeldOut, prefix
 
 QUICK = Inversion(steps=120, batch_size=32)
 FEW: dict[str, Any] = {
@@ -261,6 +263,28 @@ def test_auto_says_when_the_evidence_remains(
     selection = AUTO(ranked(model, images, [3, 0, 2, TRIGGER]), held_out(model, images))
     assert {neuron.channel for neuron in selection.neurons} <= {3}
     assert "remains" in selection.reason
+
+
+def test_auto_reviews_a_repaired_network(
+    model: nn.Module, images: CleanData, null: dict[str, Any]
+) -> None:
+    """Given the network as it was, it must find the evidence again; given the cut one, not."""
+    null["alarm"] = {"trigger size": 0.06}
+    model.requires_grad_(False)
+    given = held_out(model, images)
+    selection = AUTO(ranked(model, images, [3, TRIGGER, 4, 6, 7]), given)
+    again = AUTO.review(selection, model, given)
+    assert again.neurons == selection.neurons
+    assert "after the repair evidence of these kinds remains" in again.reason
+    assert again.details["remaining"][-1]["alarm"] is True
+    assert again.details["silenced_only"] == selection.details["remaining"]
+    cut = copy.deepcopy(model)
+    silence_(cut, selection, silencing="constant")
+    ended = AUTO.review(selection, cut, given)
+    assert "evidence of these kinds is gone" in ended.reason
+    assert ended.details["remaining"][-1]["alarm"] is False
+    nothing = prefix(ranked(model, images, []), 0)
+    assert AUTO.review(nothing, model, given) is nothing
 
 
 def test_auto_is_there_by_name_and_refuses(model: nn.Module, images: CleanData) -> None:
