@@ -3,6 +3,7 @@
 from .architecture import load_model
 from .auto import Auto
 from .checkpoint import Weights, load_weights
+from .compute import Compute
 from .criteria import (
     ANP,
     BNP,
@@ -78,6 +79,7 @@ __all__ = [
     "Auto",
     "BelowThreshold",
     "ChannelScores",
+    "Compute",
     "CheckpointError",
     "CleanData",
     "Criterion",

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import CleanData, like
@@ -114,21 +113,18 @@ class ANP(Criterion):
         """
         use_statistics_(masked.model, self.statistics)
         optimiser = torch.optim.SGD([masked.masks], lr=self.mask_lr, momentum=self.mask_momentum)
-        where = like(masked.model)
         done = 0
         with progress_bar(self.steps, "adversarial pruning", progress) as bar:
             while done < self.steps:
                 for batch in clean.batches(self.batch_size, generator, replacement=True):
                     if done == self.steps:
                         break
-                    images, labels = batch.images.to(**where), batch.targets.to(where["device"])
-                    optimiser.zero_grad(set_to_none=True)
+                    gradient = torch.zeros_like(masked.masks)
                     if self.noise_budget > 0:
                         noise = self.adversarial_noise(masked, batch, generator)
-                        robust = F.cross_entropy(masked(images, **noise).float(), labels)
-                        ((1 - self.alpha) * robust).backward()
-                    natural = F.cross_entropy(masked(images).float(), labels)
-                    (self.alpha * natural).backward()
+                        gradient += loss_gradient(masked, batch, 1 - self.alpha, **noise)
+                    gradient += loss_gradient(masked, batch, self.alpha)
+                    masked.masks.grad = gradient
                     optimiser.step()
                     with torch.no_grad():
                         masked.masks.clamp_(0, 1)

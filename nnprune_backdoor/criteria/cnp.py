@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute import mean_gradients
 from ..data import CleanData, like
 from ..errors import DataError, ScoringError
 from ..inversion import PixelRange, RecoveredTrigger, check_labels, predict_labels
@@ -245,10 +246,29 @@ class CNP(TriggerCriterion):
             project=self.project_noise,
         )
 
-    def loss(
+    def gradient(
         self, views: _Views, images: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, float]:
-        """Contrastive loss of a batch, and the share of it that the masks recover.
+        """Of the contrastive loss of a batch, (number of neurons,), and the share of it recovered.
+
+        Recovered: a stamped image has, under the masks, the label that the original model gives
+        it unstamped.
+        """
+        start = generator.get_state()
+
+        def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
+            generator.set_state(start)  # the same noise to start from, also when memory ran out
+            loss, recovered = self.loss(views, part.images, generator)
+            return torch.autograd.grad(loss, views.masked.masks), recovered.float()
+
+        (gradient,), recovered = mean_gradients(CleanData(images), passes)
+        assert recovered is not None
+        return gradient, recovered.mean().item()
+
+    def loss(
+        self, views: _Views, images: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Contrastive loss of a batch, and which of its images the masks recover, bool (B,).
 
         z are features: of the original model (z), under the masks (m), and under masks and noise
         (n); stamped ones have an s. The noise and the original's features are constants.
@@ -267,7 +287,7 @@ class CNP(TriggerCriterion):
         similarities = [F.cosine_similarity(a, b) for a, b in alike + apart]
         loss = contrastive_loss(torch.stack(similarities, 1), self.temperature)
         _check_finite(loss, "the contrastive loss")
-        return loss, (recovered.argmax(1) == own.argmax(1)).float().mean().item()
+        return loss, recovered.argmax(1) == own.argmax(1)
 
     def pull(
         self, views: _Views, clean: CleanData, generator: torch.Generator, progress: bool
@@ -277,9 +297,8 @@ class CNP(TriggerCriterion):
         with progress_bar(self.rounds, "contrasting features", progress) as bar:
             for _ in range(self.rounds):
                 for batch in clean.batches(self.mask_batch, generator):
-                    loss, _ = self.loss(views, self.augmented(batch.images, generator), generator)
-                    (gradient,) = torch.autograd.grad(loss, views.masked.masks)
-                    total += len(batch) * gradient
+                    images = self.augmented(batch.images, generator)
+                    total += len(batch) * self.gradient(views, images, generator)[0]
                 bar.update()
         return total / (self.rounds * len(clean))
 
@@ -288,8 +307,7 @@ class CNP(TriggerCriterion):
     ) -> tuple[Tensor, list[float]]:
         """SGD on the masks; returns them (number of neurons,) and the recovered share at each look.
 
-        Recovered: a stamped image has, under the masks, the label that the original model gives
-        it unstamped. The rate of learning follows it.
+        The rate of learning follows the recovered share.
         """
         masks = views.masked.masks
         optimiser = torch.optim.SGD([masks], lr=self.mask_lr, momentum=self.mask_momentum)
@@ -304,8 +322,7 @@ class CNP(TriggerCriterion):
         looks: list[float] = []
         with progress_bar(self.mask_steps, "contrasting features", progress) as bar:
             for images in islice(self.draws(clean, generator), self.mask_steps):
-                loss, share = self.loss(views, images, generator)
-                (masks.grad,) = torch.autograd.grad(loss, masks)
+                masks.grad, share = self.gradient(views, images, generator)
                 optimiser.step()
                 with torch.no_grad():
                     masks.clamp_(0, 1)

@@ -25,7 +25,7 @@ from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import register_criterion
-from .response import clean_loss, mean_gradient, response_scores, sensitivity
+from .response import loss_gradient, mean_gradient, response_scores, sensitivity
 from .unlearning import UnlearningCriterion
 
 
@@ -105,9 +105,7 @@ class RNP(UnlearningCriterion):
         with progress_bar(self.recover_epochs, "recovering", progress) as bar:
             for _ in range(self.recover_epochs):
                 for batch in clean.batches(self.batch_size, generator):
-                    loss = self.alpha * clean_loss(masked, batch)
-                    optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
+                    masked.masks.grad = loss_gradient(masked, batch, self.alpha)
                     optimiser.step()
                     with torch.no_grad():
                         masked.masks.clamp_(0, 1)
