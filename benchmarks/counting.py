@@ -52,9 +52,6 @@ def id_of(tensor: torch.Tensor) -> int:
 def count(work: Callable[[], Any]) -> dict[str, float]:
     """Multiply-adds times two of all matrix products and convolutions, and the peak in MB."""
     gc.collect()
-    with FlopCounterMode(display=False) as flops:
-        work()
-    gc.collect()
-    with PeakMemory() as memory:
+    with FlopCounterMode(display=False) as flops, PeakMemory() as memory:
         work()
     return {"gflop": flops.get_total_flops() / 1e9, "peak_mb": memory.peak / 1e6}

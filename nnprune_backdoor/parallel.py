@@ -94,12 +94,12 @@ def _batch_norm(  # noqa: PLR0917 - the signature of F.batch_norm
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     axes = [axis for axis in range(x.ndim) if axis != 1]
     shape = (1, -1, *(1,) * (x.ndim - 2))
-    wide = x.float()
+    wide = x if x.dtype == torch.float64 else x.float()
     number = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
     dist.all_reduce(number)
-    mean = _Sum.apply(wide.sum(axes)) / number
+    mean = _Sum.apply(wide.sum(axes), len(x)) / number
     centred = wide - mean.reshape(shape)
-    variance = _Sum.apply(centred.square().sum(axes)) / number
+    variance = _Sum.apply(centred.square().sum(axes), len(x)) / number
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             unbiased = variance * number / (number - 1).clamp_min(1)
@@ -114,16 +114,21 @@ def _batch_norm(  # noqa: PLR0917 - the signature of F.batch_norm
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes; what each passes back is summed as well."""
+    """Sum over processes.
+
+    What each passes back comes from the mean loss of its own images and will be weighted with
+    their number, so that is how the others' are weighted here against one's own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, images: int) -> Tensor:
+        ctx.images = images
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.contiguous() * ctx.images
         dist.all_reduce(total)
-        return total
+        return total / ctx.images, None
