@@ -26,6 +26,7 @@ from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import register_criterion
 from .response import loss_gradient, mean_gradient, response_scores, sensitivity
+from .settling import Settling
 from .unlearning import UnlearningCriterion
 
 
@@ -54,6 +55,7 @@ class RNP(UnlearningCriterion):
     alpha: float = 0.2  # masks: weight of the loss; only scales the step
     recover_statistics: Statistics = "batch"  # masks: BatchNorm while recovering
     mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
+    settle: float | None = None  # masks: stop before the last epoch, see `Settling`
 
     @classmethod
     def paper(cls) -> Self:
@@ -83,7 +85,7 @@ class RNP(UnlearningCriterion):
         """Unlearn, recover; the masks are the scores."""
         unlearned, details = self.unlearn(model, clean, generator, progress)
         if self.recovery == "masks":
-            flat = self.recover(unlearned, clean, sites, generator, progress)
+            flat, details["mask_steps"] = self.recover(unlearned, clean, sites, generator, progress)
         else:
             flat = self.respond(model, unlearned, clean, sites, generator)
         return ChannelScores(sites, flat, repr(self), details)
@@ -95,8 +97,13 @@ class RNP(UnlearningCriterion):
         sites: tuple[Site, ...],
         generator: torch.Generator,
         progress: bool,
-    ) -> Tensor:
-        """Train one mask a neuron on the unlearned model; returns them, (number of neurons,)."""
+    ) -> tuple[Tensor, int]:
+        """Train one mask a neuron on the unlearned model.
+
+        Returns:
+            the masks, (number of neurons,), and the number of steps.
+        """
+        settled = Settling(self.settle, every=5)
         masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
         use_statistics_(unlearned, self.recover_statistics)
         optimiser = torch.optim.SGD(
@@ -109,8 +116,12 @@ class RNP(UnlearningCriterion):
                     optimiser.step()
                     with torch.no_grad():
                         masked.masks.clamp_(0, 1)
+                    if stop := settled(masked.masks):
+                        break
                 bar.update()
-        return masked.masks.detach().float().cpu()
+                if stop:
+                    break
+        return masked.masks.detach().float().cpu(), settled.steps
 
     def respond(
         self,
