@@ -76,5 +76,5 @@ def test_criteria_stop_early_with_the_lowest_masks_of_longer_training(
     lowest = [set(each.flat.argsort()[:few].tolist()) for each in (long, short)]
     assert len(lowest[0] & lowest[1]) >= few / 2
 
-    anp = ANP(batch_size=16, optimise="masks", steps=40, settle=0.05)
-    assert anp(net, clean).details["mask_steps"] < 40
+    anp = ANP(batch_size=16, optimise="masks", steps=60, settle=0.05)
+    assert anp(net, clean).details["mask_steps"] == 40
