@@ -90,6 +90,10 @@ def criteria(batch: int, steps: int) -> dict[str, Criterion]:
     }
 
 
+# forward passes of a batch in the settings above with two steps, two batches an epoch
+PASSES = {"anp": 2 * 3, "rnp": 2 + 2, "cnp": 2 * 3 + 1 + 2 * 6, "mnp": 2 + 4 * 2}
+
+
 class Floor:
     """The passes that each algorithm cannot do without, of the plain network and nothing else."""
 
