@@ -150,11 +150,13 @@ def _in_parts(
 
 def _parts(run: _Run, batch: CleanData, of: int | None = None) -> Iterator[CleanData]:
     """About equal parts within the limit; as many in each process, since they wait for another."""
-    largest = len(batch) if of is None or run.processes is None else run.processes.largest_share(of)
-    if run.limit is None or largest <= run.limit:
+    fewest = most = len(batch)
+    if of is not None and run.processes is not None:
+        fewest, most = run.processes.shares(of)
+    if run.limit is None or most <= run.limit:
         yield batch
         return
-    count = min(-(-largest // run.limit), len(batch))
+    count = min(-(-most // run.limit), fewest)
     for indices in torch.arange(len(batch)).tensor_split(count):
         yield batch.take(indices)
 

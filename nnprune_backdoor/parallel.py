@@ -40,9 +40,11 @@ class Processes:
         everything = torch.arange(total)
         return everything if total < self.count else everything.tensor_split(self.count)[self.rank]
 
-    def largest_share(self, total: int) -> int:
-        """Images of the process that has most of them."""
-        return total if total < self.count else -(-total // self.count)
+    def shares(self, total: int) -> tuple[int, int]:
+        """Images of the process that has fewest of a batch, and of that which has most."""
+        if total < self.count:
+            return total, total
+        return total // self.count, -(-total // self.count)
 
     def mean(self, tensors: Sequence[Tensor], images: int) -> list[Tensor]:
         """Means over all processes, each weighted with its number of images."""
