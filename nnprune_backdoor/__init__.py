@@ -3,6 +3,7 @@
 from .architecture import load_model
 from .auto import Auto
 from .checkpoint import Weights, load_weights
+from .compute import Compute
 from .criteria import (
     ANP,
     BNP,
@@ -80,6 +81,7 @@ __all__ = [
     "ChannelScores",
     "CheckpointError",
     "CleanData",
+    "Compute",
     "Criterion",
     "Cut",
     "DataError",

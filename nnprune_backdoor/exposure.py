@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .compute import mean_gradients
 from .data import CleanData, like
 from .errors import ScoringError
 from .guard import private_copy, private_randomness
@@ -84,7 +85,7 @@ class Unlearning:
         """
         unlearned = copy.deepcopy(model).requires_grad_(True)
         use_statistics_(unlearned, self.unlearn_statistics)
-        weights, where = list(unlearned.parameters()), like(unlearned)
+        weights = list(unlearned.parameters())
         optimiser = torch.optim.SGD(
             weights,
             lr=self.unlearn_lr,
@@ -102,16 +103,16 @@ class Unlearning:
             for _ in range(self.unlearn_epochs):
                 right, predicted = 0, []
                 for batch in clean.batches(self.batch_size, generator):
-                    logits = unlearned(batch.images.to(**where))
-                    labels = batch.targets.to(where["device"])
-                    loss = F.cross_entropy(logits.float(), labels)
+                    optimiser.zero_grad(set_to_none=True)
+                    logits = _set_gradients_(unlearned, batch)
+                    loss = F.cross_entropy(logits, batch.targets)
                     if not torch.isfinite(loss):
                         raise ScoringError(
                             f"unlearning diverged after {steps} steps (loss {loss.item()}); "
                             "take a smaller unlearn_lr or set unlearn_clip"
                         )
-                    predicted.append(logits.argmax(1).cpu())
-                    hits = predicted[-1] == labels.cpu()
+                    predicted.append(logits.argmax(1))
+                    hits = predicted[-1] == batch.targets
                     right += int(hits.sum())
                     # a full batch's worth of images: two wrong ones at the end are no collapse
                     recent = torch.cat([recent, hits])[-window:]
@@ -119,8 +120,6 @@ class Unlearning:
                     if self.unlearn_check == "step" and gone:
                         reached = True
                         break
-                    optimiser.zero_grad(set_to_none=True)
-                    (-loss).backward()
                     if self.unlearn_clip is not None:
                         nn.utils.clip_grad_norm_(weights, self.unlearn_clip)
                     optimiser.step()
@@ -210,6 +209,22 @@ def expose(
         exposed, details = settings.careful(own).unlearn(own, named, generator, progress, looks)
         predicted = _shares([predict_labels(exposed, data.images)], classes)
     return Exposed(exposed, tuple(looks), predicted, details["unlearn_stop_reached"])
+
+
+def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
+    """Leave the gradients of ascent on a batch in the weights; its logits (N, classes), on CPU."""
+    weights, where = list(model.parameters()), like(model)
+
+    def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
+        logits = model(part.images.to(**where)).float()
+        loss = F.cross_entropy(logits, part.targets.to(where["device"]))
+        return torch.autograd.grad(-loss, weights), logits.detach().cpu()
+
+    gradients, logits = mean_gradients(batch, passes)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
+    assert logits is not None
+    return logits
 
 
 def _shares(predicted: list[Tensor], classes: int) -> tuple[float, ...]:

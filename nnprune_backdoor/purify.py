@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import plots
+from .compute import Compute
 from .criteria import Criterion, create_criterion
 from .data import CleanData, like
 from .errors import DataError, PurifyError, UnsupportedModelError
@@ -135,6 +136,7 @@ def purify(
     shares: tuple[float, float, float] = (0.6, 0.25, 0.15),
     seed: int = 0,
     progress: bool = True,
+    compute: Compute = Compute(),  # noqa: B008 - frozen
     **hyperparameters: Any,
 ) -> Purified:
     """Silence the neurons of an image classifier that look like a backdoor's.
@@ -163,6 +165,8 @@ def purify(
         shares: of the clean images for scoring, selecting, and certifying the accuracy.
         seed: same seed, same machine, same result.
         progress: bars on a terminal.
+        compute: how the criterion's passes are run (see `Compute`); selecting and measuring are
+            done as the model is.
         **hyperparameters: of the criterion, when `method` is a name.
 
     Raises:
@@ -198,7 +202,7 @@ def purify(
         )
         sites = find_sites(own, scoring.images[:2].to(**like(own)))
         clock.lap("checks")
-        scores = criterion(own, scoring, sites=sites, seed=seed, progress=progress)
+        scores = criterion(own, scoring, sites=sites, seed=seed, progress=progress, compute=compute)
         clock.lap("scoring")
         held_out = None
         if clean.labels is not None:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -203,6 +203,7 @@ class AccuracyBudget(Selector):
     confidence: float = 0.5  # one-sided; 0.5 takes the estimate, 0.95 demands proof
     max_fraction: float = 0.2  # of all neurons; nothing beyond is tried
     points: int = 40  # amounts tried, dense at the small end
+    search: Literal["grid", "bisect"] = "grid"  # bisect: about 6 of the 40, see docs/speed.md
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < 1 or not 0.5 <= self.confidence < 1:
@@ -212,30 +213,59 @@ class AccuracyBudget(Selector):
             )
         if not 0 < self.max_fraction <= 1 or self.points < 2:
             raise DataError("expected max_fraction in (0, 1] and at least 2 points")
+        if self.search not in ("grid", "bisect"):
+            raise DataError(f"expected search 'grid' or 'bisect', got {self.search!r}")
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         if held_out is None:
             raise DataError("AccuracyBudget needs labelled held-out clean images")
         amounts = amounts_to_try(len(scores.flat), self.max_fraction, self.points)
         before = held_out.correct(prefix(scores, 0))
-        curve, bounds = [Point(0, 0.0)], [0.0]
         z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(self.confidence)).item()
+
+        def look(amount: int) -> tuple[Point, float, float]:
+            """What the amount costs, the same with confidence, and the error of it."""
+            chosen = prefix(scores, amount)
+            drop, error = paired_drop(before, held_out.correct(chosen))
+            bar.update()
+            return Point(len(chosen), drop), drop + z * error, error
+
         with progress_bar(len(amounts), "selecting", held_out.progress) as bar:
-            for amount in amounts:
-                chosen = prefix(scores, amount)
-                drop, error = paired_drop(before, held_out.correct(chosen))
-                curve.append(Point(len(chosen), drop))
-                bounds.append(drop + z * error)
-                bar.update()
-                if drop > self.max_drop + max(0.05, 4 * error):
-                    break  # far beyond the budget; more pruning will not come back into it
-        count = max(
+            search = self._bisect if self.search == "bisect" else self._walk
+            curve, count = search(amounts, look)
+        reason = f"clean accuracy on {len(before)} held-out images drops by <= {self.max_drop:.1%}"
+        return replace(prefix(scores, count, reason), curve=tuple(curve))
+
+    def _walk(self, amounts: list[int], look: _Look) -> tuple[list[Point], int]:
+        curve, bounds = [Point(0, 0.0)], [0.0]
+        for amount in amounts:
+            point, bound, error = look(amount)
+            curve.append(point)
+            bounds.append(bound)
+            if point.drop > self.max_drop + max(0.05, 4 * error):
+                break  # far beyond the budget; more pruning will not come back into it
+        return curve, max(
             point.neurons
             for point, bound in zip(curve, isotonic(bounds), strict=True)
             if bound <= self.max_drop or point.neurons == 0
         )
-        reason = f"clean accuracy on {len(before)} held-out images drops by <= {self.max_drop:.1%}"
-        return replace(prefix(scores, count, reason), curve=tuple(curve))
+
+    def _bisect(self, amounts: list[int], look: _Look) -> tuple[list[Point], int]:
+        """As if cost grew with the amount; without the smoothing, so noise may lead it aside."""
+        curve, fits, beyond = [Point(0, 0.0)], -1, len(amounts)
+        count = 0
+        while beyond - fits > 1:
+            middle = (fits + beyond) // 2
+            point, bound, _ = look(amounts[middle])
+            curve.append(point)
+            if bound <= self.max_drop:
+                fits, count = middle, point.neurons
+            else:
+                beyond = middle
+        return sorted(curve, key=lambda point: point.neurons), count
+
+
+_Look = Callable[[int], tuple[Point, float, float]]
 
 
 def amounts_to_try(total: int, max_fraction: float, points: int) -> list[int]:

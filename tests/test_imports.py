@@ -20,6 +20,7 @@ ROOT = Path(nnprune_backdoor.__file__).parent
 CORE = (
     "auto",
     "checkpoint",
+    "compute",
     "data",
     "diagnosis",
     "evidence",
@@ -30,6 +31,7 @@ CORE = (
     "inversion",
     "masking",
     "norms",
+    "parallel",
     "progress",
     "restoration",
     "scanning",

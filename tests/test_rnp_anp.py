@@ -95,7 +95,7 @@ def anp_masks(net: nn.Module, sites: Sites, clean: CleanData, **settings: Any) -
     settings = {"batch_size": 16, "steps": 3, **settings}
     criterion = ANP(optimise="masks", **settings)
     masked = MaskedModel(net, sites, silencing=criterion.mask_means)
-    return criterion.train_masks(masked, clean, generator(), False)
+    return criterion.train_masks(masked, clean, generator(), False)[0]
 
 
 def test_anp_masks_start_at_one_and_stay_in_range(
@@ -116,7 +116,7 @@ def test_anp_steps_follow_the_gradient_of_both_losses(
 ) -> None:
     """alpha dL(m)/dm + (1 - alpha) dL(m + delta)/dm, delta a constant (no second order)."""
     criterion = ANP(optimise="masks", batch_size=16, steps=steps, mask_lr=0.1, alpha=0.3)
-    got = criterion.train_masks(MaskedModel(net, sites), clean, generator(4), False)
+    got = criterion.train_masks(MaskedModel(net, sites), clean, generator(4), False)[0]
     masked, draws = MaskedModel(net, sites), generator(4)
     use_statistics_(net, "batch")
     batches, speed = clean.batches(16, draws, replacement=True), torch.zeros_like(masked.masks)
@@ -535,7 +535,7 @@ def recovered(net: nn.Module, sites: Sites, clean: CleanData, **settings: Any) -
     damaged = copy.deepcopy(net)
     with torch.no_grad():
         damaged.fc.weight.mul_(-0.3)  # clean function is gone: something to recover
-    return RNP(**settings).recover(damaged, clean, sites, generator(), False)
+    return RNP(**settings).recover(damaged, clean, sites, generator(), False)[0]
 
 
 def test_rnp_masks_start_at_one_and_stay_in_range(
@@ -555,7 +555,7 @@ def test_recovery_is_momentum_descent_on_the_masks(
     with torch.no_grad():
         net.fc.weight.mul_(-0.3)
     criterion = RNP(recover_epochs=1, batch_size=16, recover_lr=0.1, alpha=0.3)
-    got = criterion.recover(net, clean, sites, generator(4), False)
+    got = criterion.recover(net, clean, sites, generator(4), False)[0]
     masked = MaskedModel(net, sites)
     use_statistics_(net, "batch")
     speed = torch.zeros_like(masked.masks)

@@ -12,10 +12,9 @@ docs/ranking.md: the masks' `response` to the noise replaces 2000 steps of mask 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import CleanData, like
@@ -26,6 +25,7 @@ from ..scores import ChannelScores, Site
 from .base import Criterion, register_criterion
 from .noise import adversarial_noise
 from .response import loss_gradient, sensitivity, successive_scores
+from .settling import Settling
 
 
 @register_criterion("anp")
@@ -59,6 +59,7 @@ class ANP(Criterion):
     mask_lr: float = 0.2  # masks
     mask_momentum: float = 0.9  # masks
     alpha: float = 0.2  # masks: weight of the clean loss, 1 - alpha of the loss under noise
+    settle: float | None = None  # masks: stop before `steps`, see `Settling`; the authors do not
 
     @classmethod
     def paper(cls) -> Self:
@@ -80,11 +81,12 @@ class ANP(Criterion):
     ) -> ChannelScores:
         """Masks against adversarial neuron noise; the masks are the scores."""
         masked = MaskedModel(model, sites, silencing=self.mask_means)
+        details: dict[str, Any] = {}
         if self.optimise == "masks":
-            flat = self.train_masks(masked, clean, generator, progress)
+            flat, details["mask_steps"] = self.train_masks(masked, clean, generator, progress)
         else:
             flat = self.respond(masked, clean, generator, progress)
-        return ChannelScores(sites, flat, repr(self))
+        return ChannelScores(sites, flat, repr(self), details)
 
     def adversarial_noise(
         self, masked: MaskedModel, batch: CleanData, generator: torch.Generator
@@ -108,35 +110,33 @@ class ANP(Criterion):
         clean: CleanData,
         generator: torch.Generator,
         progress: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, int]:
         """min over m of alpha L(m w, b) + (1 - alpha) max over noise L((m + delta) w, (1 + xi) b).
 
         The noise is a constant of the outer problem. Each term is back-propagated by itself, which
-        halves the memory and gives the same gradient.
+        halves the memory and gives the same gradient. Returns the masks and the number of steps.
         """
+        settled = Settling(self.settle)
         use_statistics_(masked.model, self.statistics)
         optimiser = torch.optim.SGD([masked.masks], lr=self.mask_lr, momentum=self.mask_momentum)
-        where = like(masked.model)
-        done = 0
+        stop = self.steps == 0
         with progress_bar(self.steps, "adversarial pruning", progress) as bar:
-            while done < self.steps:
+            while not stop:
                 for batch in clean.batches(self.batch_size, generator, replacement=True):
-                    if done == self.steps:
-                        break
-                    images, labels = batch.images.to(**where), batch.targets.to(where["device"])
-                    optimiser.zero_grad(set_to_none=True)
+                    gradient = torch.zeros_like(masked.masks)
                     if self.noise_budget > 0:
                         noise = self.adversarial_noise(masked, batch, generator)
-                        robust = F.cross_entropy(masked(images, **noise).float(), labels)
-                        ((1 - self.alpha) * robust).backward()
-                    natural = F.cross_entropy(masked(images).float(), labels)
-                    (self.alpha * natural).backward()
+                        gradient += loss_gradient(masked, batch, 1 - self.alpha, **noise)
+                    gradient += loss_gradient(masked, batch, self.alpha)
+                    masked.masks.grad = gradient
                     optimiser.step()
                     with torch.no_grad():
                         masked.masks.clamp_(0, 1)
-                    done += 1
                     bar.update()
-        return masked.masks.detach().float().cpu()
+                    stop = settled(masked.masks) or settled.steps == self.steps
+                    if stop:
+                        break
+        return masked.masks.detach().float().cpu(), settled.steps
 
     def respond(
         self,

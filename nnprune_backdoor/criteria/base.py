@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar, final
 import torch
 from torch import nn
 
+from ..compute import Compute
 from ..data import CleanData, like
 from ..errors import ScoringError, UnsupportedModelError
 from ..guard import private_copy, private_randomness
@@ -60,6 +61,7 @@ class Criterion(ABC):
         sites: tuple[Site, ...] | None = None,
         seed: int = 0,
         progress: bool = False,
+        compute: Compute = Compute(),  # noqa: B008 - frozen
     ) -> ChannelScores:
         """Score the neurons of `model`, which is left as it was, also when something raises.
 
@@ -68,6 +70,7 @@ class Criterion(ABC):
             clean: a loader of clean images, normalised as the model expects (see `CleanData`).
             sites: the neurons to score; by default all that `find_sites` finds.
             seed: same seed, same machine, same scores.
+            compute: how passes are run: precision, memory layout, images at a time, processes.
 
         Raises:
             DataError, UnsupportedModelError, ScoringError: see there.
@@ -82,8 +85,10 @@ class Criterion(ABC):
                 sites = find_sites(own, data.images[:2].to(**like(own)))
             if self.needs_batchnorm:
                 self._check_batchnorm(own, sites)
+            compute.lay_out_(own, data.images[:2])
             generator = torch.Generator().manual_seed(seed)
-            scores = self.score(own, data, sites, generator, progress)
+            with compute.applied(like(own)["device"]):
+                scores = self.score(own, data, sites, generator, progress)
         if scores.sites != sites:
             raise ScoringError(f"{type(self).__name__} did not score the sites it was given")
         return scores

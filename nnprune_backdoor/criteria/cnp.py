@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute import mean_gradients
 from ..data import CleanData, like
 from ..errors import DataError, ScoringError
 from ..inversion import PixelRange, RecoveredTrigger, check_labels, predict_labels
@@ -36,6 +37,7 @@ from ..sites import find_classifiers, find_sites
 from .base import register_criterion
 from .noise import adversarial_noise
 from .response import sensitivity, successive_scores
+from .settling import Settling
 from .trigger import TriggerCriterion
 
 
@@ -82,6 +84,7 @@ class CNP(TriggerCriterion):
     mask_lr_least: float = 0.01  # masks: the rate halves, down to this, where recovery stalls ...
     mask_patience: int = 2  # masks: ... for more than so many looks
     mask_look: int = 40  # masks: steps between two looks
+    settle: float | None = None  # masks: stop before the last step, see `Settling`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,10 +258,29 @@ class CNP(TriggerCriterion):
             project=self.project_noise,
         )
 
-    def loss(
+    def gradient(
         self, views: _Views, images: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, float]:
-        """Contrastive loss of a batch, and the share of it that the masks recover.
+        """Of the contrastive loss of a batch, (number of neurons,), and the share of it recovered.
+
+        Recovered: a stamped image has, under the masks, the label that the original model gives
+        it unstamped.
+        """
+        start = generator.get_state()
+
+        def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
+            generator.set_state(start)  # the same noise to start from, also when memory ran out
+            loss, recovered = self.loss(views, part.images, generator)
+            return torch.autograd.grad(loss, views.masked.masks), recovered.float()
+
+        (gradient,), recovered = mean_gradients(CleanData(images), passes)
+        assert recovered is not None
+        return gradient, recovered.mean().item()
+
+    def loss(
+        self, views: _Views, images: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Contrastive loss of a batch, and which of its images the masks recover, bool (B,).
 
         z are features: of the original model (z), under the masks (m), and under masks and noise
         (n); stamped ones have an s. The noise and the original's features are constants.
@@ -277,16 +299,15 @@ class CNP(TriggerCriterion):
         similarities = [F.cosine_similarity(a, b) for a, b in alike + apart]
         loss = contrastive_loss(torch.stack(similarities, 1), self.temperature)
         _check_finite(loss, "the contrastive loss")
-        return loss, (recovered.argmax(1) == own.argmax(1)).float().mean().item()
+        return loss, recovered.argmax(1) == own.argmax(1)
 
     def pull(self, views: _Views, clean: CleanData, generator: torch.Generator) -> Tensor:
         """Mean gradient of the contrastive loss at the present masks, (number of neurons,)."""
         total = torch.zeros_like(views.masked.masks)
         for _ in range(self.rounds):
             for batch in clean.batches(self.mask_batch, generator):
-                loss, _ = self.loss(views, self.augmented(batch.images, generator), generator)
-                (gradient,) = torch.autograd.grad(loss, views.masked.masks)
-                total += len(batch) * gradient
+                images = self.augmented(batch.images, generator)
+                total += len(batch) * self.gradient(views, images, generator)[0]
         return total / (self.rounds * len(clean))
 
     def train_masks(
@@ -294,8 +315,7 @@ class CNP(TriggerCriterion):
     ) -> tuple[Tensor, list[float]]:
         """SGD on the masks; returns them (number of neurons,) and the recovered share at each look.
 
-        Recovered: a stamped image has, under the masks, the label that the original model gives
-        it unstamped. The rate of learning follows it.
+        The rate of learning follows the recovered share.
         """
         masks = views.masked.masks
         optimiser = torch.optim.SGD([masks], lr=self.mask_lr, momentum=self.mask_momentum)
@@ -308,10 +328,10 @@ class CNP(TriggerCriterion):
         )
         shares: list[float] = []
         looks: list[float] = []
+        settled = Settling(self.settle)
         with progress_bar(self.mask_steps, "contrasting features", progress) as bar:
             for images in islice(self.draws(clean, generator), self.mask_steps):
-                loss, share = self.loss(views, images, generator)
-                (masks.grad,) = torch.autograd.grad(loss, masks)
+                masks.grad, share = self.gradient(views, images, generator)
                 optimiser.step()
                 with torch.no_grad():
                     masks.clamp_(0, 1)
@@ -321,6 +341,8 @@ class CNP(TriggerCriterion):
                     schedule.step(looks[-1])
                     shares.clear()
                 bar.update()
+                if settled(masks):
+                    break
         return masks.detach().float().cpu(), looks
 
 

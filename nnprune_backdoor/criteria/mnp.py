@@ -30,7 +30,7 @@ from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from ..sites import find_sites
 from .base import register_criterion
-from .response import clean_loss, loss_gradient, sensitivity, successive_scores
+from .response import loss_gradient, sensitivity, successive_scores
 from .unlearning import UnlearningCriterion
 
 Norm = Literal["l1", "l2", "gamma", "fold", "none"]
@@ -173,7 +173,7 @@ class MNP(UnlearningCriterion):
             neurons,) on the CPU; the number of steps.
 
         Raises:
-            ScoringError: a loss became NaN or inf.
+            ScoringError: a gradient became NaN or inf.
         """
         masks = parts[0][1].masks
         steepness = self.penalty * weights.to(masks)
@@ -185,16 +185,15 @@ class MNP(UnlearningCriterion):
         with progress_bar(self.steps, "weight penalty", progress) as bar:
             while steps < self.steps and not saturated:
                 for batch in clean.batches(self.batch_size, generator):
-                    optimiser.zero_grad(set_to_none=True)
+                    gradient = torch.zeros_like(masks)
                     for weight, masked in parts:
-                        loss = weight * clean_loss(masked, batch)
-                        if not torch.isfinite(loss):
+                        gradient += loss_gradient(masked, batch, weight)
+                        if not torch.isfinite(gradient).all():
                             raise ScoringError(
-                                f"mask training diverged after {steps} steps (loss {loss.item()}); "
-                                "take a smaller mask_lr"
+                                f"mask training diverged after {steps} steps (gradients of NaN or "
+                                "inf); take a smaller mask_lr"
                             )
-                        loss.backward()
-                    (steepness * masks).sum().backward()
+                    masks.grad = gradient + steepness
                     optimiser.step()
                     steps += 1
                     bar.update()

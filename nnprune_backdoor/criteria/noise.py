@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compute import mean_gradients
+from ..data import CleanData
 from ..masking import MaskedModel
 
 
@@ -37,13 +39,16 @@ def adversarial_noise(
         (torch.rand(len(masked.masks), generator=generator) * 2 - 1).mul(budget).to(masked.masks)
         for _ in range(2)
     ]
+
+    def passes(some: CleanData) -> tuple[tuple[Tensor, ...], None]:
+        logits = masked(some.images, weight_noise=noise[0], bias_noise=noise[1])
+        return torch.autograd.grad(F.cross_entropy(logits.float(), some.targets), noise), None
+
     with masked.frozen_masks():
         for _ in range(steps):
             for part in noise:
                 part.requires_grad_(True)
-            logits = masked(images, weight_noise=noise[0], bias_noise=noise[1])
-            loss = F.cross_entropy(logits.float(), labels)
-            gradients = torch.autograd.grad(loss, noise)
+            gradients, _ = mean_gradients(CleanData(images, labels), passes)
             noise = [
                 part.detach() + budget / steps * gradient.sign()
                 for part, gradient in zip(noise, gradients, strict=True)

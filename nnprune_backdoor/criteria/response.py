@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute import mean_gradients
 from ..data import CleanData, like
 from ..errors import DataError
 from ..masking import MaskedModel
@@ -51,9 +52,15 @@ def clean_loss(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor
     return F.cross_entropy(logits.float(), batch.targets.to(where["device"]))
 
 
-def loss_gradient(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor:
-    """dCE/dm (number of neurons,) on a batch, at the present masks."""
-    (gradient,) = torch.autograd.grad(clean_loss(masked, batch, **noise), masked.masks)
+def loss_gradient(
+    masked: MaskedModel, batch: CleanData, weight: float = 1.0, /, **noise: Tensor
+) -> Tensor:
+    """weight * dCE/dm (number of neurons,) on a batch, at the present masks."""
+
+    def passes(part: CleanData) -> tuple[tuple[Tensor, ...], None]:
+        return torch.autograd.grad(weight * clean_loss(masked, part, **noise), masked.masks), None
+
+    (gradient,), _ = mean_gradients(batch, passes)
     return gradient
 
 

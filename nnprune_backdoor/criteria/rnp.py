@@ -25,7 +25,8 @@ from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import register_criterion
-from .response import clean_loss, mean_gradient, sensitivity, successive_scores
+from .response import loss_gradient, mean_gradient, sensitivity, successive_scores
+from .settling import Settling
 from .unlearning import UnlearningCriterion
 
 
@@ -56,6 +57,7 @@ class RNP(UnlearningCriterion):
     alpha: float = 0.2  # masks: weight of the loss; only scales the step
     recover_statistics: Statistics = "batch"  # masks: BatchNorm while recovering
     mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
+    settle: float | None = None  # masks: stop before the last epoch, see `Settling`
 
     @classmethod
     def paper(cls) -> Self:
@@ -85,7 +87,7 @@ class RNP(UnlearningCriterion):
         """Unlearn, recover; the masks are the scores."""
         unlearned, details = self.unlearn(model, clean, generator, progress)
         if self.recovery == "masks":
-            flat = self.recover(unlearned, clean, sites, generator, progress)
+            flat, details["mask_steps"] = self.recover(unlearned, clean, sites, generator, progress)
         else:
             stiffness = sensitivity(model, clean, sites, generator, self.probe_size)
             masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
@@ -99,8 +101,13 @@ class RNP(UnlearningCriterion):
         sites: tuple[Site, ...],
         generator: torch.Generator,
         progress: bool,
-    ) -> Tensor:
-        """Train one mask a neuron on the unlearned model; returns them, (number of neurons,)."""
+    ) -> tuple[Tensor, int]:
+        """Train one mask a neuron on the unlearned model.
+
+        Returns:
+            the masks, (number of neurons,), and the number of steps.
+        """
+        settled = Settling(self.settle, every=5)
         masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
         use_statistics_(unlearned, self.recover_statistics)
         optimiser = torch.optim.SGD(
@@ -109,14 +116,16 @@ class RNP(UnlearningCriterion):
         with progress_bar(self.recover_epochs, "recovering", progress) as bar:
             for _ in range(self.recover_epochs):
                 for batch in clean.batches(self.batch_size, generator):
-                    loss = self.alpha * clean_loss(masked, batch)
-                    optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
+                    masked.masks.grad = loss_gradient(masked, batch, self.alpha)
                     optimiser.step()
                     with torch.no_grad():
                         masked.masks.clamp_(0, 1)
+                    if stop := settled(masked.masks):
+                        break
                 bar.update()
-        return masked.masks.detach().float().cpu()
+                if stop:
+                    break
+        return masked.masks.detach().float().cpu(), settled.steps
 
     def respond(
         self,
