@@ -18,6 +18,7 @@ from .data import CleanData
 from .diagnosis import Diagnosis
 from .errors import DataError
 from .evidence import Evidence
+from .guard import private_copy
 from .inversion import RecoveredTrigger
 from .masking import silence_
 from .scanning import Scan
@@ -39,9 +40,9 @@ class Auto(Selector):
     the reason says so. The criterion's ranking is taken as it is.
 
     The details hold the evidence before (`diagnosis`) and after (`remaining`, at each amount that
-    was looked at), the `curve`, and the `plateau`: from the amount taken to the largest one within
-    the budget at which the triggers still fail. A wide plateau means that the amount matters
-    little.
+    was looked at; `repaired`, where a repair followed), the `curve`, and the `plateau`: from the
+    amount taken to the largest one within the budget at which the triggers still fail. A wide
+    plateau means that the amount matters little.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -82,18 +83,19 @@ class Auto(Selector):
 
     def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
         """Seeks the evidence once more, in the repaired network: what is written has to show it."""
-        target, details = selection.details.get("target"), dict(selection.details)
+        target = selection.details.get("target")
         if target is None:
             return selection
-        left = self._remaining(repaired, held_out, self._images(held_out), target)
-        clean = held_out.clean
-        success = max(trigger.tested_on(repaired, clean).success for trigger in selection.triggers)
+        own, clean = private_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        left = self._remaining(own, held_out, self._images(held_out), target)
+        success = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
         look = _look(len(selection), success, left)
-        others = [old for old in details["remaining"] if old["neurons"] != len(selection)]
-        details |= {"remaining": [*others, look], "silenced_only": details["remaining"]}
         after = "remains" if look["alarm"] else "is gone"
-        reason = f"{selection.reason}; after the repair evidence of these kinds {after}"
-        return replace(selection, reason=reason, details=details)
+        reason = (
+            f"by silencing alone {selection.reason}; after the repair, on the images that it was "
+            f"trained on, evidence of these kinds {after}"
+        )
+        return replace(selection, reason=reason, details={**selection.details, "repaired": look})
 
     def _images(self, held_out: HeldOut) -> CleanData:
         """Those that the criterion saw, where they were passed on."""

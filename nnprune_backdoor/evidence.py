@@ -9,6 +9,7 @@ docs/diagnosis.md has the numbers. No alarm means no evidence of these kinds, an
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -77,3 +78,16 @@ def null() -> dict[str, Any]:
         files("nnprune_backdoor").joinpath("null.json").read_text(encoding="utf-8")
     )
     return stored
+
+
+def last_look(details: Mapping[str, Any], neurons: int) -> dict[str, Any] | None:
+    """What the selector `auto` noted of the network that is given out; None: it did not look.
+
+    Args:
+        details: of the selection.
+        neurons: how many were selected.
+    """
+    if "repaired" in details:
+        return dict(details["repaired"])
+    looked = (look for look in details.get("remaining", ()) if look["neurons"] == neurons)
+    return next((dict(look) for look in looked), None)

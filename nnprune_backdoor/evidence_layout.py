@@ -39,8 +39,8 @@ def evidence_section(diagnosis: Data, after: Data | None) -> Section:
     ]
     if after is not None:
         text.append(
-            "After: sought anew on the silenced network, for the suspected label only. A dash: not "
-            "sought again, or no trigger works any more."
+            "After: sought anew on the network that was written, for the suspected label only. A "
+            "dash: not sought again, or no trigger works any more."
         )
     align = "lrrrr" if after is None else "lrrrrr"
     caption = (

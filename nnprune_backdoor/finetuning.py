@@ -8,6 +8,7 @@ et al., "Neural Cleanse", IEEE S&P 2019: the network unlearns what the trigger d
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -141,8 +142,9 @@ def unlearn_triggers(
     """
     if not triggers:
         raise ScoringError("no trigger was recovered, so there is none to unlearn")
-    return fine_tune(
-        model,
+    dtype = like(model)["dtype"]
+    tuned = fine_tune(
+        copy.deepcopy(model).float(),  # small steps are lost in half precision
         clean,
         epochs=20,
         lr=0.002,
@@ -153,6 +155,7 @@ def unlearn_triggers(
         seed=seed,
         progress=progress,
     )
+    return tuned.to(dtype)
 
 
 def _stamp(

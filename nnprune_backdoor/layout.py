@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .evidence import last_look
 from .evidence_layout import evidence_section
 from .report import Data, Report
 from .sections import Row, Section, Table, interval, number, percent, points, spans
@@ -80,9 +81,8 @@ def _evidence(report: Report) -> list[Section]:
     details = report.selection["details"]
     if "diagnosis" not in details:
         return []
-    count = report.selection["neurons"]
-    looked = [look for look in details.get("remaining", ()) if look["neurons"] == count]
-    return [evidence_section(details["diagnosis"], looked[0] if looked else None)]
+    after = last_look(details, report.selection["neurons"])
+    return [evidence_section(details["diagnosis"], after)]
 
 
 def _triggers(report: Report) -> Section:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .errors import DataError, PurifyError
+from .evidence import last_look
 from .record import Given, Record
 from .selection import AccuracyBudget
 from .trigger_selection import TriggerGone
@@ -126,9 +127,8 @@ def evidence(record: Record, size: Size | None = None) -> Figure:
     diagnosis = record.selection.details.get("diagnosis")
     if diagnosis is None:
         raise DataError("there is no evidence to show: this selector looks for none")
-    count, items = len(record.selection), diagnosis["evidence"]
-    looked = record.selection.details.get("remaining", ())
-    after: dict[str, float] = next((look for look in looked if look["neurons"] == count), {})
+    items = diagnosis["evidence"]
+    after = last_look(record.selection.details, len(record.selection)) or {}
     figure, axes = _figure(size or (7.0, 0.5 + 0.55 * len(items)), len(items))
     for axis, item in zip(axes, items, strict=True):
         null = list(item["null"].values())

@@ -160,7 +160,8 @@ def purify(
         repair: "unlearn" trains the silenced model further on the scoring and selecting images, a
             part of them stamped with the recovered triggers, so that what is left of the backdoor
             is forgotten (Neural Cleanse's second mitigation, see `unlearn_triggers`). Silent
-            neurons stay silent; all other weights change a little. Where nothing was selected
+            neurons stay silent (with "constant" the constant may change); all other weights change
+            a little. Where nothing was selected
             nothing is trained. It needs labels, and a criterion or selector that recovers triggers.
         shares: of the clean images for scoring, selecting, and certifying the accuracy.
         seed: same seed, same machine, same result.

@@ -36,7 +36,9 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "versions": (dict,),
     "seconds": (dict,),
 }
-_LATER = {"source": (dict,)}  # entries that records may lack, written before there were any
+# entries that records may lack, written before there were any, and what is read in their place
+_LATER: dict[str, tuple[type, ...]] = {"source": (dict,), "repair": (str,)}
+_MISSING: dict[str, Any] = {"source": {}, "repair": "none"}
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     for name, types in _ENTRIES.items():
         _check_entry(path, record, name, types)
     for name, types in _LATER.items():
-        _check_entry(path, {name: {}, **record}, name, types)
+        _check_entry(path, {**_MISSING, **record}, name, types)
     _check_entry(path, record["architecture"], "name", (str, type(None)))
     _check_entry(path, record["architecture"], "arguments", (dict,))
     _check_entry(path, record["weights"], "sha256", (str,))
@@ -139,6 +141,7 @@ def record_of(
         "versions": report["versions"],
         "seconds": report["seconds"],
         "source": report["source"],
+        "repair": report["given"]["repair"],  # not none: all weights were trained further
     }
     assert entries.keys() == _ENTRIES.keys() | _LATER.keys()
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}

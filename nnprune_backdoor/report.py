@@ -297,7 +297,8 @@ def _limits(record: Record) -> list[str]:
         said.append(
             "All weights were trained further so that the recovered triggers do nothing. A proxy "
             "success of nearly zero is what that training asked for; it says less about the "
-            "attacker's trigger than it would without."
+            "attacker's trigger than it would without. So does evidence that is gone after it: "
+            "the benign networks that it is held against were not trained so."
         )
     if size is not None and record.given.removal == "group":
         said.append(

@@ -275,14 +275,17 @@ def test_auto_reviews_a_repaired_network(
     selection = AUTO(ranked(model, images, [3, TRIGGER, 4, 6, 7]), given)
     again = AUTO.review(selection, model, given)
     assert again.neurons == selection.neurons
-    assert "after the repair evidence of these kinds remains" in again.reason
-    assert again.details["remaining"][-1]["alarm"] is True
-    assert again.details["silenced_only"] == selection.details["remaining"]
-    cut = copy.deepcopy(model)
+    assert "evidence of these kinds remains" in again.reason
+    assert again.details["repaired"]["alarm"] is True
+    assert again.details["remaining"] == selection.details["remaining"]
+    cut = copy.deepcopy(model).train()  # the user's mode, whatever it is
     silence_(cut, selection, silencing="constant")
+    before = state_of(cut)
     ended = AUTO.review(selection, cut, given)
+    assert_same_state(before, state_of(cut))
+    assert cut.training
     assert "evidence of these kinds is gone" in ended.reason
-    assert ended.details["remaining"][-1]["alarm"] is False
+    assert ended.details["repaired"]["alarm"] is False
     nothing = prefix(ranked(model, images, []), 0)
     assert AUTO.review(nothing, model, given) is nothing
 

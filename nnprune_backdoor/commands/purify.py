@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from ..criteria import Criterion, create_criterion, criterion_class, list_criteria
+from ..evidence import last_look
 from ..purify import Purified, purify
 from ..record import Repair
 from ..saving import check_free, save_purified
@@ -225,9 +226,8 @@ def selector_of(options: argparse.Namespace) -> Selector:
 
 def _evidence_left(purified: Purified) -> bool:
     """Whether the selector looked for evidence in what is written, and found some."""
-    count = len(purified.selection)
-    looked = purified.selection.details.get("remaining", ())
-    return any(look["alarm"] for look in looked if look["neurons"] == count)
+    look = last_look(purified.selection.details, len(purified.selection))
+    return look is not None and look["alarm"]
 
 
 def _name_of(options: argparse.Namespace, option: str) -> str:

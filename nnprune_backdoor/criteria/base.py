@@ -32,9 +32,13 @@ class Criterion(ABC):
     reference: ClassVar[str]  # authors, title, venue
     needs_labels: ClassVar[bool]
     needs_images: ClassVar[bool] = True  # False: two show how the network runs, no more
-    recovers_triggers: ClassVar[bool] = False  # True: the scores carry what inversion found
     needs_batchnorm: ClassVar[bool] = False  # True: models without running statistics are refused
     cost: ClassVar[str] = "not known"  # of the default settings, roughly, for people
+
+    @property
+    def recovers_triggers(self) -> bool:
+        """Whether the scores carry triggers that inversion found."""
+        return False
 
     @classmethod
     @abstractmethod

@@ -92,6 +92,10 @@ class CNP(TriggerCriterion):
         if min(labels, self.rounds, self.mask_batch, self.mask_look) < 1:
             raise DataError("expected rounds, mask_batch, mask_look and candidates of at least 1")
 
+    @property
+    def recovers_triggers(self) -> bool:
+        return self.stamp is None
+
     @classmethod
     def paper(cls) -> Self:
         """The authors' published code. They prune 1 %: `selector=LowestFraction(0.01)`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +19,6 @@ from .base import Criterion
 class TriggerCriterion(Criterion):
     """A criterion that first finds the target and recovers its trigger, from clean images alone."""
 
-    recovers_triggers: ClassVar[bool] = True
-
     target: int | None = None  # the attacker's label; None: that of the smallest trigger
     mean: tuple[float, ...] | None = None  # of the normalisation; None: the valid range of pixels
     std: tuple[float, ...] | None = None  # ... is the one seen in the clean images
@@ -34,6 +32,10 @@ class TriggerCriterion(Criterion):
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
             raise DataError("expected both mean and std of the normalisation, or neither")
+
+    @property
+    def recovers_triggers(self) -> bool:
+        return True
 
     @property
     def pixels(self) -> PixelRange | None:
