@@ -40,6 +40,7 @@ from nnprune_backdoor.selection import prefix
 METHODS: dict[str, tuple[Criterion, Selector, Repair]] = {
     "tac, trigger, repaired": (TAC(), TriggerGone(), "unlearn"),
     "rnp, trigger, repaired": (RNP(), TriggerGone(), "unlearn"),
+    "anp, trigger, repaired": (ANP(), TriggerGone(), "unlearn"),
     "tac, trigger": (TAC(), TriggerGone(), "none"),
     "rnp, trigger": (RNP(), TriggerGone(), "none"),
     "tac": (TAC(), AccuracyBudget(), "none"),

@@ -53,10 +53,10 @@ from nnprune_backdoor.criteria.response import loss_gradient, response_scores, s
 from nnprune_backdoor.criteria.tac import activation_change
 from nnprune_backdoor.demo import normalise
 from nnprune_backdoor.evaluation import predict, wanted_labels
-from nnprune_backdoor.finetuning import fine_tune, unlearn_triggers
+from nnprune_backdoor.finetuning import REPAIR, fine_tune
 from nnprune_backdoor.guard import private_randomness
 from nnprune_backdoor.masking import MaskedModel, silence_
-from nnprune_backdoor.purify import triggers_of
+from nnprune_backdoor.purify import repaired, triggers_of
 from nnprune_backdoor.scores import Site
 from nnprune_backdoor.selection import HeldOut, prefix
 
@@ -234,33 +234,38 @@ def _pruned(
             **measure(selection, MEASURED),
         }
         if name == "trigger":
-            product = _repaired(model, scoring.joined(selecting), scores, selection, run.seed)
+            product, undone = _repaired(model, (scoring, selecting), scores, selection, run.seed)
             row["selections"]["trigger, repaired"] = {
                 "neurons": len(selection),
+                "undone": undone,
                 **hidden.measure(partial(predict, product), MEASURED),
             }
     return row
 
 
 def _repaired(
-    model: nn.Module, clean: CleanData, scores: ChannelScores, selection: Selection, seed: int
-) -> nn.Module:
-    """What `purify(..., repair="unlearn")` makes of a selection."""
+    model: nn.Module,
+    parts: tuple[CleanData, CleanData],
+    scores: ChannelScores,
+    selection: Selection,
+    seed: int,
+) -> tuple[nn.Module, str]:
+    """What `purify(..., repair="unlearn")` makes of a selection, and why it undid the repair."""
     product = copy.deepcopy(model)
     silence_(product, selection)
     if not len(selection):
-        return product
+        return product, ""
     found = triggers_of(scores, selection)
-    return unlearn_triggers(product, clean, found, selection=selection, seed=seed, progress=False)
+    return repaired(product, *parts, found, selection=selection, seed=seed, progress=False)
 
 
 def _tuned(run: Run, model: nn.Module, clean: CleanData, hidden: Hidden) -> dict[str, Any]:
     """Plain fine-tuning, as BackdoorBench does it, or as a repair does it but for the trigger."""
     scoring, selecting, _ = clean.split(0.6, 0.25, 0.15, seed=run.seed)
-    fit, given = scoring.joined(selecting), {"seed": run.seed, "progress": False}
+    given = {"seed": run.seed, "progress": False}
     tuned = {
-        "accuracy": fine_tune(model, fit, epochs=40, **given),
-        "as a repair": fine_tune(model, fit, epochs=20, lr=0.002, statistics="running", **given),
+        "accuracy": fine_tune(model, scoring.joined(selecting), epochs=40, **given),
+        "as a repair": fine_tune(model, scoring, **REPAIR, **given),
     }
     return {
         "selections": {

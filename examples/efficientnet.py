@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     drill, measured = Drill(seed=options.seed, **DRILL), None
     method, selector = "tac", TriggerGone()
     if options.quick:  # nothing to recover in so young a network: a criterion that asks no image
-        drill = replace(drill, epochs=1, images=640)
+        drill = replace(drill, epochs=1, images=640, lr=0.02)
         method, selector, measured = "clp", LowestFraction(0.05), 200
     outcome = run_drill(
         drill, method=method, selector=selector, measured_images=measured, progress=True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,16 @@ from .masking import Silencing, silence_
 from .norms import Statistics, use_statistics_
 from .progress import progress_bar
 from .scores import Selection
+
+Optimiser = Literal["sgd", "adamw"]
+
+REPAIR: dict[str, Any] = {
+    "epochs": 20,
+    "lr": 3e-4,
+    "optimiser": "adamw",
+    "largest_gradient": 1.0,
+    "statistics": "running",
+}
 
 
 def fine_tune(
@@ -39,6 +49,8 @@ def fine_tune(
     silencing: Silencing = "zero",
     triggers: Sequence[RecoveredTrigger] = (),
     stamped: float = 0.2,
+    optimiser: Optimiser = "sgd",
+    largest_gradient: float | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -64,6 +76,8 @@ def fine_tune(
         silencing: what that means, see `masking`; "constant" lets their biases learn.
         triggers: recovered ones, to be unlearned: each batch gets one of them, drawn at random.
         stamped: share of a batch that it is stamped on (Neural Cleanse: 0.2); labels stay.
+        optimiser: "sgd" as above; "adamw" has torch's defaults but for the rate.
+        largest_gradient: norm over all weights to which a larger gradient is scaled down.
         seed: same seed, same machine, same result.
 
     Raises:
@@ -76,6 +90,11 @@ def fine_tune(
         raise DataError(
             "expected epochs >= 0, lr > 0, batch_size >= 2, shift >= 0 and stamped in [0, 1], got "
             f"{epochs}, {lr:g}, {batch_size}, {shift} and {stamped:g}"
+        )
+    if optimiser not in ("sgd", "adamw") or (largest_gradient or 1) <= 0:
+        raise DataError(
+            "expected optimiser 'sgd' or 'adamw' and largest_gradient > 0, got "
+            f"{optimiser!r} and {largest_gradient}"
         )
     if silencing not in ("zero", "constant") or statistics not in ("batch", "running"):
         raise DataError(
@@ -93,8 +112,13 @@ def fine_tune(
         use_statistics_(tuned.requires_grad_(True), statistics)
         generator = torch.Generator().manual_seed(seed)
         where = like(tuned)
-        optimiser = torch.optim.SGD(tuned.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(epochs, 1))
+        weights = list(tuned.parameters())
+        steps: torch.optim.Optimizer = (
+            torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=5e-4)
+            if optimiser == "sgd"
+            else torch.optim.AdamW(weights, lr=lr)
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, max(epochs, 1))
         with progress_bar(epochs, "fine-tuning", progress) as bar:
             for _ in range(epochs):
                 for batch in data.batches(batch_size, generator, shift=shift):
@@ -105,14 +129,16 @@ def fine_tune(
                         raise ScoringError(
                             f"fine-tuning diverged (loss {loss.item()}); take a smaller lr"
                         )
-                    optimiser.zero_grad(set_to_none=True)
+                    steps.zero_grad(set_to_none=True)
                     loss.backward()
-                    optimiser.step()
+                    if largest_gradient is not None:
+                        nn.utils.clip_grad_norm_(weights, largest_gradient)
+                    steps.step()
                     # momentum and weight decay would wake them as well as the gradient
                     silence_(tuned, silent, silencing=silencing)
                 schedule.step()
                 bar.update()
-        optimiser.zero_grad(set_to_none=True)
+        steps.zero_grad(set_to_none=True)
     _check_finite(tuned)
     for own, theirs in zip(tuned.modules(), model.modules(), strict=True):
         own.training = theirs.training
@@ -133,9 +159,10 @@ def unlearn_triggers(
 ) -> nn.Module:
     """`fine_tune` so that recovered triggers do nothing, and little else changes.
 
-    Short, at a small rate, a fifth of each batch stamped; BatchNorm's statistics stay as they are,
-    since estimating them anew brings backdoors back (docs/ranking.md). What came out, and how the
-    settings were found: docs/repair.md.
+    Short, a fifth of each batch stamped. BatchNorm's statistics stay as they are, since estimating
+    them anew brings backdoors back (docs/ranking.md). AdamW with gradients of limited norm, since
+    SGD at a rate that is gentle to a ResNet ruined ConvNeXts. What came out, and how the settings
+    were found: docs/repair.md.
 
     Raises:
         DataError, UnsupportedModelError, ScoringError: as `fine_tune`; also without a trigger.
@@ -146,9 +173,7 @@ def unlearn_triggers(
     tuned = fine_tune(
         copy.deepcopy(model).float(),  # small steps are lost in half precision
         clean,
-        epochs=20,
-        lr=0.002,
-        statistics="running",
+        **REPAIR,
         selection=selection,
         silencing=silencing,
         triggers=triggers,

@@ -111,7 +111,9 @@ class Purified(Record):
         return "\n".join(lines)
 
     def _repair(self) -> list[str]:
-        if self.given.repair == "none" or not len(self.selection):
+        if self.undone:
+            return [f"repair     undone: {self.undone}"]
+        if not self.repaired:
             return []
         count = len(triggers_of(self.scores, self.selection))
         return [f"repair     all weights trained further to unlearn {count} recovered trigger(s)"]
@@ -157,12 +159,13 @@ def purify(
             model in its shape.
         recalibrate_norms: estimate BatchNorm statistics anew on the scoring images after
             silencing. It often gives accuracy back, and the backdoor with it (docs/ranking.md).
-        repair: "unlearn" trains the silenced model further on the scoring and selecting images, a
-            part of them stamped with the recovered triggers, so that what is left of the backdoor
-            is forgotten (Neural Cleanse's second mitigation, see `unlearn_triggers`). Silent
-            neurons stay silent (with "constant" the constant may change); all other weights change
-            a little. Where nothing was selected
-            nothing is trained. It needs labels, and a criterion or selector that recovers triggers.
+        repair: "unlearn" trains the silenced model further on the scoring images, a part of them
+            stamped with the recovered triggers, so that what is left of the backdoor is forgotten
+            (Neural Cleanse's second mitigation, see `unlearn_triggers`). Silent neurons stay
+            silent (with "constant" the constant may change); all other weights change a little.
+            Where nothing was selected nothing is trained, and a repair that costs more accuracy on
+            the selecting images than chance explains is undone (`Purified.undone` says so). It
+            needs labels, and a criterion or selector that recovers triggers.
         shares: of the clean images for scoring, selecting, and certifying the accuracy.
         seed: same seed, same machine, same result.
         progress: bars on a terminal.
@@ -218,24 +221,26 @@ def purify(
             )
         selection = chooser(scores, held_out)
         clock.lap("selecting")
-        product = copy.deepcopy(model)
+        product, undone = copy.deepcopy(model), ""
         silence_(product, selection, silencing=silencing)
         _check_same(product, own, selection, certifying, silencing)
         if recalibrate_norms and len(selection):
             where = like(product)
             recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
         if repair != "none" and len(selection):
-            product = unlearn_triggers(
+            product, undone = repaired(
                 product,
-                scoring.joined(selecting),
+                scoring,
+                selecting,
                 triggers_of(scores, selection),
                 selection=selection,
                 silencing=silencing,
                 seed=seed,
                 progress=progress,
             )
-            assert held_out is not None  # a repair needs labels
-            selection = chooser.review(selection, product, held_out)
+            if not undone:
+                assert held_out is not None  # a repair needs labels
+                selection = chooser.review(selection, product, held_out)
             clock.lap("repairing")
         report = None
         if removal != "none" and len(selection):
@@ -257,6 +262,7 @@ def purify(
         given,
         proxies,
         clock.laps,
+        undone=undone,
     )
 
 
@@ -281,6 +287,25 @@ def _check_repair(repair: Repair, criterion: Criterion, selector: Selector) -> N
             "repair='unlearn' needs a recovered trigger; take a criterion that recovers one "
             "('tac', 'cnp') or a selector that does ('trigger', 'auto')"
         )
+
+
+def repaired(
+    silenced: nn.Module,
+    scoring: CleanData,
+    selecting: CleanData,
+    triggers: tuple[RecoveredTrigger, ...],
+    **settings: Any,
+) -> tuple[nn.Module, str]:
+    """The silenced model after a repair, or unchanged, and then why.
+
+    Trained on one part of the labelled images and judged on the other: undone if the 95 % interval
+    of the paired drop lies above zero. `settings` are those of `unlearn_triggers`.
+    """
+    trained = unlearn_triggers(silenced, scoring, triggers, **settings)
+    cost = PairedAccuracy.of(silenced, trained, selecting)
+    if cost is not None and cost.interval[0] > 0:
+        return silenced, f"it would have cost accuracy, {cost}"
+    return trained, ""
 
 
 def triggers_of(scores: ChannelScores, selection: Selection) -> tuple[RecoveredTrigger, ...]:

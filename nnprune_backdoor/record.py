@@ -153,3 +153,9 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
     # where model and images came from, as plain data and as the caller says: `purify` cannot know
     source: dict[str, Any] = field(default_factory=dict)
+    undone: str = ""  # why a repair that was asked for was not kept
+
+    @property
+    def repaired(self) -> bool:
+        """Whether weights were trained further; nothing is where no neuron was selected."""
+        return self.given.repair != "none" and len(self.selection) > 0 and not self.undone

@@ -141,7 +141,7 @@ def record_of(
         "versions": report["versions"],
         "seconds": report["seconds"],
         "source": report["source"],
-        "repair": report["given"]["repair"],  # not none: all weights were trained further
+        "repair": purified.given.repair if purified.repaired else "none",  # what was done
     }
     assert entries.keys() == _ENTRIES.keys() | _LATER.keys()
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}

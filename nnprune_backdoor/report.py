@@ -293,7 +293,9 @@ def _limits(record: Record) -> list[str]:
             "BatchNorm statistics were estimated anew, which often brings a backdoor back along "
             "with accuracy."
         )
-    if record.given.repair == "unlearn" and len(record.selection):
+    if record.undone:
+        said.append(f"A repair was asked for and undone: {record.undone}.")
+    if record.repaired:
         said.append(
             "All weights were trained further so that the recovered triggers do nothing. A proxy "
             "success of nearly zero is what that training asked for; it says less about the "

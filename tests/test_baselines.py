@@ -512,7 +512,7 @@ X, Y = noise_images(10), torch.arange(10)
     [
         (CleanData(X), {}, DataError, "labelled"),
         (CleanData(X[:1], Y[:1]), {}, DataError, "all clean images have label 0"),
-        (CleanData(X, Y), {"epochs": -1}, DataError, "got -1, 0.01, 64 and 0"),
+        (CleanData(X, Y), {"epochs": -1}, DataError, "got -1, 0.01, 64, 0 and"),
         (CleanData(X, Y), {"lr": 0.0}, DataError, "lr > 0"),
         (CleanData(X, Y), {"batch_size": 1}, DataError, "batch_size >= 2"),
         (CleanData(X, Y), {"shift": -1}, DataError, "shift >= 0"),

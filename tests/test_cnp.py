@@ -330,7 +330,7 @@ def test_the_rate_falls_where_recovery_stalls(net: nn.Module, clean: CleanData) 
 
 def test_the_response_is_the_mean_gradient_at_one(net: nn.Module, clean: CleanData) -> None:
     views, criterion = views_of(net, clean.images), replace(QUICK, rounds=2)
-    got = criterion.pull(views, clean, generator(3), False)
+    got = criterion.pull(views, clean, generator(3))
     draws, expected = generator(3), torch.zeros_like(got)
     for _ in range(2):
         for batch in clean.batches(16, draws):
@@ -414,7 +414,8 @@ def test_the_trigger_neuron_comes_first(candidates: int | None, colours: int) ->
     """Two classes and greyscale too."""
     torch.manual_seed(0)
     model, images = Handmade(colours, target=1).eval(), pictures(colours)
-    scores = CNP(candidates=candidates, **TAC_QUICK)(model, CleanData(images.images))
+    # in greyscale the pull is faint beside what noise starts from
+    scores = CNP(candidates=candidates, rounds=3, **TAC_QUICK)(model, CleanData(images.images))
     assert scores.details["target"] == 1
     assert scores.ranking()[0] == ("conv", TRIGGER)
     assert ("noise_increase" in scores.details) == (candidates is not None)

@@ -403,10 +403,10 @@ def test_the_response_is_the_objective_s_pull_over_the_clean_stiffness(
     )
     got = criterion(net, clean).flat
     draws = generator()
+    stiffness = sensitivity(net, clean, sites, draws, probe_size=8)
     (batch,) = clean.batches(64, draws)
     pull = loss_gradient(MaskedModel(net, sites), batch)
     pull = pull + criterion.penalty * magnitudes(net, sites)
-    stiffness = sensitivity(net, clean, sites, draws, probe_size=8)
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-3)
 
 

@@ -246,23 +246,21 @@ def backdoored() -> nn.Module:
     return Drill().train(photo_patches())
 
 
-# Another number of threads adds in another order and trains another network: with the default
-# budget of two points rnp's ASR was .10, .19 and .32 in three such runs. Hence twice the budget
-# and bounds that leave room for a fourth machine. tac's was below .06 on ten networks.
+# Another number of threads adds in another order and trains another network; on the five of
+# docs/demo_seeds.md ASR was 1 to 4 %.
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("method", "budget", "asr"), [("rnp", 0.04, 0.5), ("tac", 0.02, 0.2)])
-def test_end_to_end_on_real_photographs(
-    backdoored: nn.Module, method: str, budget: float, asr: float
-) -> None:
-    """A timm ResNet with a planted trigger: the attack goes, most of the clean accuracy stays."""
-    chooser = AccuracyBudget(max_drop=budget)
-    outcome = run_drill(Drill(), method=method, selector=chooser, trained=backdoored)
+@pytest.mark.parametrize("method", ["rnp", "tac"])
+def test_end_to_end_on_real_photographs(backdoored: nn.Module, method: str) -> None:
+    """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays."""
+    outcome = run_drill(
+        Drill(), method=method, selector="trigger", repair="unlearn", trained=backdoored
+    )
     before, after = outcome.before, outcome.after
     assert before.attack.asr.value >= 0.95
     assert before.acc.value >= 0.9
-    assert after.attack.asr.value <= asr
-    assert after.attack.ra.value >= 0.4
-    assert after.acc.value >= before.acc.value - 0.1
+    assert after.attack.asr.value <= 0.15
+    assert after.attack.ra.value >= 0.7
+    assert after.acc.value >= before.acc.value - 0.03
     removal = outcome.purified.removal
     assert removal is not None
     assert removal.after.parameters < removal.before.parameters

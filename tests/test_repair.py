@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from nnprune_backdoor import (
     find_sites,
     fine_tune,
     purify,
+    read_record,
+    save_purified,
 )
 from nnprune_backdoor.attacks import train_classifier
 from nnprune_backdoor.evaluation import predict
@@ -109,8 +112,9 @@ def test_purify_repairs_what_it_has_pruned(
     method = TAC(target=1, steps=120)
     done = purify(backdoored, clean, method, selector=SELECTOR, repair="unlearn", progress=False)
     assert_same_state(before, state_of(backdoored))
+    assert done.repaired
     assert len(done.selection) > 0
-    assert attacked(done.model, clean, patch) < 0.5
+    assert attacked(done.model, clean, patch) < 0.3
     assert "repairing" in done.seconds
     assert "unlearn 3 recovered trigger(s)" in done.summary()  # of criterion and selector
     report = done.to_dict()
@@ -123,6 +127,28 @@ def test_purify_repairs_what_it_has_pruned(
     assert done.removal is not None
     assert done.removal.drift <= 1e-4
     assert all(p.requires_grad for p in done.model.parameters())
+
+
+def test_a_repair_that_ruins_the_network_is_undone(
+    backdoored: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def ruin(model: nn.Module, *_: object, **__: object) -> nn.Module:
+        ruined = copy.deepcopy(model)
+        ruined[-1].weight.data.neg_()  # type: ignore[index,union-attr,operator]
+        return ruined
+
+    monkeypatch.setattr("nnprune_backdoor.purify.unlearn_triggers", ruin)
+    asked = {"selector": LowestCount(3), "progress": False}
+    method = TAC(target=1, steps=30, min_success=0.0)
+    done = purify(backdoored, clean, method, repair="unlearn", **asked)
+    plain = purify(backdoored, clean, method, repair="none", **asked)
+    assert not done.repaired
+    assert "would have cost accuracy" in done.undone
+    assert f"undone: {done.undone}" in done.summary()
+    assert any("undone" in limit for limit in done.to_dict()["limits"])
+    assert_same_state(state_of(plain.model), state_of(done.model))
+    save_purified(done, tmp_path / "out")
+    assert read_record(tmp_path / "out")["repair"] == "none"
 
 
 def test_where_nothing_goes_nothing_is_trained(backdoored: nn.Module, clean: CleanData) -> None:

@@ -714,13 +714,13 @@ def test_anp_responds_to_the_pull_under_noise(
     criterion = ANP(rounds=2, batch_size=32, damping=0.05, probe_size=8)
     got = criterion.respond(MaskedModel(net, sites), clean, generator(4), False)
     masked, draws = MaskedModel(net, sites), generator(4)
+    stiffness = sensitivity(net.eval(), clean, sites, draws, probe_size=8)
     use_statistics_(net, "batch")
     pull = torch.zeros_like(masked.masks)
     for _ in range(2):
         for batch in clean.batches(32, draws):
             noise = criterion.adversarial_noise(masked, batch, draws)
             pull += loss_gradient(masked, batch, **noise) / 4  # of four batches alike
-    stiffness = sensitivity(net.eval(), clean, sites, draws, probe_size=8)
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-3)
 
 
@@ -729,11 +729,12 @@ def test_rnp_responds_to_the_unlearned_network_against_the_original(
 ) -> None:
     criterion = RNP(batch_size=64, damping=0.05, probe_size=8)
     unlearned, _ = unlearn(net, clean, unlearn_lr=0.1, unlearn_epochs=8)
-    got = criterion.respond(net, unlearned, clean, sites, generator(4))
     draws = generator(4)
-    for batch in clean.batches(64, draws):
-        pull = loss_gradient(MaskedModel(unlearned, sites), batch)
     stiffness = sensitivity(net, clean, sites, draws, probe_size=8)
+    masked = MaskedModel(unlearned, sites)
+    got = criterion.respond(masked, stiffness, clean, draws, False)
+    (batch,) = clean.batches(64, generator())  # one batch: its order does not matter
+    pull = loss_gradient(MaskedModel(unlearned, sites), batch)
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-4)
     assert got.min() < 0.99
 
