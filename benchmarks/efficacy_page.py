@@ -26,6 +26,14 @@ Rates = dict[str, float]
 NEAR_ASR, NEAR_ACC = 0.10, 0.02  # how near a method must come to the informed reference
 SOLVED = 0.2  # ASR
 REPAIRED = "trigger, repaired"
+# the networks on which the settings of the repair were found (docs/repair.md)
+REPAIR_FOUND_ON = {
+    f"{name}-short-0"
+    for name in (
+        *("mobilenet-badnets", "vit-badnets", "mobilenet-blended", "repvgg-blended"),
+        *("convnext-badnets", "convnext-lowfreq", "convnext-benign", "resnet-blended"),
+    )
+}
 SELECTORS = (
     "accuracy",
     "trigger",
@@ -172,6 +180,26 @@ def brief(rows: list[Row]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def unseen(rows: list[Row]) -> list[str]:
+    """As `brief`, without the networks on which the settings of the repair were found."""
+    return brief([row for row in rows if row["name"] not in REPAIR_FOUND_ON])
+
+
+def each(rows: list[Row]) -> list[str]:
+    """ACC, ASR and RA of each network before and after pruning, and after the repair."""
+    lines = ["| network | method | before | pruned | repaired |", "|---|---|---|---|---|"]
+    for row in rows:
+        repaired = row.get("selections", {}).get(REPAIRED)
+        if repaired is None or "asr" not in repaired:
+            continue
+        stages = (row["before"], row["selections"]["trigger"], repaired)
+        cells = [", ".join(percent(one[key]) for key in ("acc", "asr", "ra")) for one in stages]
+        note = " (undone)" if repaired.get("undone") else ""
+        star = " *" if row["name"] in REPAIR_FOUND_ON else ""
+        lines.append(f"| {row['name']}{star} | {row['method']} | {' | '.join(cells)}{note} |")
+    return [*lines, "", "*: the settings of the repair were found on this one."]
 
 
 def by(rows: Iterable[Row], key: str) -> dict[Any, list[Row]]:
@@ -341,6 +369,8 @@ def page(rows: list[Row], records: dict[str, Row], finding: str) -> str:
     sets = sorted({(row["images"], row["clean_seed"]) for row in rows})
     parts: list[tuple[str, Callable[[], list[str]]]] = [
         ("How often it works, default selector", lambda: works(poisoned)),
+        ("Where the repair's settings were not found", lambda: unseen(poisoned)),
+        ("Each network, repaired", lambda: each(poisoned)),
         ("Every method, every selector", lambda: table(poisoned)),
         ("Against the informed reference", lambda: near(poisoned)),
         ("Networks that no ranking solves", lambda: unsolved(poisoned)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from .inversion import RecoveredTrigger
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .pages import to_html, to_markdown
-from .progress import progress_bar
+from .progress import Clock, progress_bar
 from .recipe import Recipe
 from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal, Repair
 from .removal import TOLERANCE, compact
@@ -183,7 +182,7 @@ def purify(
     if removal not in ("exact", "group", "none"):
         raise DataError(f"expected removal 'exact', 'group' or 'none', got {removal!r}")
     _check_repair(repair, criterion, chooser)
-    clock = _Clock()
+    clock = Clock()
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
         own = private_copy(model)
@@ -336,16 +335,3 @@ def _check_same(
             f"the silenced weights do not compute what the masks do (relative drift {drift:.1e}); "
             "weights that are shared between layers, or computed from others, can cause this"
         )
-
-
-class _Clock:
-    """Wall seconds between laps."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = now - self._last
-        self._last = now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +17,13 @@ from .exposure import Unlearning, expose
 from .guard import private_copy, private_randomness
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence, predict_labels
 from .masking import MaskedModel, Silencing
-from .progress import progress_bar
+from .progress import Clock, progress_bar
 from .restoration import Restoration, Restored
 from .scores import Site
 from .sites import find_sites
 from .universal import UniversalPerturbation
+
+_BATCH = 128  # images a pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Scan:
             classes = data.check_against(own)
             sites = find_sites(own, data.images[:2].to(**like(own)))
             found: dict[str, dict[int, float]] = {}
-            clock = _Clock()
+            clock = Clock()
             given: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
             perturbations = self.universal.recover(own, data, labels, **given)
             found["universal"] = {p.target: p.success for p in perturbations}
@@ -222,19 +223,3 @@ def scan(
         seed=seed,
         progress=progress,
     )
-
-
-class _Clock:
-    """Wall seconds between laps."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = now - self._last
-        self._last = now
-
-
-_BATCH = 128  # images a pass
