@@ -89,6 +89,7 @@ MORE: dict[str, dict[str, Selector]] = {
     "clp": {"published": BelowThreshold(-3)},
     "bnp": {"published": BelowThreshold(-3)},
     "rnp paper": {"published": BelowThreshold(0.25)},
+    "random": {"trigger": TriggerGone()},  # what a repair does where the ranking is chance
     "tac": {"trigger": TriggerGone()},
     "cnp": {"trigger": TriggerGone()},
 }
