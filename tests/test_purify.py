@@ -243,7 +243,7 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def backdoored() -> nn.Module:
-    return Drill().train(photo_patches())
+    return Drill(width=0.25).train(photo_patches())
 
 
 # Another number of threads adds in another order and trains another network; on the five of
@@ -253,7 +253,7 @@ def backdoored() -> nn.Module:
 def test_end_to_end_on_real_photographs(backdoored: nn.Module, method: str) -> None:
     """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays."""
     outcome = run_drill(
-        Drill(), method=method, selector="trigger", repair="unlearn", trained=backdoored
+        Drill(width=0.25), method=method, selector="trigger", repair="unlearn", trained=backdoored
     )
     before, after = outcome.before, outcome.after
     assert before.attack.asr.value >= 0.95
