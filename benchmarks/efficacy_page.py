@@ -368,7 +368,7 @@ def page(rows: list[Row], records: dict[str, Row], finding: str) -> str:
     innocent = [row for row in rows if row["attack"] is None]
     sets = sorted({(row["images"], row["clean_seed"]) for row in rows})
     parts: list[tuple[str, Callable[[], list[str]]]] = [
-        ("How often it works, default selector", lambda: works(poisoned)),
+        ("How often it works, by default and repaired", lambda: works(poisoned)),
         ("Where the repair's settings were not found", lambda: unseen(poisoned)),
         ("Each network, repaired", lambda: each(poisoned)),
         ("Every method, every selector", lambda: table(poisoned)),

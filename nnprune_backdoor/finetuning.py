@@ -27,6 +27,7 @@ from .scores import Selection
 
 Optimiser = Literal["sgd", "adamw"]
 
+# ours, see docs/repair.md; Neural Cleanse trains one epoch on a tenth of the training images
 REPAIR: dict[str, Any] = {
     "epochs": 20,
     "lr": 3e-4,
@@ -91,7 +92,8 @@ def fine_tune(
             "expected epochs >= 0, lr > 0, batch_size >= 2, shift >= 0 and stamped in [0, 1], got "
             f"{epochs}, {lr:g}, {batch_size}, {shift} and {stamped:g}"
         )
-    if optimiser not in ("sgd", "adamw") or (largest_gradient or 1) <= 0:
+    norm = 1.0 if largest_gradient is None else largest_gradient
+    if optimiser not in ("sgd", "adamw") or not norm > 0:
         raise DataError(
             "expected optimiser 'sgd' or 'adamw' and largest_gradient > 0, got "
             f"{optimiser!r} and {largest_gradient}"

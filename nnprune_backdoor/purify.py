@@ -298,7 +298,8 @@ def repaired(
     """The silenced model after a repair, or unchanged, and then why.
 
     Trained on one part of the labelled images and judged on the other: undone if the 95 % interval
-    of the paired drop lies above zero. `settings` are those of `unlearn_triggers`.
+    of the paired drop lies above zero. `settings` are those of `unlearn_triggers`, and so are the
+    errors.
     """
     trained = unlearn_triggers(silenced, scoring, triggers, **settings)
     cost = PairedAccuracy.of(silenced, trained, selecting)

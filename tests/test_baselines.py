@@ -514,6 +514,8 @@ X, Y = noise_images(10), torch.arange(10)
         (CleanData(X[:1], Y[:1]), {}, DataError, "all clean images have label 0"),
         (CleanData(X, Y), {"epochs": -1}, DataError, "got -1, 0.01, 64, 0 and"),
         (CleanData(X, Y), {"lr": 0.0}, DataError, "lr > 0"),
+        (CleanData(X, Y), {"optimiser": "adam"}, DataError, "'sgd' or 'adamw'.*'adam' and None"),
+        (CleanData(X, Y), {"largest_gradient": 0.0}, DataError, "largest_gradient > 0.*and 0.0"),
         (CleanData(X, Y), {"batch_size": 1}, DataError, "batch_size >= 2"),
         (CleanData(X, Y), {"shift": -1}, DataError, "shift >= 0"),
         (CleanData(X, Y), {"silencing": "zeros"}, DataError, "got 'zeros' and 'batch'"),

@@ -246,8 +246,8 @@ def backdoored() -> nn.Module:
     return Drill(width=0.25).train(photo_patches())
 
 
-# Another number of threads adds in another order and trains another network; on the five of
-# docs/demo_seeds.md ASR was 1 to 4 %.
+# Another number of threads adds in another order and trains another network; on the five, twice as
+# wide, of docs/demo_seeds.md ASR was below 2 %, RA above 95 %.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", ["rnp", "tac"])
 def test_end_to_end_on_real_photographs(backdoored: nn.Module, method: str) -> None:
