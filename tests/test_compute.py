@@ -250,6 +250,5 @@ def test_two_processes_find_the_scores_of_one(
         # ANP's noise follows the sign of gradients, which rounding turns where they are tiny
         near = 1e-2 if name == "anp" else 1e-4
         torch.testing.assert_close(first[name], alone, rtol=1e-3, atol=near)
-        assert rank_correlation(first[name], alone) > 0.999, name
     alone = QUICK["anp masks"](*exact).flat
     torch.testing.assert_close(first["parts"], alone, rtol=1e-3, atol=1e-3)
