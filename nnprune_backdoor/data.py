@@ -228,6 +228,11 @@ def like(model: nn.Module) -> dict[str, Any]:
     return {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """In single precision at least: losses of half precision lose what gradients live by."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise UnsupportedModelError for a compiled or data-parallel model; it names the plain one."""
     for attribute, wrapper in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .compute import mean_gradients
-from .data import CleanData, like
+from .data import CleanData, like, wide
 from .errors import ScoringError
 from .guard import private_copy, private_randomness
 from .inversion import predict_labels
@@ -216,7 +216,7 @@ def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
     weights, where = list(model.parameters()), like(model)
 
     def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
-        logits = model(part.images.to(**where)).float()
+        logits = wide(model(part.images.to(**where)))
         loss = F.cross_entropy(logits, part.targets.to(where["device"]))
         return torch.autograd.grad(-loss, weights), logits.detach().cpu()
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import CleanData, like
+from .data import CleanData, like, wide
 from .errors import DataError, ScoringError, UnsupportedModelError
 from .guard import private_copy, private_randomness
-from .inversion import RecoveredTrigger
+from .inversion import Inversion, RecoveredTrigger
 from .masking import Silencing, silence_
 from .norms import Statistics, use_statistics_
 from .progress import progress_bar
@@ -126,7 +126,7 @@ def fine_tune(
                 for batch in data.batches(batch_size, generator, shift=shift):
                     images = _stamp(batch.images, triggers, stamped, generator)
                     logits = tuned(images.to(**where))
-                    loss = F.cross_entropy(logits.float(), batch.targets.to(where["device"]))
+                    loss = F.cross_entropy(wide(logits), batch.targets.to(where["device"]))
                     if not torch.isfinite(loss):
                         raise ScoringError(
                             f"fine-tuning diverged (loss {loss.item()}); take a smaller lr"
@@ -156,33 +156,53 @@ def unlearn_triggers(
     *,
     selection: Selection | None = None,
     silencing: Silencing = "zero",
+    search: Inversion | None = None,
+    stamped: float = 0.2,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
     """`fine_tune` so that recovered triggers do nothing, and little else changes.
 
-    Short, a fifth of each batch stamped. BatchNorm's statistics stay as they are, since estimating
-    them anew brings backdoors back (docs/ranking.md). AdamW with gradients of limited norm, since
-    SGD at a rate that is gentle to a ResNet ruined ConvNeXts. What came out, and how the settings
-    were found: docs/repair.md.
+    Short, a fifth of each batch stamped. BatchNorm's statistics stay as they are, since
+    estimating them anew brings backdoors back (docs/ranking.md). AdamW with gradients of limited
+    norm, since SGD at a rate that is gentle to a ResNet ruined ConvNeXts. What came out, and how
+    the settings were found: docs/repair.md.
+
+    Args:
+        triggers: of one label, that of the first.
+        search: how one more is recovered for that label in the silenced network, on the same
+            images; None: none is, and so does `purify`. Triggers that were recovered before may
+            do nothing in it while the attacker's works by other neurons (docs/repair.md).
+        stamped: share of each batch that one of the triggers is stamped on.
 
     Raises:
         DataError, UnsupportedModelError, ScoringError: as `fine_tune`; also without a trigger.
     """
     if not triggers:
         raise ScoringError("no trigger was recovered, so there is none to unlearn")
-    dtype = like(model)["dtype"]
+    with private_randomness(seed):  # a loader may shuffle
+        data = CleanData.collect(clean)
+    more: Sequence[RecoveredTrigger] = ()
+    if search is not None:
+        silenced = private_copy(model).float()
+        if selection is not None:
+            _check_fits(silenced, selection)
+            silence_(silenced, selection, silencing=silencing)
+        label, images = triggers[0].target, CleanData(data.images.float())
+        # other beginnings than those of criteria (seed) and selectors (a few more)
+        more = search.recover(silenced, images, [label], seed=seed + 5, progress=progress)
     tuned = fine_tune(
         copy.deepcopy(model).float(),  # small steps are lost in half precision
-        clean,
+        data,
         **REPAIR,
         selection=selection,
         silencing=silencing,
-        triggers=triggers,
+        triggers=(*triggers, *more),
+        stamped=stamped,
         seed=seed,
         progress=progress,
     )
-    return tuned.to(dtype)
+    return tuned.to(like(model)["dtype"])
 
 
 def _stamp(

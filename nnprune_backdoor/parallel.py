@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .data import wide
 from .errors import DataError
 
 
@@ -96,11 +97,11 @@ def _batch_norm(  # noqa: PLR0917 - the signature of F.batch_norm
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     axes = [axis for axis in range(x.ndim) if axis != 1]
     shape = (1, -1, *(1,) * (x.ndim - 2))
-    wide = x if x.dtype == torch.float64 else x.float()
+    values = wide(x)
     number = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
     dist.all_reduce(number)
-    mean = _Sum.apply(wide.sum(axes), len(x)) / number
-    centred = wide - mean.reshape(shape)
+    mean = _Sum.apply(values.sum(axes), len(x)) / number
+    centred = values - mean.reshape(shape)
     variance = _Sum.apply(centred.square().sum(axes), len(x)) / number
     if running_mean is not None and running_var is not None:
         with torch.no_grad():

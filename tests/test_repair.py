@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from nnprune_backdoor import (
     purify,
     read_record,
     save_purified,
+    unlearn_triggers,
 )
 from nnprune_backdoor.attacks import train_classifier
 from nnprune_backdoor.evaluation import predict
@@ -103,6 +105,30 @@ def test_a_trigger_is_unlearned_and_silent_neurons_stay_silent(
         assert layer.bias[channels].abs().sum() == 0
     for name in ("1.running_mean", "4.running_var"):
         assert torch.equal(tuned.state_dict()[name], before[name])
+    assert_same_state(before, state_of(backdoored))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_a_trigger_of_the_silenced_network_is_unlearned_too(
+    backdoored: nn.Module,
+    clean: CleanData,
+    patch: RecoveredTrigger,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was recovered before may do nothing any more, while the attacker's trigger does."""
+    monkeypatch.setitem(REPAIR, "lr", 0.01)
+    before, generator = state_of(backdoored), torch.get_rng_state()
+    spent = dataclasses.replace(patch, mask=torch.zeros_like(patch.mask))
+    fit, unseen = clean.take(torch.arange(160)), clean.take(torch.arange(160, 240))
+
+    def left(search: Inversion | None) -> float:
+        tuned = unlearn_triggers(
+            backdoored, fit, [spent], search=search, stamped=0.4, progress=False
+        )
+        return attacked(tuned, unseen, patch)
+
+    alone, renewed = left(None), left(QUICK)
+    assert renewed < alone - 0.15, (alone, renewed)
     assert_same_state(before, state_of(backdoored))
     assert torch.equal(generator, torch.get_rng_state())
 

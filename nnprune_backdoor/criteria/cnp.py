@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute import mean_gradients
-from ..data import CleanData, like
+from ..data import CleanData, like, wide
 from ..errors import DataError, ScoringError
 from ..inversion import PixelRange, RecoveredTrigger, check_labels, predict_labels
 from ..masking import MaskedModel
@@ -397,7 +397,7 @@ class _Views:
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(inputs[0].flatten(1).float())
+            seen.append(wide(inputs[0].flatten(1)))
 
         with contextlib.ExitStack() as hooks:
             for head in self._heads:

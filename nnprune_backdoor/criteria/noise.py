@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..compute import mean_gradients
-from ..data import CleanData
+from ..data import CleanData, wide
 from ..masking import MaskedModel
 
 
@@ -42,7 +42,7 @@ def adversarial_noise(
 
     def passes(some: CleanData) -> tuple[tuple[Tensor, ...], None]:
         logits = masked(some.images, weight_noise=noise[0], bias_noise=noise[1])
-        return torch.autograd.grad(F.cross_entropy(logits.float(), some.targets), noise), None
+        return torch.autograd.grad(F.cross_entropy(wide(logits), some.targets), noise), None
 
     with masked.frozen_masks():
         for _ in range(steps):

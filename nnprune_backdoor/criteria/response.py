@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compute import mean_gradients
-from ..data import CleanData, like
+from ..data import CleanData, like, wide
 from ..errors import DataError
 from ..masking import MaskedModel
 from ..progress import progress_bar
@@ -49,7 +49,7 @@ def clean_loss(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor
     """Mean cross-entropy of a batch at the present masks, differentiable in them."""
     where = like(masked.model)
     logits = masked(batch.images.to(**where), **noise)
-    return F.cross_entropy(logits.float(), batch.targets.to(where["device"]))
+    return F.cross_entropy(wide(logits), batch.targets.to(where["device"]))
 
 
 def loss_gradient(
