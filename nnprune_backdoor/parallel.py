@@ -2,7 +2,8 @@
 
 Every process holds the same model and the same clean data and draws the same random numbers; it
 runs its share of the images. BatchNorm in batch-statistics mode takes the mean and variance of the
-whole batch, so that the result is that of one process up to rounding.
+whole batch, so that the result is that of one process up to rounding. Rounding shows where noise
+follows the sign of a gradient that is nothing else (docs/speed.md).
 """
 
 from __future__ import annotations
