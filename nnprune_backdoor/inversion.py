@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import CleanData, like
+from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
 from .guard import private_randomness
 from .progress import progress_bar
@@ -216,7 +216,7 @@ class Inversion:
             counts = (already[chosen.to(device)] != targets[:, None]).float()  # (K, B)
             mask, pattern = _mask_and_pattern(logits, low, high)
             stamped = (1 - mask)[:, None] * images + (mask * pattern)[:, None]
-            output = model(stamped.flatten(0, 1).to(images.dtype)).float()
+            output = wide(model(stamped.flatten(0, 1).to(images.dtype)))
             wanted = targets.repeat_interleave(len(images))
             losses = F.cross_entropy(output, wanted, reduction="none").view(count, -1)
             loss = (losses * counts).sum(1) / counts.sum(1).clamp_min(1)

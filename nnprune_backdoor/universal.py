@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import CleanData, like
+from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
 from .guard import private_randomness
 from .inversion import PixelRange, check_labels, evaluating, predict_labels
@@ -142,7 +142,7 @@ class UniversalPerturbation:
             images = fit.images[chosen].to(**where)
             shares.requires_grad_(True)
             added = images + (shares.to(images) * (high - low))[:, None]
-            logits = model(added.clamp(low, high).flatten(0, 1)).float()
+            logits = wide(model(added.clamp(low, high).flatten(0, 1)))
             loss = F.cross_entropy(logits, targets, reduction="sum")
             if not torch.isfinite(loss):
                 raise ScoringError(

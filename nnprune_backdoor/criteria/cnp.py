@@ -218,7 +218,7 @@ class CNP(TriggerCriterion):
             for images in draws:
                 mask, pattern = unit[:1], low + (high - low) * unit[1:]
                 stamped = (1 - mask) * images.to(where["device"]) + mask * pattern
-                logits = model(stamped.to(where["dtype"])).float()
+                logits = wide(model(stamped.to(where["dtype"])))
                 labels = torch.full((len(images),), target, device=logits.device)
                 loss = F.cross_entropy(logits, labels) + penalty * mask.sum()
                 _check_finite(loss, "trigger recovery")
