@@ -53,10 +53,10 @@ from nnprune_backdoor.criteria.response import loss_gradient, response_scores, s
 from nnprune_backdoor.criteria.tac import activation_change
 from nnprune_backdoor.demo import normalise
 from nnprune_backdoor.evaluation import predict, wanted_labels
-from nnprune_backdoor.finetuning import REPAIR, fine_tune
+from nnprune_backdoor.finetuning import fine_tune
 from nnprune_backdoor.guard import private_randomness
 from nnprune_backdoor.masking import MaskedModel, silence_
-from nnprune_backdoor.purify import repaired, triggers_of
+from nnprune_backdoor.repair import REPAIR, repaired, triggers_of
 from nnprune_backdoor.scores import Site
 from nnprune_backdoor.selection import HeldOut, prefix
 

@@ -34,7 +34,7 @@ from .errors import (
 )
 from .evidence import Evidence
 from .exposure import Exposed, Unlearning, expose
-from .finetuning import fine_tune, unlearn_triggers
+from .finetuning import fine_tune
 from .images import FolderImages, read_images
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
@@ -45,6 +45,7 @@ from .recipe import Cut, Recipe
 from .record import Given, PairedAccuracy, ProxySuccess
 from .record_file import read_record, read_report
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
+from .repair import unlearn_triggers
 from .report import Report
 from .restoration import Restoration, Restored
 from .saving import load_purified, save_purified

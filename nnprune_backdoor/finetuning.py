@@ -8,7 +8,6 @@ et al., "Neural Cleanse", IEEE S&P 2019: the network unlearns what the trigger d
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -19,22 +18,13 @@ from torch import Tensor, nn
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError, UnsupportedModelError
 from .guard import private_copy, private_randomness
-from .inversion import Inversion, RecoveredTrigger
+from .inversion import RecoveredTrigger
 from .masking import Silencing, silence_
 from .norms import Statistics, use_statistics_
 from .progress import progress_bar
 from .scores import Selection
 
 Optimiser = Literal["sgd", "adamw"]
-
-# ours, see docs/repair.md; Neural Cleanse trains one epoch on a tenth of the training images
-REPAIR: dict[str, Any] = {
-    "epochs": 20,
-    "lr": 3e-4,
-    "optimiser": "adamw",
-    "largest_gradient": 1.0,
-    "statistics": "running",
-}
 
 
 def fine_tune(
@@ -109,7 +99,7 @@ def fine_tune(
         tuned = private_copy(model)
         data.check_against(tuned)
         silent = Selection((), ()) if selection is None else selection
-        _check_fits(tuned, silent)
+        check_fits(tuned, silent)
         silence_(tuned, silent, silencing=silencing)
         use_statistics_(tuned.requires_grad_(True), statistics)
         generator = torch.Generator().manual_seed(seed)
@@ -149,62 +139,6 @@ def fine_tune(
     return tuned
 
 
-def unlearn_triggers(
-    model: nn.Module,
-    clean: CleanData | Iterable[Any],
-    triggers: Sequence[RecoveredTrigger],
-    *,
-    selection: Selection | None = None,
-    silencing: Silencing = "zero",
-    search: Inversion | None = None,
-    stamped: float = 0.2,
-    seed: int = 0,
-    progress: bool = True,
-) -> nn.Module:
-    """`fine_tune` so that recovered triggers do nothing, and little else changes.
-
-    Short, a fifth of each batch stamped. BatchNorm's statistics stay as they are, since
-    estimating them anew brings backdoors back (docs/ranking.md). AdamW with gradients of limited
-    norm, since SGD at a rate that is gentle to a ResNet ruined ConvNeXts. What came out, and how
-    the settings were found: docs/repair.md.
-
-    Args:
-        triggers: of one label, that of the first.
-        search: how one more is recovered for that label in the silenced network, on the same
-            images; None: none is, and so does `purify`. Triggers that were recovered before may
-            do nothing in it while the attacker's works by other neurons (docs/repair.md).
-        stamped: share of each batch that one of the triggers is stamped on.
-
-    Raises:
-        DataError, UnsupportedModelError, ScoringError: as `fine_tune`; also without a trigger.
-    """
-    if not triggers:
-        raise ScoringError("no trigger was recovered, so there is none to unlearn")
-    with private_randomness(seed):  # a loader may shuffle
-        data = CleanData.collect(clean)
-    more: Sequence[RecoveredTrigger] = ()
-    if search is not None:
-        silenced = private_copy(model).float()
-        if selection is not None:
-            _check_fits(silenced, selection)
-            silence_(silenced, selection, silencing=silencing)
-        label, images = triggers[0].target, CleanData(data.images.float())
-        # other beginnings than those of criteria (seed) and selectors (a few more)
-        more = search.recover(silenced, images, [label], seed=seed + 5, progress=progress)
-    tuned = fine_tune(
-        copy.deepcopy(model).float(),  # small steps are lost in half precision
-        data,
-        **REPAIR,
-        selection=selection,
-        silencing=silencing,
-        triggers=(*triggers, *more),
-        stamped=stamped,
-        seed=seed,
-        progress=progress,
-    )
-    return tuned.to(like(model)["dtype"])
-
-
 def _stamp(
     images: Tensor, triggers: Sequence[RecoveredTrigger], share: float, generator: torch.Generator
 ) -> Tensor:
@@ -216,7 +150,8 @@ def _stamp(
     return torch.cat([trigger(images[:count]), images[count:]])
 
 
-def _check_fits(model: nn.Module, selection: Selection) -> None:
+def check_fits(model: nn.Module, selection: Selection) -> None:
+    """Raise UnsupportedModelError unless the model has the channels that the selection knows."""
     layers: dict[str, Any] = dict(model.named_modules())
     for site in selection.sites:
         weight = getattr(layers.get(site.name), "weight", None)

@@ -15,9 +15,7 @@ from .compute import Compute
 from .criteria import Criterion, create_criterion
 from .data import CleanData, like
 from .errors import DataError, PurifyError, UnsupportedModelError
-from .finetuning import unlearn_triggers
 from .guard import private_copy, private_randomness
-from .inversion import RecoveredTrigger
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .pages import to_html, to_markdown
@@ -25,8 +23,9 @@ from .progress import Clock, progress_bar
 from .recipe import Recipe
 from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal, Repair
 from .removal import TOLERANCE, compact
+from .repair import check_repair, repaired, triggers_of
 from .report import Report
-from .scores import ChannelScores, Selection
+from .scores import Selection
 from .selection import HeldOut, Selector, create_selector, even_parts
 from .sites import find_sites
 
@@ -181,7 +180,7 @@ def purify(
         raise DataError(f"expected silencing 'zero' or 'constant', got {silencing!r}")
     if removal not in ("exact", "group", "none"):
         raise DataError(f"expected removal 'exact', 'group' or 'none', got {removal!r}")
-    _check_repair(repair, criterion, chooser)
+    check_repair(repair, criterion, chooser)
     clock = Clock()
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
@@ -276,42 +275,6 @@ def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Crit
 
 def _selector(selector: str | Selector) -> Selector:
     return selector if isinstance(selector, Selector) else create_selector(selector)
-
-
-def _check_repair(repair: Repair, criterion: Criterion, selector: Selector) -> None:
-    if repair not in ("none", "unlearn"):
-        raise DataError(f"expected repair 'none' or 'unlearn', got {repair!r}")
-    if repair == "unlearn" and not (criterion.recovers_triggers or selector.recovers_triggers):
-        raise DataError(
-            "repair='unlearn' needs a recovered trigger; take a criterion that recovers one "
-            "('tac', 'cnp') or a selector that does ('trigger', 'auto')"
-        )
-
-
-def repaired(
-    silenced: nn.Module,
-    scoring: CleanData,
-    selecting: CleanData,
-    triggers: tuple[RecoveredTrigger, ...],
-    **settings: Any,
-) -> tuple[nn.Module, str]:
-    """The silenced model after a repair, or unchanged, and then why.
-
-    Trained on one part of the labelled images and judged on the other: undone if the 95 % interval
-    of the paired drop lies above zero. `settings` are those of `unlearn_triggers`, and so are the
-    errors.
-    """
-    trained = unlearn_triggers(silenced, scoring, triggers, **settings)
-    cost = PairedAccuracy.of(silenced, trained, selecting)
-    if cost is not None and cost.interval[0] > 0:
-        return silenced, f"it would have cost accuracy, {cost}"
-    return trained, ""
-
-
-def triggers_of(scores: ChannelScores, selection: Selection) -> tuple[RecoveredTrigger, ...]:
-    """The recovered triggers, of the selector's label where it and the criterion disagree."""
-    found = (*selection.triggers, *scores.triggers)
-    return tuple(trigger for trigger in found if trigger.target == found[0].target)
 
 
 def _check_same(
