@@ -114,7 +114,10 @@ class Purified(Record):
         if not self.repaired:
             return []
         count = len(triggers_of(self.scores, self.selection))
-        return [f"repair     all weights trained further to unlearn {count} recovered trigger(s)"]
+        return [
+            f"repair     all weights trained further to unlearn {count} recovered trigger(s), and "
+            "one recovered from the silenced network"
+        ]
 
     def _removal(self) -> list[str]:
         if self.removal is None:
@@ -158,7 +161,7 @@ def purify(
         recalibrate_norms: estimate BatchNorm statistics anew on the scoring images after
             silencing. It often gives accuracy back, and the backdoor with it (docs/ranking.md).
         repair: "unlearn" trains the silenced model further on the scoring images, a part of them
-            stamped with the recovered triggers, so that what is left of the backdoor is forgotten
+            stamped with recovered triggers, so that what is left of the backdoor is forgotten
             (Neural Cleanse's second mitigation, see `unlearn_triggers`). Silent neurons stay
             silent (with "constant" the constant may change); all other weights change a little.
             Where nothing was selected nothing is trained, and a repair that costs more accuracy on

@@ -32,6 +32,7 @@ REPAIR: dict[str, Any] = {
     "largest_gradient": 1.0,
     "statistics": "running",
 }
+SEARCH = Inversion()
 
 
 def unlearn_triggers(
@@ -41,14 +42,16 @@ def unlearn_triggers(
     *,
     selection: Selection | None = None,
     silencing: Silencing = "zero",
-    search: Inversion | None = None,
-    stamped: float = 0.2,
+    search: Inversion | None = SEARCH,
+    stamped: float = 0.4,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
     """`fine_tune` so that recovered triggers do nothing, and little else changes.
 
-    Short, a fifth of each batch stamped. BatchNorm's statistics stay as they are, since
+    Short, two fifths of each batch stamped with the given triggers or with one that is recovered
+    in the silenced network, where those that were recovered before may do nothing while the
+    attacker's works by other neurons. BatchNorm's statistics stay as they are, since
     estimating them anew brings backdoors back (docs/ranking.md). AdamW with gradients of limited
     norm, since SGD at a rate that is gentle to a ResNet ruined ConvNeXts. What came out, and how
     the settings were found: docs/repair.md.
@@ -56,8 +59,7 @@ def unlearn_triggers(
     Args:
         triggers: of one label, that of the first.
         search: how one more is recovered for that label in the silenced network, on the same
-            images; None: none is, as in `purify`. Triggers that were recovered before may
-            do nothing in it while the attacker's works by other neurons (docs/repair.md).
+            images; None: none is, as in Neural Cleanse.
         stamped: share of each batch that one of the triggers is stamped on (Neural Cleanse: 0.2).
 
     Raises:
