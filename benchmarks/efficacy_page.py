@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 from efficacy import INFORMED, TUNED, oracle
+from efficacy_links import SOLVED, links, place, three_seeds
 from matplotlib.figure import Figure
 from render import DOCS, RESULTS, fill, percent
 from zoo import TOOK
@@ -24,7 +25,6 @@ Row = dict[str, Any]
 Rates = dict[str, float]
 
 NEAR_ASR, NEAR_ACC = 0.10, 0.02  # how near a method must come to the informed reference
-SOLVED = 0.2  # ASR
 REPAIRED = "trigger, repaired"
 # the networks on which the settings of the repair were found (docs/repair.md)
 REPAIR_FOUND_ON = {
@@ -221,10 +221,6 @@ def reference(rows: list[Row]) -> dict[tuple[Any, ...], Rates]:
     return found
 
 
-def place(row: Row) -> tuple[Any, ...]:
-    return row["name"], row["images"], row["clean_seed"]
-
-
 def near(rows: list[Row]) -> list[str]:
     """How often a method comes near what the trigger itself would have told."""
     best = reference(rows)
@@ -373,7 +369,9 @@ def page(rows: list[Row], records: dict[str, Row], finding: str) -> str:
         ("Each network, repaired", lambda: each(poisoned)),
         ("Every method, every selector", lambda: table(poisoned)),
         ("Against the informed reference", lambda: near(poisoned)),
+        ("Which link broke", lambda: links(poisoned)),
         ("Networks that no ranking solves", lambda: unsolved(poisoned)),
+        ("Two architectures, two attacks, three seeds", lambda: three_seeds(poisoned)),
         ("Benign networks", lambda: benign(innocent)),
         ("CPU seconds of scoring", lambda: seconds(rows)),
         ("The zoo", lambda: zoo(records)),

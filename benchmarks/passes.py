@@ -27,7 +27,7 @@ from nnprune_backdoor import ANP, CNP, MNP, RNP, TAC, CleanData, Criterion, find
 
 WAYS = ("forward", "backward")
 NETWORK = "resnet-badnets-short-0"
-PARTS = 40  # the published CNP is run for one part of its steps, and for two; counts are linear
+PARTS = 40  # published mask training is run for one part of its steps and for two: it is linear
 # criterion, and images forward and backward by its publication
 CASES: dict[str, tuple[Criterion, str]] = {
     "RNP()": (RNP(), ""),
@@ -73,16 +73,11 @@ def row(name: str, model: nn.Module, clean: CleanData, images: Counter[str]) -> 
         return images.copy()
 
     found: dict[str, Any] = {"criterion": name, "published": published}
-    if isinstance(criterion, CNP) and criterion.ranking == "masks":
+    if name in ("ANP.paper()", "CNP.paper()"):
+        long = [key for key in ("steps", "mask_steps") if hasattr(criterion, key)]
         one, two = (
-            run(
-                replace(
-                    criterion,
-                    steps=parts * criterion.steps // PARTS,
-                    mask_steps=parts * criterion.mask_steps // PARTS,
-                )
-            )
-            for parts in (1, 2)
+            run(replace(criterion, **{key: k * getattr(criterion, key) // PARTS for key in long}))
+            for k in (1, 2)
         )
         found["estimated"] = True
         return found | {way: one[way] + (PARTS - 1) * (two[way] - one[way]) for way in WAYS}

@@ -43,13 +43,13 @@ def unlearn_triggers(
     selection: Selection | None = None,
     silencing: Silencing = "zero",
     search: Inversion | None = SEARCH,
-    stamped: float = 0.4,
+    stamped: float = 0.2,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
     """`fine_tune` so that recovered triggers do nothing, and little else changes.
 
-    Short, two fifths of each batch stamped with the given triggers or with one that is recovered
+    Short, a fifth of each batch stamped with the given triggers or with one that is recovered
     in the silenced network, where those that were recovered before may do nothing while the
     attacker's works by other neurons. BatchNorm's statistics stay as they are, since
     estimating them anew brings backdoors back (docs/ranking.md). AdamW with gradients of limited
@@ -60,7 +60,7 @@ def unlearn_triggers(
         triggers: of one label, that of the first.
         search: how one more is recovered for that label in the silenced network, on the same
             images; None: none is, as in Neural Cleanse.
-        stamped: share of each batch that one of the triggers is stamped on (Neural Cleanse: 0.2).
+        stamped: share of each batch that one of the triggers is stamped on (as Neural Cleanse).
 
     Raises:
         DataError, UnsupportedModelError, ScoringError: as `fine_tune`; also without a trigger.
