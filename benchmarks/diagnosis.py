@@ -1,14 +1,14 @@
 """What `scan` says of every network of the zoo, and how well it finds triggered images.
 
     python benchmarks/diagnosis.py --models DIR --out DIR2             # resumable, a JSON a network
-    python benchmarks/diagnosis.py --models DIR --out DIR2 --auto      # purifies by selector "auto"
     python benchmarks/diagnosis.py --out DIR2 --collect                # -> results/diagnosis.json
     python benchmarks/diagnosis.py --null                              # -> the package's null.json
+    python benchmarks/diagnosis.py --tables                            # -> docs/diagnosis.md
 
-The development half is the first fifteen networks of the zoo (BadNets, Blended and benign, seed 0,
-short) and the benign networks of further seeds in EXTRA, which serve the null alone and are trained
-here. Alarms are set on that half (`ALARM`); everything else only measures. `scan` gets 300 clean
-images without labels; triggered images serve to measure the detection of samples, nothing else.
+Alarms were set on the 37 networks of an earlier zoo (`ALARM`, results/diagnosis_development.json),
+same recipe, other weights; its benign ones are the null. The present zoo only measures. `scan` gets
+300 clean images without labels; triggered images serve to measure the detection of samples, nothing
+else.
 """
 
 from __future__ import annotations
@@ -21,27 +21,22 @@ from typing import Any
 
 import torch
 from efficacy import Hidden, clean_set
-from safetensors.torch import save_file
+from render import DOCS, fill
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
-from zoo import Member, members
+from zoo import Member, members, records
 
 import nnprune_backdoor
-from nnprune_backdoor import purify, scan
+from nnprune_backdoor import scan
 from nnprune_backdoor.diagnosis import Diagnosis
-from nnprune_backdoor.evidence import KINDS
+from nnprune_backdoor.evidence import KINDS, Evidence, suspected
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
-DOCS = Path(__file__).parent.parent / "docs" / "diagnosis.md"
 NULL = Path(nnprune_backdoor.__file__).parent / "null.json"
-DEVELOPMENT = [member.name for member in members()[:15]]
-EXTRA = [
-    Member(arch=arch, attack=None, seed=seed)
-    for seed in (3, 4)
-    for arch in ("repvgg", "mobilenet", "resnet")
-]
+DEVELOPMENT = RESULTS.with_name("diagnosis_development.json")
 IMAGES = 300
-ALARM = {"restoration": 0.6, "universal": 0.9}
+ALARM = {"restoration": 0.75, "universal": 0.9}
 
 
 def execute(member: Member, models: Path, out: Path) -> None:
@@ -88,27 +83,12 @@ def detection(diagnosis: Diagnosis, hidden: Hidden) -> dict[str, float]:
     return {key: round(float(roc_auc_score(truth, value)), 4) for key, value in scores.items()}
 
 
-def purified(member: Member, models: Path, out: Path, method: str = "tac") -> None:
-    """Purify one network with 500 labelled images and selector "auto", and measure."""
-    model, hidden = member.load(models), Hidden.of(member)
-    row: dict[str, Any] = {"name": member.name, "method": method}
-    row["before"] = hidden.measure(model, 2000)
-    done = purify(model, clean_set(500, 0), method, selector="auto", progress=False)
-    row["after"] = hidden.measure(done.model, 2000)
-    details = done.selection.details
-    row |= {"neurons": len(done.selection), "reason": done.selection.reason}
-    row |= {key: details.get(key) for key in ("target", "plateau", "remaining")}
-    (out / f"{member.name}.auto").write_text(json.dumps(row) + "\n")
-
-
 def write_null() -> None:
-    """The benign networks of the development half, and the alarms set on that half."""
-    rows = json.loads(RESULTS.read_text())
-    names = {*DEVELOPMENT, *(member.name for member in EXTRA)}
+    """The benign networks of the development zoo, and the alarms set on it."""
     benign = {
         row["name"]: {kind: round(found["value"], 4) for kind, found in row["evidence"].items()}
-        for row in rows
-        if row["attack"] is None and row["name"] in names
+        for row in json.loads(DEVELOPMENT.read_text())
+        if row["attack"] is None
     }
     null = {"images": IMAGES, "pixels": 32, "classes": 10, "alarm": ALARM, "benign": benign}
     NULL.write_text(json.dumps(null, indent=1) + "\n")
@@ -117,29 +97,23 @@ def write_null() -> None:
 
 def collect(out: Path) -> None:
     """All networks in one file, a line each, numbers rounded."""
-    order = {member.name: i for i, member in enumerate([*members(), *EXTRA])}
+    order = {member.name: i for i, member in enumerate(members())}
     rows = [json.loads(file.read_text()) for file in out.glob("*.json")]
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
-    for row in rows:
-        if (out / f"{row['name']}.auto").exists():
-            row["auto"] = json.loads((out / f"{row['name']}.auto").read_text())
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(rounded(row)) for row in rows) + "\n]\n")
     print(f"{len(rows)} networks")
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
-    """For docs/diagnosis.md: evidence by network, and what separates the halves."""
-    names = {*DEVELOPMENT, *(member.name for member in EXTRA)}
-    halves = {
-        "development": [row for row in rows if row["name"] in names],
-        "evaluation": [row for row in rows if row["name"] not in names],
+def tables() -> str:
+    """For docs/diagnosis.md: evidence by network, and what separates, in both zoos."""
+    zoos = {
+        name: json.loads(file.read_text())
+        for name, file in (("evaluation", RESULTS), ("development", DEVELOPMENT))
     }
-    lines: list[str] = []
-    for half, mine in halves.items():
-        lines += ["", f"### Networks of the {half} half", ""]
-        lines += _network_table(mine) if mine else ["None was scanned."]
-    lines += ["", "### What separates", "", *_separation(halves)]
-    return "\n".join(lines).strip() + "\n"
+    lines = ["### What separates", "", *_separation(zoos)]
+    for zoo, rows in zoos.items():
+        lines += ["", f"### Networks of the {zoo} zoo", "", *_network_table(rows)]
+    return "\n".join(lines)
 
 
 def _network_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -155,29 +129,36 @@ def _network_table(rows: list[dict[str, Any]]) -> list[str]:
             cells.append("" if found is None else f"{found['value']:.3g} ({found['label']})")
         samples = row.get("samples", {})
         keys = ("original", "exposure", "silencing")
-        cells.append(", ".join(raised(row)) or "no")
+        alarms = ", ".join(item.kind for item in evidence_in(row) if item.alarm)
+        cells.append(f"{alarms}: {suspected(evidence_in(row))}" if alarms else "no")
         cells.append(", ".join(f"{samples[key]:.2f}" for key in keys if key in samples))
         lines.append(f"| {' | '.join(cells)} | {row['cpu_seconds']:.0f} |")
     return lines
 
 
-def raised(row: dict[str, Any]) -> list[str]:
-    """Kinds of evidence that raise the alarm."""
+def evidence_in(row: dict[str, Any]) -> list[Evidence]:
+    """As `scan` returned it, with the alarms as they are set here."""
     return [
-        kind
-        for kind, limit in ALARM.items()
-        if kind in row["evidence"] and row["evidence"][kind]["value"] >= limit
+        Evidence(
+            kind,
+            found["value"],
+            found["label"],
+            {int(label): value for label, value in found["by_label"].items()},
+            {},
+            ALARM.get(kind),
+        )
+        for kind, found in row["evidence"].items()
     ]
 
 
-def _separation(halves: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _separation(zoos: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [
-        "| evidence | half | backdoored, benign | AUROC | label is the target |",
+        "| evidence | zoo | backdoored, benign | AUROC | label is the target |",
         "|---|---|---|---|---|",
     ]
     for kind, (direction, _) in KINDS.items():
         sign = 1 if direction == "high" else -1
-        for half, rows in halves.items():
+        for zoo, rows in zoos.items():
             mine = [row for row in rows if kind in row["evidence"]]
             bad = [row for row in mine if row["attack"] is not None]
             truth = [row["attack"] is not None for row in mine]
@@ -185,24 +166,25 @@ def _separation(halves: dict[str, list[dict[str, Any]]]) -> list[str]:
             hits = [row["evidence"][kind]["label"] == row["target"] for row in bad]
             area = f"{roc_auc_score(truth, values):.2f}" if 0 < sum(truth) < len(truth) else ""
             counts = f"{len(bad)}, {len(mine) - len(bad)}"
-            lines.append(f"| {kind} | {half} | {counts} | {area} | {sum(hits)} of {len(hits)} |")
-    for half, rows in halves.items():
-        found = {
-            bad: [bool(raised(r)) for r in rows if (r["attack"] is not None) == bad]
-            for bad in (True, False)
-        }
+            lines.append(f"| {kind} | {zoo} | {counts} | {area} | {sum(hits)} of {len(hits)} |")
+    for zoo, rows in zoos.items():
+        named = [(suspected(evidence_in(row)), row) for row in rows]
+        bad = [(label, row["target"]) for label, row in named if row["attack"] is not None]
+        false = [label is not None for label, row in named if row["attack"] is None]
+        raised = sum(label is not None for label, _ in bad)
+        right = sum(label == target for label, target in bad)
         lines.append(
-            f"| alarm | {half} | raised on {sum(found[True])} of {len(found[True])} backdoored, "
-            f"{sum(found[False])} of {len(found[False])} benign | | |"
+            f"| alarm | {zoo} | raised on {raised} of {len(bad)}, {sum(false)} of {len(false)} "
+            f"{exact(sum(false), len(false))} | | {right} of {len(bad)} |"
         )
     return lines
 
 
-def write_tables() -> None:
-    begin, end = "<!-- tables: python benchmarks/diagnosis.py --tables -->\n", "<!-- /tables -->"
-    before, rest = DOCS.read_text().split(begin)
-    made = tables(json.loads(RESULTS.read_text()))
-    DOCS.write_text(before + begin + made + end + rest.split(end)[1])
+def exact(hits: int, count: int) -> str:
+    """Clopper and Pearson's 95 % interval of a rate, in percent."""
+    low = beta.ppf(0.025, hits, count - hits + 1) if hits else 0.0
+    high = beta.ppf(0.975, hits + 1, count - hits) if hits < count else 1.0
+    return f"[{100 * low:.0f}, {100 * high:.0f} %]"
 
 
 def rounded(value: Any) -> Any:
@@ -218,7 +200,6 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of the zoo's weights")
     parser.add_argument("--out", type=Path, help="folder, a JSON each network")
     parser.add_argument("--only", nargs="+", help="networks: names, or parts of them")
-    parser.add_argument("--auto", action="store_true", help="purify instead of scanning")
     parser.add_argument("--collect", action="store_true", help="write results/diagnosis.json")
     parser.add_argument("--tables", action="store_true", help="into docs/diagnosis.md")
     parser.add_argument("--null", action="store_true", help="write null.json of the package")
@@ -228,30 +209,18 @@ def main() -> None:
         write_null()
         return
     if options.tables:
-        begin, end = (
-            "<!-- tables: python benchmarks/diagnosis.py --tables -->\n",
-            "<!-- /tables -->",
-        )
-        before, rest = DOCS.read_text().split(begin)
-        after = rest.split(end)[1]
-        DOCS.write_text(before + begin + tables(json.loads(RESULTS.read_text())) + end + after)
+        fill(DOCS / "diagnosis.md", "tables", tables())
         return
     if options.collect:
         collect(options.out)
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    zoo = [*members(), *EXTRA]
+    known = records()
+    zoo = [m for m in members() if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     for member in tqdm(zoo, desc="networks"):
-        kind = "auto" if options.auto else "json"
-        if (options.out / f"{member.name}.{kind}").exists():
-            continue
-        if not member.file(options.models).exists():
-            if member not in EXTRA:
-                continue
-            weights = {k: v.contiguous() for k, v in member.train().state_dict().items()}
-            save_file(weights, member.file(options.models))
-        (purified if options.auto else execute)(member, options.models, options.out)
+        if not (options.out / f"{member.name}.json").exists():
+            execute(member, options.models, options.out)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,9 @@ def links(rows: list[Row]) -> list[str]:
         "",
         "By the default selector, without a repair; *works*: ASR <= 20 % for at most three points",
         "of ACC. *amount*: another prefix of the same ranking does. *target*: the trigger",
-        "that was recovered is of another label. *no cut found*: no prefix of any ranking works that was tried, those",
-        "by the true trigger included: task and backdoor share neurons, as far as we can see.",
+        "that was recovered is of another label. *no cut found*: no prefix of any ranking works",
+        "that was tried, those by the true trigger included: task and backdoor share neurons, as",
+        "far as we can see.",
         "*trigger*: `tac` or `cnp`, and a ranking by the true trigger has a prefix that works.",
         "*ranking*: the rest; some other ranking has one.",
     ]

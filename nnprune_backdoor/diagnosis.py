@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like
 from .errors import ScoringError
-from .evidence import KINDS, Evidence
+from .evidence import KINDS, Evidence, suspected
 from .exposure import Exposed
 from .guard import private_copy
 from .inversion import RecoveredTrigger, predict_labels
@@ -45,7 +45,7 @@ class Diagnosis:
     @property
     def target(self) -> int | None:
         """The suspected label; None where there is no alarm."""
-        return next((item.label for item in self.evidence if item.alarm), None)
+        return suspected(self.evidence)
 
     @property
     def trigger(self) -> RecoveredTrigger | None:
@@ -60,8 +60,9 @@ class Diagnosis:
         By silencing: by how much the probability of the label that the network gives falls once
         the neurons are silent that the most suspicious trigger needs. By exposure: the probability
         of that label in the exposed model, which knows little else any more. By default silencing
-        where restoration raises the alarm, else exposure. docs/diagnosis.md has how well each
-        finds triggered images; without a backdoor the scores say nothing.
+        where restoration raises the alarm for the suspected label, else exposure.
+        docs/diagnosis.md has how well each finds triggered images; without a backdoor the scores
+        say nothing.
 
         Raises:
             DataError: not a batch of finite images.
@@ -70,8 +71,10 @@ class Diagnosis:
         images = CleanData(images).images
         labels = predict_labels(self.model, images)
         if by is None:
-            sure = any(item.alarm for item in self.evidence if item.kind == "restoration")
-            by = "silencing" if sure else "exposure"
+            named = {
+                item.label for item in self.evidence if item.kind == "restoration" and item.alarm
+            }
+            by = "silencing" if self.target in named else "exposure"
         if by == "exposure":
             return _confidence(self.exposed.model, images, labels)
         if self.restored is None:

@@ -9,7 +9,7 @@ docs/diagnosis.md has the numbers. No alarm means no evidence of these kinds, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -58,6 +58,31 @@ class Evidence:
         """Whether this evidence is more suspicious than `value`."""
         high = KINDS[self.kind][0] == "high"
         return self.value > value if high else self.value < value
+
+
+# found with the thresholds, on the networks of the null and backdoored ones (docs/diagnosis.md)
+_NEAR = 0.9  # of the best universal perturbation's success
+_RESTORED = 0.6
+
+
+def suspected(evidence: Sequence[Evidence]) -> int | None:
+    """The label that the evidence points to; None where none of it raises the alarm.
+
+    Where the alarm is the universal perturbation's: among the labels that come near the best one,
+    that of most restored images if these are many, else the best one. Each kind alone is
+    sometimes wrong, by a class that any network is quick to say.
+    """
+    alarms = [item for item in evidence if item.alarm]
+    if not alarms:
+        return None
+    kinds = {item.kind: item for item in evidence}
+    universal = kinds.get("universal")
+    if universal is None or not universal.alarm:
+        return alarms[0].label
+    near = [k for k, share in universal.by_label.items() if share >= _NEAR * universal.value]
+    restored = kinds["restoration"].by_label if "restoration" in kinds else {}
+    best = max(near, key=lambda label: restored.get(label, 0.0))
+    return best if restored.get(best, 0.0) >= _RESTORED else universal.label
 
 
 def evidence_of(kind: str, by_label: dict[int, float]) -> Evidence | None:

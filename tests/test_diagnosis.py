@@ -173,6 +173,30 @@ def test_percentile_and_alarm() -> None:
     assert not Evidence("noise", 1.0, 0, {}, {}, None).alarm
 
 
+def found(kind: str, by_label: dict[int, float], threshold: float | None) -> Evidence:
+    label = max(by_label, key=by_label.__getitem__)
+    return Evidence(kind, by_label[label], label, by_label, {}, threshold)
+
+
+@pytest.mark.parametrize(
+    ("restored", "universal", "label"),
+    [
+        ({0: 0.5, 1: 0.5}, {0: 0.8, 1: 0.1}, None),
+        ({0: 0.5, 1: 0.4}, {0: 0.3, 1: 0.95}, 1),
+        ({0: 0.65, 1: 0.4}, {0: 0.88, 1: 0.95}, 0),  # both are near, and one is restored
+        ({0: 0.55, 1: 0.4}, {0: 0.88, 1: 0.95}, 1),  # by too little
+        ({0: 0.78, 1: 0.4}, {0: 0.8, 1: 0.95}, 1),  # not near
+        ({0: 0.78, 1: 0.4}, {0: 0.6, 1: 0.7}, 0),  # the other alarm
+    ],
+)
+def test_the_label_is_named_by_both_kinds_of_evidence(
+    restored: dict[int, float], universal: dict[int, float], label: int | None
+) -> None:
+    kinds = [found("restoration", restored, 0.75), found("universal", universal, 0.9)]
+    assert evidence.suspected(kinds) == label
+    assert evidence.suspected(kinds[:1]) == (0 if restored[0] >= 0.75 else None)
+
+
 def test_what_the_package_ships_as_null() -> None:
     stored = evidence.null()
     assert set(stored["alarm"]) <= set(evidence.KINDS)
