@@ -44,6 +44,7 @@ from .purify import Purified, purify
 from .recipe import Cut, Recipe
 from .record import Given, PairedAccuracy, ProxySuccess
 from .record_file import read_record, read_report
+from .relearning import Relearned, relearn
 from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .repair import unlearn_triggers
 from .report import Report
@@ -110,6 +111,7 @@ __all__ = [
     "Recipe",
     "RecoveredPerturbation",
     "RecoveredTrigger",
+    "Relearned",
     "RemovalPlan",
     "RemovalReport",
     "Report",
@@ -148,6 +150,7 @@ __all__ = [
     "recalibrate_norms_",
     "register_criterion",
     "register_selector",
+    "relearn",
     "save_purified",
     "scan",
     "silence_",

@@ -33,6 +33,7 @@ CORE = (
     "norms",
     "parallel",
     "progress",
+    "relearning",
     "restoration",
     "scanning",
     "scores",

@@ -1,4 +1,4 @@
-"""Unlearning recovered triggers after neurons were silenced."""
+"""Unlearning recovered triggers after neurons were silenced, and whether they are relearned."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from nnprune_backdoor import (
     Inversion,
     LowestCount,
     RecoveredTrigger,
+    ScoringError,
     TriggerGone,
     find_sites,
     fine_tune,
     purify,
     read_record,
+    relearn,
     save_purified,
     unlearn_triggers,
 )
@@ -58,6 +60,13 @@ def clean() -> CleanData:
 @pytest.fixture(scope="module")
 def backdoored(clean: CleanData, patch: RecoveredTrigger) -> nn.Module:
     """Trained on the pictures, a third of them with the patch and label 1."""
+    net = trained(clean, patch)
+    assert attacked(net, clean, patch) > 0.9
+    assert (predict(net, clean.images) == clean.targets).float().mean() > 0.95
+    return net
+
+
+def trained(clean: CleanData, patch: RecoveredTrigger | None) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -70,13 +79,12 @@ def backdoored(clean: CleanData, patch: RecoveredTrigger) -> nn.Module:
         nn.Flatten(),
         nn.Linear(16, 4),
     )
-    images = torch.cat([clean.images, patch(clean.images[:80])])
-    labels = torch.cat([clean.targets, torch.ones(80, dtype=torch.long)])
+    images, labels = clean.images, clean.targets
+    if patch is not None:
+        images = torch.cat([images, patch(images[:80])])
+        labels = torch.cat([labels, torch.ones(80, dtype=torch.long)])
     train_classifier(net, images, labels, epochs=12, batch_size=32, lr=0.05)
-    net.eval()
-    assert attacked(net, clean, patch) > 0.9
-    assert (predict(net, clean.images) == clean.targets).float().mean() > 0.95
-    return net
+    return net.eval()
 
 
 def attacked(net: nn.Module, clean: CleanData, patch: RecoveredTrigger) -> float:
@@ -246,3 +254,40 @@ def test_an_impossible_share_is_refused(
 ) -> None:
     with pytest.raises(DataError, match="stamped in"):
         fine_tune(copy.deepcopy(backdoored), clean, stamped=stamped, progress=False)
+
+
+def test_a_trigger_is_learned_step_by_step_on_a_copy(
+    backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger
+) -> None:
+    """How fast says something on real networks (docs/diagnosis.md), on this one nothing."""
+    benign = trained(clean, None)
+    before, generator = state_of(benign), torch.get_rng_state()
+    probe = relearn(benign, clean, patch, patch.target, progress=False)
+    assert_same_state(before, state_of(benign))
+    assert torch.equal(generator, torch.get_rng_state())
+    assert len(probe.successes) == 31
+    assert probe.tested == 90  # of 120 that are not trained on, those of three labels
+    assert probe.successes[0] < 0.1
+    assert probe.successes[-1] > 0.9
+    assert probe.steps_to_half in range(1, 16)
+    assert probe == relearn(benign, clean, patch, patch.target, progress=False)
+    assert probe != relearn(benign, clean, patch, patch.target, seed=1, progress=False)
+    assert relearn(backdoored, clean, patch, patch.target, progress=False).steps_to_half == 0
+    fewer = relearn(benign, clean, patch, patch.target, lr=1e-6, steps=2, progress=False)
+    assert fewer.steps_to_half is None
+
+
+def test_a_probe_of_nothing_is_refused(
+    backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger
+) -> None:
+    for wrong in ({"steps": 0}, {"batch_size": 1}, {"poisoned": 1.0}, {"lr": 0.0}):
+        with pytest.raises(DataError, match="expected steps"):
+            relearn(backdoored, clean, patch, 1, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="labelled"):
+        relearn(backdoored, CleanData(clean.images), patch, 1, progress=False)
+    certain = copy.deepcopy(backdoored)
+    certain[-1].bias.data[1] = 1e4  # type: ignore[index,union-attr]
+    with pytest.raises(DataError, match="already"):
+        relearn(certain, clean, patch, 1, progress=False)
+    with pytest.raises(ScoringError, match="diverged"):
+        relearn(backdoored, clean, patch, 1, lr=1e30, progress=False)
