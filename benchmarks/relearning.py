@@ -2,9 +2,9 @@
 
     python benchmarks/relearning.py --models DIR --runs DIR2     # -> results/relearning.json, docs
 
-DIR2 is where efficacy.py put its runs; `tac`'s scores of the first clean set are taken. Each network
-is probed (`relearn`) with the attacker's trigger and with one that was recovered from it; so is the
-benign network of the same architecture, which has never seen either.
+DIR2 is where efficacy.py put its runs; `tac`'s scores of the first clean set are taken. Each
+network is probed (`relearn`) with the attacker's trigger and with one that was recovered from it;
+so is the benign network of the same architecture, which has never seen either.
 """
 
 from __future__ import annotations
