@@ -50,6 +50,7 @@ from .repair import unlearn_triggers
 from .report import Report
 from .restoration import Restoration, Restored
 from .saving import load_purified, save_purified
+from .scan_pages import scan_to_html, scan_to_markdown
 from .scanning import Scan, scan
 from .scores import ChannelScores, Neuron, Point, Selection, Site
 from .selection import (
@@ -153,6 +154,8 @@ __all__ = [
     "relearn",
     "save_purified",
     "scan",
+    "scan_to_html",
+    "scan_to_markdown",
     "silence_",
     "unlearn_triggers",
 ]

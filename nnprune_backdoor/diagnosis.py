@@ -13,7 +13,7 @@ from .errors import ScoringError
 from .evidence import KINDS, Evidence, suspected
 from .exposure import Exposed
 from .guard import private_copy
-from .inversion import RecoveredTrigger, predict_labels
+from .inversion import PixelRange, RecoveredTrigger, predict_labels
 from .masking import Silencing, silence_
 from .restoration import Restored
 
@@ -30,6 +30,8 @@ class Diagnosis:
     restored: Restored | None  # of the label where most was restored
     exposed: Exposed
     model: nn.Module  # a private copy of the network that was scanned
+    example: Tensor  # (C, H, W), the first clean image
+    pixels: PixelRange  # seen in the clean images
     silencing: Silencing = "zero"
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -51,6 +53,13 @@ class Diagnosis:
     def trigger(self) -> RecoveredTrigger | None:
         """The trigger recovered for the suspected label."""
         return next((t for t in self.triggers if t.target == self.target), None)
+
+    @property
+    def smallest(self) -> RecoveredTrigger | None:
+        """Of the recovered triggers that work on most images, the one of the smallest mask."""
+        sizes = next((item for item in self.evidence if item.kind == "trigger size"), None)
+        label = None if sizes is None else sizes.label
+        return next((t for t in self.triggers if t.target == label), None)
 
     def suspicious(
         self, images: Tensor, by: Literal["silencing", "exposure"] | None = None

@@ -1,4 +1,4 @@
-"""The report as a page, in Markdown or HTML.
+"""Reports as pages, in Markdown or HTML.
 
 Names of layers, settings and reasons may come from anybody, so every string is escaped: by Jinja's
 autoescaping in HTML, by `escape_markdown` in Markdown.
@@ -9,19 +9,19 @@ from __future__ import annotations
 import base64
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
 from .layout import headline, sections
 from .report import Report
+from .sections import Row, Section
 
 
 def to_markdown(report: Report) -> str:
     """GitHub's Markdown, without pictures."""
-    page = _template("report.md").render(headline=headline(report), sections=sections(report))
-    return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+    return markdown_page("Purification report", headline(report), sections(report))
 
 
 def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> str:
@@ -32,16 +32,43 @@ def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> st
             left out.
         note: said at the end, for example why there are no pictures.
     """
+    return html_page(
+        "Purification report",
+        report.given["architecture"],
+        headline(report),
+        sections(report),
+        pictures=pictures,
+        note=note,
+    )
+
+
+def markdown_page(title: str, facts: Sequence[Row], parts: Sequence[Section]) -> str:
+    """Title, headline, sections."""
+    page = _template("report.md").render(title=title, headline=facts, sections=parts)
+    return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+
+
+def html_page(
+    title: str,
+    subject: str,
+    facts: Sequence[Row],
+    parts: Sequence[Section],
+    *,
+    pictures: Mapping[str, bytes],
+    note: str = "",
+) -> str:
+    """Title, what it is about, headline, sections with those of their pictures that are given."""
     sources = {
         name: "data:image/png;base64," + base64.b64encode(png).decode()
         for name, png in pictures.items()
     }
     return _template("report.html").render(
-        headline=headline(report),
-        sections=sections(report),
+        title=title,
+        subject=subject,
+        headline=facts,
+        sections=parts,
         pictures=sources,
         note=note,
-        architecture=report.given["architecture"],
     )
 
 

@@ -91,6 +91,8 @@ class Scan:
             best,
             exposed,
             own,
+            data.images[0],
+            pixels or PixelRange.seen_in(data.images),
             silencing,
             clock.laps,
         )

@@ -424,11 +424,13 @@ class Trap:
 
 
 def test_a_scan_says_what_it_found_by_its_exit_code(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
+    shop: Shop, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     options = f"scan {{}} --clean {{}} {SMALL} --images 40 --label 0 --label 2"
-    code = run(f"{options} --json", shop.stranger, shop.clean)
+    page = tmp_path / "scan.html"
+    code = run(f"{options} --json --report {{}}", shop.stranger, shop.clean, page)
     found = json.loads(capsys.readouterr().out)
+    assert page.read_text().count("data:image/png;base64,") >= 2
     assert code == (3 if found["alarm"] else 0)
     assert {item["kind"] for item in found["evidence"]} >= {"universal", "exposure", "noise"}
     assert {trigger["target"] for trigger in found["triggers"]} == {0, 2}

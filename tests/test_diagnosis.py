@@ -31,6 +31,9 @@ from nnprune_backdoor import (
     find_sites,
     purify,
     scan,
+    scan_plots,
+    scan_to_html,
+    scan_to_markdown,
     silence_,
 )
 from nnprune_backdoor.selection import HeldOut, prefix
@@ -100,6 +103,34 @@ def test_a_planted_backdoor_raises_the_alarm(
     assert found.restored is not None
     assert [neuron.channel for neuron in found.restored.selection.neurons] == [TRIGGER]
     assert "evidence of a backdoor with target 1 (restoration)" in found.summary()
+
+
+def test_a_scan_is_a_page(model: nn.Module, images: CleanData, null: dict[str, Any]) -> None:
+    found = look(model, images)
+    page, text = scan_to_html(found), scan_to_markdown(found)
+    for said in (page, text):
+        assert "Scan for a backdoor" in said
+        assert "label 1" in said
+        assert "no proof" in said
+    assert page.count("data:image/png;base64,") == 3
+    assert "data:image" not in scan_to_html(found, pictures=False)
+    assert "Evidence by label" in text
+    bars = scan_plots.labels(found)
+    heights = [bar.get_height() for bar in bars.axes[0].patches]
+    assert max(heights) == pytest.approx(found["restoration"].value)
+    mask = scan_plots.trigger(found).axes[1].images[0].get_array()
+    assert found.trigger is not None
+    assert mask is not None
+    assert torch.equal(torch.as_tensor(mask.data), found.trigger.mask[0])
+    null["alarm"] = {"restoration": 1.01}
+    quiet = look(model, images)
+    assert "none of the kinds tested" in scan_to_html(quiet)
+    assert quiet.trigger is None
+    assert quiet.smallest is not None
+    nothing = replace(quiet, evidence=())
+    assert nothing.smallest is None
+    with pytest.raises(DataError, match="no trigger to show"):
+        scan_plots.trigger(nothing)
 
 
 def test_triggered_images_are_found(model: nn.Module, images: CleanData) -> None:

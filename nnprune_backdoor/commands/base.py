@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import sys
 import textwrap
@@ -102,6 +103,29 @@ def printable(text: str) -> str:
     They could move the cursor, recolour the screen, or show a name that is not the file's.
     """
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+PAGES = (".html", ".md", ".json")
+
+
+def check_page(path: Path | None) -> None:
+    """Before long work: raise MisuseError where --report cannot be written, or names no page."""
+    if path is not None and path.suffix not in PAGES:
+        raise MisuseError(f"--report {path}: expected a name ending in {', '.join(PAGES)}")
+    check_writable(path, "--report")
+
+
+def write_page(
+    path: Path, *, html: Callable[[], str], markdown: Callable[[], str], data: Any
+) -> None:
+    """Which of the three its name says."""
+    if path.suffix == ".html":
+        text = html()
+    elif path.suffix == ".md":
+        text = markdown()
+    else:
+        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    write_whole(path, text.encode())
 
 
 def check_writable(path: Path | None, option: str) -> None:

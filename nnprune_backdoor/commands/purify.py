@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 from ..criteria import Criterion, create_criterion, criterion_class, list_criteria
@@ -21,13 +20,12 @@ from .base import (
     Result,
     add_command,
     add_running,
-    check_writable,
-    write_whole,
+    check_page,
+    write_page,
 )
 from .inputs import add_architecture, add_images, load, note, preprocessing_of, read_folder
 from .settings import read_settings
 
-_PAGES = (".html", ".md", ".json")
 # options that are a selector's setting, and the selector that each of them implies
 _IMPLIED = {"count": "count", "fraction": "fraction", "threshold": "below", "deviations": "outlier"}
 
@@ -130,11 +128,9 @@ def run(options: argparse.Namespace) -> Result:
             "--repair unlearn needs a recovered trigger: take --method tac or cnp, or "
             "--selector trigger or auto"
         )
-    if page is not None and page.suffix not in _PAGES:
-        raise MisuseError(f"--report {page}: expected a name ending in {', '.join(_PAGES)}")
     if page is not None and page.resolve().is_relative_to(out):
         raise MisuseError(f"--report {page} lies in --out; give a name beside it: {out.name}.html")
-    check_writable(page, "--report")
+    check_page(page)
     if options.checkpoint.is_dir():
         raise MisuseError(f"{options.checkpoint} is a folder; purify takes a checkpoint file")
     if not options.overwrite and out.is_dir() and any(out.iterdir()):
@@ -184,7 +180,9 @@ def run(options: argparse.Namespace) -> Result:
         purified, out, arch=model.arch, model_args=model.arguments, overwrite=options.overwrite
     )
     if page is not None:
-        write_whole(page, _page(purified, page.suffix).encode())
+        write_page(
+            page, html=purified.to_html, markdown=purified.to_markdown, data=purified.to_dict()
+        )
     lines = [purified.summary(), "", f"saved      {options.out}"]
     lines += [f"report     {page}"] if page is not None else []
     data = {"out": str(options.out), "report": purified.to_dict()}
@@ -232,11 +230,3 @@ def _evidence_left(purified: Purified) -> bool:
 
 def _name_of(options: argparse.Namespace, option: str) -> str:
     return str(getattr(options, option.removeprefix("--")))
-
-
-def _page(purified: Purified, suffix: str) -> str:
-    if suffix == ".html":
-        return purified.to_html()
-    if suffix == ".md":
-        return purified.to_markdown()
-    return json.dumps(purified.to_dict(), indent=1, allow_nan=False) + "\n"

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from ..images import FolderImages, shown
 from ..inversion import PixelRange
+from ..scan_pages import scan_to_html, scan_to_markdown
 from ..scanning import scan
-from .base import EVIDENCE, Commands, MisuseError, Result, add_command, add_running
+from .base import (
+    EVIDENCE,
+    Commands,
+    MisuseError,
+    Result,
+    add_command,
+    add_running,
+    check_page,
+    write_page,
+)
 from .inputs import (
     add_architecture,
     add_images,
@@ -45,6 +56,9 @@ def add(commands: Commands) -> None:
         metavar="LABEL",
         help="look for this target only, number or name; may be repeated (all labels)",
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a page: .html with pictures, .md, .json"
+    )
     add_architecture(parser)
     add_images(parser, 300)
     add_running(parser)
@@ -52,6 +66,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     """Read, scan, say what came out."""
+    check_page(options.report)
     model = load(options, options.model)
     preprocessing = preprocessing_of(options, model)
     images = read_folder(options, options.clean, model, preprocessing)
@@ -68,6 +83,14 @@ def run(options: argparse.Namespace) -> Result:
         progress=not options.quiet,
     )
     text = diagnosis.summary() + _named(diagnosis.target, images)
+    if options.report is not None:
+        write_page(
+            options.report,
+            html=partial(scan_to_html, diagnosis),
+            markdown=partial(scan_to_markdown, diagnosis),
+            data=diagnosis.to_dict(),
+        )
+        text += f"\nreport     {options.report}"
     return Result(text, diagnosis.to_dict(), EVIDENCE if diagnosis.alarm else 0)
 
 

@@ -1,0 +1,105 @@
+"""What a scan found, as a page in Markdown or HTML."""
+
+from __future__ import annotations
+
+from . import scan_plots
+from .diagnosis import Diagnosis
+from .evidence_layout import evidence_section
+from .pages import html_page, markdown_page
+from .sections import Row, Section, Table, number, percent
+
+_TITLE = "Scan for a backdoor"
+_LIMITS = [
+    "No evidence of these kinds is no proof that there is no backdoor: other triggers than these "
+    "searches can find leave none.",
+    "The benign networks that the evidence is held against are few, small, and of one task.",
+    "Every network has some picture that sends images to a label. A trigger shown here is what "
+    "this network reacts to; it need not look like an attacker's.",
+]
+
+
+def scan_to_markdown(diagnosis: Diagnosis) -> str:
+    """GitHub's Markdown, without pictures."""
+    return markdown_page(_TITLE, _headline(diagnosis), _sections(diagnosis))
+
+
+def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
+    """A page that needs nothing else: no script, no network.
+
+    Raises:
+        PurifyError: pictures are asked for and matplotlib is not there.
+    """
+    drawn = scan_plots.pngs(diagnosis) if pictures else {}
+    subject = f"{type(diagnosis.model).__name__}, {diagnosis.classes} classes"
+    return html_page(_TITLE, subject, _headline(diagnosis), _sections(diagnosis), pictures=drawn)
+
+
+def _headline(diagnosis: Diagnosis) -> list[Row]:
+    kinds = [item.kind for item in diagnosis.evidence if item.alarm]
+    tested = [item.kind for item in diagnosis.evidence if item.threshold is not None]
+    verdict = f"label {diagnosis.target}" if kinds else "none of the kinds tested"
+    looked = f"{len(diagnosis.triggers)} of {diagnosis.classes}"
+    return [
+        ("evidence of a backdoor", verdict, ", ".join(kinds or tested)),
+        ("labels searched", looked, "for a trigger"),
+        ("clean images", f"{diagnosis.images:,}", "their labels are not looked at"),
+        ("seconds", f"{sum(diagnosis.seconds.values()):.0f}", f"seed {diagnosis.seed}"),
+    ]
+
+
+def _sections(diagnosis: Diagnosis) -> list[Section]:
+    return [
+        Section("What this does not say", points=_LIMITS),
+        evidence_section(diagnosis.to_dict(), None),
+        Section(
+            "Label by label",
+            [
+                "Shares of images. Restoration: that get their own label back once few neurons "
+                "are silent. Universal: that one small picture sends to the label. Exposure: that "
+                "get the label once the clean task is unlearned."
+            ],
+            picture="labels",
+            caption="Red: the suspected label; dotted: the alarm.",
+        ),
+        _triggers(diagnosis),
+        _exposed(diagnosis),
+        Section(
+            "Time", table=Table("lr", [[k, f"{v:.1f} s"] for k, v in diagnosis.seconds.items()])
+        ),
+    ]
+
+
+def _triggers(diagnosis: Diagnosis) -> Section:
+    rows = [
+        [
+            str(t.target),
+            f"{number(t.norm)} of {t.mask.numel():,}",
+            percent(t.success),
+            str(t.tested),
+        ]
+        for t in diagnosis.triggers
+    ]
+    head = ["label", "mask norm (pixels)", "success", "images"]
+    text = "One a label, found by inversion on clean images; success on images held out of that."
+    return Section(
+        "Recovered triggers",
+        [text],
+        folded=[(f"All {len(rows)}", Table("rrrr", rows, head))],
+        picture="trigger",
+        caption="A clean image, the mask, the pattern under the mask, the image stamped.",
+    )
+
+
+def _exposed(diagnosis: Diagnosis) -> Section:
+    looks = diagnosis.exposed.trajectory
+    rows = [[str(look.steps), percent(look.accuracy), str(_most(look.predicted))] for look in looks]
+    text = (
+        "The clean task was unlearned by gradient ascent; what is left is what the clean images "
+        f"did not need. Most frequent label in the end: {diagnosis.exposed.label}."
+    )
+    table = Table("rrr", rows, ["steps", "agreement with the model", "most frequent label"])
+    return Section("The exposed model", [text], folded=[("Epoch by epoch", table)])
+
+
+def _most(predicted: tuple[float, ...]) -> int:
+    return max(range(len(predicted)), key=predicted.__getitem__)
