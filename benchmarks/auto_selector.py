@@ -24,7 +24,7 @@ from render import DOCS, RESULTS, fill, percent
 from tqdm import tqdm
 from zoo import Member, members, records
 
-from nnprune_backdoor import Auto, ChannelScores
+from nnprune_backdoor import Auto, ChannelScores, Inversion, RecoveredTrigger, TriggerGone
 from nnprune_backdoor.diagnosis import Diagnosis
 from nnprune_backdoor.evaluation import defense_effectiveness
 from nnprune_backdoor.guard import private_randomness
@@ -37,7 +37,7 @@ LEFT = 0.5  # ASR of a network that counts as missed where the oracle reaches 10
 
 
 @dataclass(frozen=True)
-class Once(Scan):
+class ScanOnce(Scan):
     """The scan of a network is made once; all rankings of it ask the same."""
 
     made: ClassVar[dict[str, Diagnosis]] = {}
@@ -48,9 +48,24 @@ class Once(Scan):
         return self.made["scan"]
 
 
+@dataclass(frozen=True)
+class InvertOnce(Inversion):
+    """So are the suspected label's further triggers, in the network as it was given."""
+
+    made: ClassVar[dict[int, tuple[RecoveredTrigger, ...]]] = {}
+
+    def recover(self, *args: Any, **settings: Any) -> tuple[RecoveredTrigger, ...]:
+        seed = settings["seed"]
+        if seed not in self.made:
+            self.made[seed] = super().recover(*args, **settings)
+        return self.made[seed]
+
+
 def execute(member: Member, models: Path, runs: Path, out: Path) -> None:
     """Select by `auto` for every method whose scores are there, and measure."""
-    Once.made.clear()
+    ScanOnce.made.clear()
+    InvertOnce.made.clear()
+    auto = Auto(evidence=ScanOnce(), gone=TriggerGone(inversion=InvertOnce()))
     for method in METHODS:
         run, place = (
             runs / f"{member.name}__{method}__500__0.json",
@@ -66,7 +81,7 @@ def execute(member: Member, models: Path, runs: Path, out: Path) -> None:
         scoring, selecting, _ = clean_set(500, 0).split(0.6, 0.25, 0.15, seed=0)
         held_out = HeldOut(model, scores.sites, selecting, scored=scoring)
         with private_randomness(0):
-            selection = Auto(evidence=Once())(scores, held_out)
+            selection = auto(scores, held_out)
         measured = Hidden.of(member).measure(partial(held_out.predict, selection), MEASURED)
         row = {key: made[key] for key in ("name", "arch", "attack", "method", "before")}
         row |= {"accuracy": made["selections"]["accuracy"], "start": made["curve"][0]}

@@ -358,6 +358,13 @@ def zoo(records: dict[str, Row]) -> list[str]:
     return lines
 
 
+def cost(rows: list[Row], records: dict[str, Row]) -> str:
+    """In minutes of one thread, as noted when it was made."""
+    train = sum(record["cpu_seconds"] for record in records.values()) / 60
+    runs = sum(row["cpu_seconds"] for row in rows) / 60
+    return f"about {train:.0f} CPU minutes to train the zoo, {runs:.0f} for the runs."
+
+
 def page(rows: list[Row], records: dict[str, Row], finding: str) -> str:
     poisoned = [row for row in rows if row["attack"] is not None]
     names = len(by(poisoned, "name"))
@@ -381,8 +388,7 @@ def page(rows: list[Row], records: dict[str, Row], finding: str) -> str:
         "",
         finding.strip(),
         "",
-        "`python benchmarks/zoo.py --models DIR`, `python benchmarks/efficacy.py --models DIR",
-        "--out RUNS`, the same with `--collect`, then `python benchmarks/efficacy_page.py`.",
+        f"`bash benchmarks/reproduce.sh DIR` makes all of it: {cost(rows, records)}",
         f"{names} backdoored and {len(by(innocent, 'name'))} benign networks, clean sets",
         f"(images, seed): {', '.join(map(str, sets))}. In percent, means with 95 % bootstrap",
         "intervals over networks; measured on 1,000 images that no defence sees, the oracle and",
