@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .criteria.response import mean_gradient, response_scores, sensitivity
 from .data import CleanData
 from .errors import DataError
-from .inversion import predict_labels
+from .inversion import at_once, predict_labels
 from .masking import MaskedModel, Silencing
 from .scores import ChannelScores, Selection, Site
 from .selection import HeldOut, prefix
@@ -109,7 +109,8 @@ class Restoration:
             return None
         masked = MaskedModel(self._held_out.model, self._sites)
         stamped = CleanData(trigger(others.images), others.labels)
-        pull = mean_gradient(masked, stamped, _BATCH, self._generator())
+        size = min(_BATCH, max(16, at_once(stamped.images)))
+        pull = mean_gradient(masked, stamped, size, self._generator())
         flat = response_scores(pull, self._stiffness, self._damping)
         return ChannelScores(self._sites, flat, "restoration")
 

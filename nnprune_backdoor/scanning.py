@@ -15,7 +15,14 @@ from .diagnosis import Diagnosis
 from .evidence import KINDS, Evidence, evidence_of
 from .exposure import Unlearning, expose
 from .guard import private_copy, private_randomness
-from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence, predict_labels
+from .inversion import (
+    Inversion,
+    PixelRange,
+    RecoveredTrigger,
+    TargetEvidence,
+    at_once,
+    predict_labels,
+)
 from .masking import MaskedModel, Silencing
 from .progress import Clock, progress_bar
 from .restoration import Restoration, Restored
@@ -35,6 +42,11 @@ class Scan:
     min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
     many: int = 20  # classes beyond which triggers are sought for few labels only ...
     candidates: int = 10  # ... those with the best universal perturbations
+    screened: int = 40  # labels, if there are more, for which these are sought at all: the best ...
+    screen: UniversalPerturbation = field(  # ... by a quick search on few images
+        default=UniversalPerturbation(steps=20, batch_size=4, held_out=0.5)
+    )
+    screen_images: int = 40
     unlearning: Unlearning | None = None  # how the model is exposed; None: as `expose` does
     noise_budget: float = 0.4  # largest relative change of a weight or bias
     noise_steps: int = 3
@@ -59,7 +71,14 @@ class Scan:
             found: dict[str, dict[int, float]] = {}
             clock = Clock()
             given: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
-            perturbations = self.universal.recover(own, data, labels, **given)
+            likely = labels
+            if labels is None and classes > self.screened:
+                few = CleanData(data.images[: self.screen_images])
+                quick = self.screen.recover(own, few, **given)
+                quick = tuple(sorted(quick, key=lambda found: -found.success))[: self.screened]
+                likely = sorted(found.target for found in quick)
+                clock.lap("screening")
+            perturbations = self.universal.recover(own, data, likely, **given)
             found["universal"] = {p.target: p.success for p in perturbations}
             wanted = [p.target for p in perturbations]
             if labels is None and classes > self.many:
@@ -142,8 +161,9 @@ class Scan:
         masked, where = MaskedModel(model, sites), like(model)
         generator = torch.Generator().manual_seed(seed)
         counts = torch.zeros(classes)
-        with progress_bar(-(-len(data) // _BATCH), "noise on neurons", progress) as bar:
-            for batch in data.batches(_BATCH, generator):
+        size = min(_BATCH, max(16, at_once(data.images)))
+        with progress_bar(-(-len(data) // size), "noise on neurons", progress) as bar:
+            for batch in data.batches(size, generator):
                 images = batch.images.to(**where)
                 own = predict_labels(model, images).to(where["device"])
                 noise = adversarial_noise(
@@ -207,8 +227,9 @@ def scan(
         model: (N, C, H, W) -> (N, classes); left exactly as it was.
         clean_loader: a few hundred clean images, normalised as the model expects. Labels are not
             looked at: the model's own predictions serve.
-        labels: that may be a target; by default every one, and beyond 20 classes the ten whose
-            universal perturbations succeed most.
+        labels: that may be a target; by default every one. Beyond 20 classes triggers are sought
+            for the ten whose universal perturbations succeed most, and beyond 40 those only for
+            the labels that lead in a quick search on forty images.
         pixels: the valid range; by default that seen in the images.
         silencing: what it means that a neuron is silent (see `masking`).
         seed: same seed, same machine, same result.

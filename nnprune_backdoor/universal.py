@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
 from .guard import private_randomness
-from .inversion import PixelRange, check_labels, evaluating, predict_labels
+from .inversion import PixelRange, at_once, check_labels, evaluating, predict_labels
 from .progress import progress_bar
 
 
@@ -95,7 +95,7 @@ class UniversalPerturbation:
             wanted = list(range(classes)) if labels is None else list(labels)
             check_labels(wanted, classes)
             fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, _AT_ONCE // min(self.batch_size, len(fit)))
+            size = max(1, at_once(fit.images) // min(self.batch_size, len(fit)))
             groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
             found: list[RecoveredPerturbation] = []
             own = predict_labels(model, held.images)
@@ -165,6 +165,3 @@ def _scaled(vectors: Tensor, length: float) -> Tensor:
     norms = vectors.flatten(1).norm(dim=1).clamp_min(1e-12)
     scaled: Tensor = vectors * (length / norms).view(-1, 1, 1, 1)
     return scaled
-
-
-_AT_ONCE = 256  # images a forward pass

@@ -36,6 +36,7 @@ from nnprune_backdoor import (
     scan_to_markdown,
     silence_,
 )
+from nnprune_backdoor.inversion import at_once
 from nnprune_backdoor.selection import HeldOut, prefix
 
 QUICK = Inversion(steps=120, batch_size=32)
@@ -174,6 +175,26 @@ def test_two_classes_and_grey_images(colours: int) -> None:
     found = look(Handmade(colours, target=1).eval(), pictures(colours))
     assert found["restoration"].label == 1
     assert found["restoration"].value > 0.9
+
+
+def test_very_many_classes_are_screened_first(model: nn.Module, images: CleanData) -> None:
+    settings = {"silencing": "constant"}
+    screen = UniversalPerturbation(steps=10, batch_size=4, held_out=0.5)
+    many = replace(SHORT, screened=2, screen=screen, screen_images=30)
+    found = many(model, CleanData(images.images), **settings)
+    sought = found["universal"].by_label
+    quick = screen.recover(model, CleanData(images.images[:30]))
+    best = sorted(quick, key=lambda item: -item.success)[:2]
+    assert sorted(sought) == sorted(item.target for item in best)
+    assert "screening" in found.seconds
+    assert len(many(model, images, labels=[0, 1, 2], **settings)["universal"].by_label) == 3
+    assert "screening" not in SHORT(model, images, **settings).seconds
+
+
+def test_fewer_large_images_go_through_at_once() -> None:
+    assert [at_once(torch.empty(1, 3, size, size)) for size in (8, 32, 64, 224, 2000)] == [
+        *(256, 256, 64, 5, 1)
+    ]
 
 
 def test_many_classes_have_triggers_sought_for_a_few(model: nn.Module, images: CleanData) -> None:
