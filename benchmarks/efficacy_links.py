@@ -8,8 +8,9 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from efficacy import INFORMED, TUNED, oracle
+from efficacy import INFORMED, TUNED
 from render import percent
+from zoo import Member
 
 Row = dict[str, Any]
 
@@ -28,9 +29,14 @@ def works(before: dict[str, float], after: dict[str, float]) -> bool:
     return after["asr"] <= SOLVED and before["acc"] - after["acc"] <= SOLVED_DROP + 1e-9
 
 
+def target_of(row: Row) -> Any:
+    member = Member(row["arch"], row["attack"], row["length"], row["seed"])
+    return member.target
+
+
 def has_cut(row: Row) -> bool:
     """Whether some prefix of this ranking works; the trigger says which."""
-    return "curve" in row and works(row["curve"][0], oracle(row))
+    return any(works(row["curve"][0], point) for point in row.get("curve", ()))
 
 
 def link(row: Row, informed: bool, others: bool) -> str:
@@ -44,7 +50,7 @@ def link(row: Row, informed: bool, others: bool) -> str:
         return "works"
     if has_cut(row):
         return "amount"
-    if row.get("target_found") is not None and row["target_found"] != 0:  # the zoo's target
+    if row.get("target_found") not in (None, target_of(row)):
         return "target"
     if not (informed or others):
         return "no cut found"

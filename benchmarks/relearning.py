@@ -48,16 +48,20 @@ def row(arch: str, attack: str, models: Path, runs: Path) -> dict[str, Any] | No
         selection = TriggerGone()(scores, held_out)
     silenced = copy.deepcopy(model)
     silence_(silenced, selection)
-    repaired, _ = _repaired(model, (scoring, selecting), scores, selection, 0)
+    repaired, undone = _repaired(model, (scoring, selecting), scores, selection, 0)
     recovered = (*selection.triggers, *scores.triggers)[0]
 
     def true(images: torch.Tensor) -> torch.Tensor:
         return normalise(bad.trigger((images / 2 + 0.5).clamp(0, 1)))  # type: ignore[misc]
 
     found: dict[str, Any] = {"name": bad.name, "neurons": len(selection)}
-    for name, stamp in (("true", true), ("recovered", recovered)):
+    found["undone"] = undone
+    for name, stamp, target in (
+        ("true", true, bad.target),
+        ("recovered", recovered, recovered.target),
+    ):
         for state, net in zip(STATES, (model, silenced, repaired, benign), strict=True):
-            probe = relearn(net, clean, stamp, recovered.target, progress=False)
+            probe = relearn(net, clean, stamp, target, progress=False)
             found[f"{name}, {state}"] = probe.steps_to_half
     return found
 

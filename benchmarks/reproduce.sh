@@ -2,8 +2,8 @@
 # Everything that docs/efficacy.md shows, from nothing: bash benchmarks/reproduce.sh DIR [WORKERS]
 # DIR takes the weights and a JSON a run; whatever is there is not made again. Hours: see the page.
 set -euo pipefail
+out=$(realpath -m "${1:?usage: reproduce.sh DIR [WORKERS]}") workers=${2:-2}
 cd "$(dirname "$0")"
-out=$1 workers=${2:-2}
 export OMP_NUM_THREADS=1
 python zoo.py --models "$out/models" --workers "$workers"
 python efficacy.py --models "$out/models" --out "$out/runs" --workers "$workers"

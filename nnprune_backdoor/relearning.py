@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
 from .guard import private_copy, private_randomness
-from .inversion import predict_labels
+from .inversion import check_labels, predict_labels
 from .norms import use_statistics_
 from .progress import progress_bar
 
@@ -53,7 +53,7 @@ def relearn(
 ) -> Relearned:
     """Trains a copy on the trigger and looks after every step whether it works.
 
-    SGD with momentum 0.9 on all weights and BatchNorm's running statistics; some images of each
+    SGD with momentum 0.9 on all weights, BatchNorm's statistics as they are; some images of each
     batch are stamped and labelled with the trigger's target, the rest keep their labels. Half of
     the images train, half are looked at. By itself the number says little: hold it against the
     same probe of a network that never had the backdoor (docs/diagnosis.md has some).
@@ -62,7 +62,8 @@ def relearn(
         model: usually purified; left exactly as it was.
         clean: labelled clean images, normalised as the model expects.
         stamp: images (N, C, H, W) -> the same with a trigger; usually one that was recovered from
-            the model as it was given (`purified.selection.triggers`), and its target.
+            the model as it was given (`purified.scores.triggers`).
+        target: the label that it sends to.
         poisoned: share of each batch that is stamped, at least one image.
 
     Raises:
@@ -79,7 +80,7 @@ def relearn(
         data = CleanData.collect(clean)
         data.targets  # noqa: B018 - raises where there are none
         own = private_copy(model).float()
-        data.check_against(own)
+        check_labels([target], data.check_against(own))
         fit, look = data.split(0.5, 0.5, seed=seed)
         with torch.no_grad():
             labels = predict_labels(own, look.images)
@@ -99,11 +100,11 @@ def relearn(
                 labels = batch.targets.clone()
                 labels[:count] = target
                 loss = F.cross_entropy(wide(own(images.to(**where))), labels.to(where["device"]))
-                if not torch.isfinite(loss):
-                    raise ScoringError(f"relearning diverged (loss {loss.item()}); lower lr")
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
+                if not all(torch.isfinite(weight).all() for weight in own.parameters()):
+                    raise ScoringError(f"relearning diverged (loss {loss.item()}); lower lr")
                 successes.append(_success(own, stamped, target))
                 bar.update()
     return Relearned(target, len(others), tuple(successes))

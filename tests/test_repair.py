@@ -289,5 +289,8 @@ def test_a_probe_of_nothing_is_refused(
     certain[-1].bias.data[1] = 1e4  # type: ignore[index,union-attr]
     with pytest.raises(DataError, match="already"):
         relearn(certain, clean, patch, 1, progress=False)
+    for label in (-100, 4):
+        with pytest.raises(DataError, match="label"):
+            relearn(backdoored, clean, patch, label, progress=False)
     with pytest.raises(ScoringError, match="diverged"):
-        relearn(backdoored, clean, patch, 1, lr=1e30, progress=False)
+        relearn(backdoored, clean, patch, 1, lr=1e38, progress=False)
