@@ -30,8 +30,8 @@ def works(before: dict[str, float], after: dict[str, float]) -> bool:
 
 
 def target_of(row: Row) -> Any:
-    member = Member(row["arch"], row["attack"], row["length"], row["seed"])
-    return member.target
+    """The label that the attack sends to."""
+    return Member(**{key: row[key] for key in ("arch", "attack", "length", "seed")}).target
 
 
 def has_cut(row: Row) -> bool:
