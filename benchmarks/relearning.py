@@ -93,8 +93,8 @@ def main() -> None:
         found = row(arch, attack, options.models, options.runs)
         if found is not None:
             rows.append(found)
-    FOUND.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    fill(DOCS / "diagnosis.md", "relearning", table(rows))
+            FOUND.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+            fill(DOCS / "diagnosis.md", "relearning", table(rows))
 
 
 if __name__ == "__main__":

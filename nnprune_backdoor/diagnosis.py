@@ -31,7 +31,7 @@ class Diagnosis:
     exposed: Exposed
     model: nn.Module  # a private copy of the network that was scanned
     example: Tensor  # (C, H, W), the first clean image
-    pixels: PixelRange  # seen in the clean images
+    pixels: PixelRange  # the valid range, given or seen in the clean images
     silencing: Silencing = "zero"
     seconds: dict[str, float] = field(default_factory=dict)
 

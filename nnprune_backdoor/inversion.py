@@ -298,9 +298,10 @@ class TargetEvidence:
 
 
 def check_labels(labels: Sequence[int], classes: int) -> None:
-    """Raise DataError unless all labels are in [0, classes)."""
-    if not all(0 <= label < classes for label in labels):
-        raise DataError(f"expected labels in [0, {classes}), got {list(labels)}")
+    """Raise DataError unless there are labels, all in [0, classes) and none twice."""
+    good = all(0 <= label < classes for label in labels)
+    if not len(labels) or not good or len(set(labels)) < len(labels):
+        raise DataError(f"expected different labels in [0, {classes}), got {list(labels)}")
 
 
 @torch.no_grad()

@@ -53,10 +53,11 @@ def relearn(
 ) -> Relearned:
     """Trains a copy on the trigger and looks after every step whether it works.
 
-    SGD with momentum 0.9 on all weights, BatchNorm's statistics as they are; some images of each
-    batch are stamped and labelled with the trigger's target, the rest keep their labels. Half of
-    the images train, half are looked at. By itself the number says little: hold it against the
-    same probe of a network that never had the backdoor (docs/diagnosis.md has some).
+    SGD with momentum 0.9 on all weights, gradients of a norm of 1 at most, BatchNorm's statistics
+    as they are. Some images of each batch are stamped and labelled with the target, the rest keep
+    their labels. Half of the images train, half are looked at. By itself the number says little:
+    hold it against the same probe of a network that never had the backdoor (docs/diagnosis.md has
+    some). A network may also collapse onto the target; it then reads as relearned.
 
     Args:
         model: usually purified; left exactly as it was.
@@ -102,6 +103,7 @@ def relearn(
                 loss = F.cross_entropy(wide(own(images.to(**where))), labels.to(where["device"]))
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
+                nn.utils.clip_grad_norm_(own.parameters(), 1.0)  # ConvNeXts diverge without
                 optimiser.step()
                 if not all(torch.isfinite(weight).all() for weight in own.parameters()):
                     raise ScoringError(f"relearning diverged (loss {loss.item()}); lower lr")

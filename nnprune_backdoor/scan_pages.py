@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import scan_plots
 from .diagnosis import Diagnosis
+from .errors import PurifyError
 from .evidence_layout import evidence_section
 from .pages import html_page, markdown_page
 from .sections import Row, Section, Table, number, percent
@@ -24,14 +25,17 @@ def scan_to_markdown(diagnosis: Diagnosis) -> str:
 
 
 def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
-    """A page that needs nothing else: no script, no network.
-
-    Raises:
-        PurifyError: pictures are asked for and matplotlib is not there.
-    """
-    drawn = scan_plots.pngs(diagnosis) if pictures else {}
+    """A page that needs nothing else: no script, no network; without matplotlib, no pictures."""
+    drawn, note = dict[str, bytes](), ""
+    if pictures:
+        try:
+            drawn = scan_plots.pngs(diagnosis)
+        except PurifyError as missing:
+            note = f"No pictures: {missing}"
     subject = f"{type(diagnosis.model).__name__}, {diagnosis.classes} classes"
-    return html_page(_TITLE, subject, _headline(diagnosis), _sections(diagnosis), pictures=drawn)
+    return html_page(
+        _TITLE, subject, _headline(diagnosis), _sections(diagnosis), pictures=drawn, note=note
+    )
 
 
 def _headline(diagnosis: Diagnosis) -> list[Row]:

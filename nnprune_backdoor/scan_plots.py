@@ -41,8 +41,10 @@ def labels(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
 def trigger(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
     """The suspected label's trigger, or without one the smallest that works: mask, pattern, stamp.
 
+    The suspected label's may work on few images, where another kind of evidence raised the alarm.
+
     Raises:
-        DataError: no label has a trigger that works.
+        DataError: there is neither.
     """
     found = diagnosis.trigger or diagnosis.smallest
     if found is None:

@@ -21,6 +21,7 @@ from .inversion import (
     RecoveredTrigger,
     TargetEvidence,
     at_once,
+    check_labels,
     predict_labels,
 )
 from .masking import MaskedModel, Silencing
@@ -68,15 +69,14 @@ class Scan:
             own = private_copy(model)
             classes = data.check_against(own)
             sites = find_sites(own, data.images[:2].to(**like(own)))
+            if labels is not None:
+                check_labels(labels, classes)
             found: dict[str, dict[int, float]] = {}
             clock = Clock()
             given: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
             likely = labels
             if labels is None and classes > self.screened:
-                few = CleanData(data.images[: self.screen_images])
-                quick = self.screen.recover(own, few, **given)
-                quick = tuple(sorted(quick, key=lambda found: -found.success))[: self.screened]
-                likely = sorted(found.target for found in quick)
+                likely = self._screened(own, data, **given)
                 clock.lap("screening")
             perturbations = self.universal.recover(own, data, likely, **given)
             found["universal"] = {p.target: p.success for p in perturbations}
@@ -110,11 +110,24 @@ class Scan:
             best,
             exposed,
             own,
-            data.images[0],
-            pixels or PixelRange.seen_in(data.images),
+            data.images[0].float().cpu().clone(),  # not the storage of all images
+            pixels or PixelRange.seen_in(data.images.cpu()),
             silencing,
             clock.laps,
         )
+
+    def _screened(self, model: nn.Module, data: CleanData, *, seed: int, **given: Any) -> list[int]:
+        """The labels that lead in a quick search on few images; ties are all kept.
+
+        So is a label that all images drawn have already, of which nothing can be said.
+        """
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        few = data.take(order[: self.screen_images])
+        quick = self.screen.recover(model, few, seed=seed, **given)
+        shares = sorted((found.success for found in quick), reverse=True)
+        least = max(shares[self.screened - 1], 1e-9)  # labels that never succeed are many
+        likely = [f.target for f in quick if f.success >= least or not f.tested]
+        return likely or [f.target for f in quick][: self.screened]  # any is as good
 
     def _weigh(
         self,
