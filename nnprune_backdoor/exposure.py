@@ -159,7 +159,8 @@ class Unlearning:
     def _stop(self, model: nn.Module, clean: CleanData) -> float:
         if self.unlearn_stop is not None:
             return self.unlearn_stop
-        return max(0.2, min(2 / clean.check_against(model), 0.5))
+        classes = CleanData(clean.images).check_against(model)  # there may be more than images
+        return max(0.2, min(2 / classes, 0.5))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from conftest import assert_same_state, hooks_of, state_of
 from test_inversion import TRIGGER, Handmade, pictures
@@ -193,6 +194,23 @@ def test_very_many_classes_are_screened_first(model: nn.Module, images: CleanDat
     assert "screening" in found.seconds
     assert len(many(model, images, labels=[0, 1, 2], **settings)["universal"].by_label) == 3
     assert "screening" not in SHORT(model, images, **settings).seconds
+
+
+def test_there_may_be_more_classes_than_images() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=50).eval()
+    settings = {
+        "screen": replace(SHORT.screen, steps=2),
+        "unlearning": Unlearning(
+            unlearn_epochs=1,
+            unlearn_stop=None,
+            unlearn_statistics="running",
+            unlearn_missed="flag",
+        ),
+    }
+    found = replace(SHORT, **settings)(model, CleanData(pictures(3).images[:30]))
+    assert found.classes == 50
+    assert len(found.exposed.predicted) == 50
 
 
 def test_labels_to_scan_are_checked(model: nn.Module, images: CleanData) -> None:
