@@ -52,8 +52,8 @@ def counted(model: nn.Module) -> tuple[nn.Module, Counter[str]]:
     images: Counter[str] = Counter()
 
     class Counted(type(model)):  # type: ignore[misc]  # copies count into the same place
-        def forward_features(self, x: Tensor) -> Tensor:
-            features: Tensor = super().forward_features(x)
+        def forward_features(self, x: Tensor, **others: Any) -> Tensor:
+            features: Tensor = super().forward_features(x, **others)
             images["forward"] += len(x)
             if features.requires_grad:
                 features.register_hook(lambda grad: images.update(backward=len(grad)))

@@ -26,15 +26,22 @@ from nnprune_backdoor.sites import find_classifiers
 Stamp = Callable[[Tensor], Tensor]
 
 
+def there(batch: CleanData, model: nn.Module) -> CleanData:
+    """The batch where the model is."""
+    device = next(model.parameters()).device
+    return CleanData(batch.images.to(device), batch.targets.to(device))
+
+
 class MaskedLayer(nn.Module):
     """A layer with a mask and two noises a channel; all of them, and the weights, are trainable."""
 
     def __init__(self, layer: nn.Module, channels: int) -> None:
         super().__init__()
         self.layer = layer
-        self.mask = nn.Parameter(torch.ones(channels))
-        self.delta = nn.Parameter(torch.zeros(channels))
-        self.xi = nn.Parameter(torch.zeros(channels))
+        device = layer.weight.device
+        self.mask = nn.Parameter(torch.ones(channels, device=device))
+        self.delta = nn.Parameter(torch.zeros(channels, device=device))
+        self.xi = nn.Parameter(torch.zeros(channels, device=device))
         self.mode = "mask"  # original, mask, perturbed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,9 +137,10 @@ def anp(criterion: ANP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
     )
     done = 0
     while done < criterion.steps:
-        for batch in clean.batches(criterion.batch_size, generator, replacement=True):
+        for drawn in clean.batches(criterion.batch_size, generator, replacement=True):
             if done == criterion.steps:
                 break
+            batch = there(drawn, model)
             network.draw_noise(generator, criterion.noise_budget)
             network.ascend_noise(
                 batch.images,
@@ -163,7 +171,8 @@ def unlearn(
     )
     for _ in range(criterion.unlearn_epochs):
         right = 0
-        for batch in clean.batches(criterion.batch_size, generator):
+        for drawn in clean.batches(criterion.batch_size, generator):
+            batch = there(drawn, model)
             optimiser.zero_grad()
             logits = unlearned(batch.images)
             (-F.cross_entropy(logits, batch.targets)).backward()
@@ -186,7 +195,8 @@ def rnp(criterion: RNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
         network.masks, lr=criterion.recover_lr, momentum=criterion.recover_momentum
     )
     for _ in range(criterion.recover_epochs):
-        for batch in clean.batches(criterion.batch_size, generator):
+        for drawn in clean.batches(criterion.batch_size, generator):
+            batch = there(drawn, model)
             optimiser.zero_grad()
             (criterion.alpha * F.cross_entropy(network.run(batch.images), batch.targets)).backward()
             masks_step(optimiser, [network])
@@ -207,7 +217,8 @@ def mnp(criterion: MNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
     )
     closed_at, steps = torch.full_like(weights, torch.inf), 0
     while steps < criterion.steps:
-        for batch in clean.batches(criterion.batch_size, generator):
+        for drawn in clean.batches(criterion.batch_size, generator):
+            batch = there(drawn, model)
             optimiser.zero_grad()
             own, other = (
                 F.cross_entropy(network.run(batch.images), batch.targets) for network in networks
@@ -227,13 +238,15 @@ def cnp(criterion: CNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
     seeds = torch.randint(2**31, (2,), generator=generator).tolist()
     target = infer_target(criterion, model, clean, seeds[0])
     stamp = invert(criterion, model, clean, target, seeds[1])
-    heads = find_classifiers(model, clean.images[:2])
+    device = next(model.parameters()).device
+    heads = find_classifiers(model, clean.images[:2].to(device))
     network = MaskedNetwork(model, sites)
     use_statistics_(network.model, criterion.statistics)
     optimiser = torch.optim.SGD(
         network.masks, lr=criterion.mask_lr, momentum=criterion.mask_momentum
     )
-    for images in islice(criterion.draws(clean, generator), criterion.mask_steps):
+    for drawn in islice(criterion.draws(clean, generator), criterion.mask_steps):
+        images = drawn.to(device)
         stamped = stamp(images)
         labels = network.run(images).argmax(1)
         network.draw_noise(generator, criterion.noise_budget)
@@ -256,10 +269,12 @@ def cnp(criterion: CNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
 
 def infer_target(criterion: CNP, model: nn.Module, clean: CleanData, seed: int) -> int:
     generator = torch.Generator().manual_seed(seed)
-    network = MaskedNetwork(model, find_sites(model, clean.images[:2]))
-    increase = torch.zeros(clean.check_against(model), dtype=torch.int64)
+    device = next(model.parameters()).device
+    network = MaskedNetwork(model, find_sites(model, clean.images[:2].to(device)))
+    increase = torch.zeros(clean.check_against(model), dtype=torch.int64, device=device)
     count = -(-criterion.noise_passes * len(clean) // criterion.mask_batch)
-    for images in islice(criterion.draws(clean, generator), count):
+    for drawn in islice(criterion.draws(clean, generator), count):
+        images = drawn.to(device)
         before = network.run(images).argmax(1)
         network.draw_noise(generator, criterion.noise_budget)
         network.ascend_noise(
@@ -275,15 +290,18 @@ def invert(criterion: CNP, model: nn.Module, clean: CleanData, target: int, seed
     model = copy.deepcopy(model).requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = clean.images.shape[1:]
-    unit = torch.rand(1 + channels, height, width, generator=generator).requires_grad_(True)
-    low = clean.images.amin((0, 2, 3))[:, None, None]
-    high = clean.images.amax((0, 2, 3))[:, None, None]
+    device = next(model.parameters()).device
+    unit = torch.rand(1 + channels, height, width, generator=generator).to(device)
+    unit.requires_grad_(True)
+    low = clean.images.amin((0, 2, 3))[:, None, None].to(device)
+    high = clean.images.amax((0, 2, 3))[:, None, None].to(device)
     optimiser = torch.optim.Adam([unit], lr=criterion.inversion_lr)
     penalty = criterion.inversion_penalty * 1024 / (height * width)
-    for images in islice(criterion.draws(clean, generator, criterion.batch_size), criterion.steps):
+    for drawn in islice(criterion.draws(clean, generator, criterion.batch_size), criterion.steps):
+        images = drawn.to(device)
         mask, pattern = unit[:1], low + (high - low) * unit[1:]
         logits = model((1 - mask) * images + mask * pattern)
-        labels = torch.full((len(images),), target)
+        labels = torch.full((len(images),), target, device=device)
         optimiser.zero_grad()
         (F.cross_entropy(logits, labels) + penalty * mask.sum()).backward()
         optimiser.step()

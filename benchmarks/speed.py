@@ -1,6 +1,7 @@
 """What a ranking costs: the library, the published loops (reference_loops.py), and the floor.
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py --out benchmarks/results/speed.json
+    python benchmarks/speed.py --device cuda --out benchmarks/results/speed_gpu.json
     python benchmarks/speed_page.py
 
 Published settings (`paper()`: trained masks), cut to so few iterations and images that a small
@@ -12,6 +13,7 @@ CPU seconds of the process. Networks have random weights: what a pass costs does
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -31,6 +33,7 @@ from nnprune_backdoor import ANP, CNP, MNP, RNP, CleanData, Compute, Criterion, 
 from nnprune_backdoor.norms import use_statistics_
 
 CLASSES = 10
+STEPS = {"cpu": 2, "cuda": 4}
 ARCHITECTURES: dict[str, tuple[str, int, int]] = {  # timm name, pixels, images a batch
     "ResNet-18, 32 px": ("resnet18", 32, 8),
     "MobileNetV3 small": ("mobilenetv3_small_100", 224, 8),
@@ -38,11 +41,15 @@ ARCHITECTURES: dict[str, tuple[str, int, int]] = {  # timm name, pixels, images 
     "ConvNeXt atto": ("convnext_atto", 224, 4),
     "ResNet-18, 224 px": ("resnet18", 224, 4),
 }
+LARGE: dict[str, tuple[str, int, int]] = {
+    "ResNet-50, 224 px": ("resnet50", 224, 64),
+    "ViT-B/16, 224 px": ("vit_base_patch16_224", 224, 64),
+}
 
 
-def build(name: str, pixels: int) -> nn.Module:
+def build(name: str, pixels: int, classes: int = CLASSES) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, num_classes=CLASSES)
+    model: nn.Module = timm.create_model(name, num_classes=classes)
     if pixels == 32:  # the stem that is used at this size
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
@@ -102,7 +109,9 @@ class Floor:
         self.scored = [model.get_submodule(site.name) for site in sites]
 
     def __call__(self, criterion: Any) -> None:
+        device = next(self.model.parameters()).device
         batch = self.clean.take(torch.arange(criterion.batch_size))
+        batch = CleanData(batch.images.to(device), batch.targets.to(device))
         epoch = -(-len(self.clean) // criterion.batch_size)
         if isinstance(criterion, ANP):
             self.masks(batch, criterion.steps * (criterion.noise_steps + 2))
@@ -169,41 +178,68 @@ def ways(
         "library": library(Compute()),
         "channels_last": library(Compute(channels_last=True)),
         "bfloat16": library(Compute(precision="bfloat16")),
+        "both": library(Compute(precision="bfloat16", channels_last=True)),
         "floor": lambda: floor(criterion),
     }
 
 
-def row(architecture: str, method: str, rounds: int) -> dict[str, Any]:
-    timm_name, pixels, batch = ARCHITECTURES[architecture]
-    model, clean = build(timm_name, pixels), images_for(pixels, 2 * batch)
-    sites = find_sites(model, clean.images[:2])
-    criterion = criteria(batch, 2)[method]
+def timed(work: Callable[[], Any], device: str) -> tuple[dict[str, float], Any]:
+    """What work took (CPU and wall seconds, on a GPU its peak memory in MB) and what it gave."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+    if device == "cuda":
+        took["gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    return {name: round(value, 4) for name, value in took.items()}, result
+
+
+def row(architecture: str, method: str, rounds: int, device: str) -> dict[str, Any]:
+    timm_name, pixels, batch = (ARCHITECTURES | LARGE)[architecture]
+    steps = STEPS[device]
+    model, clean = build(timm_name, pixels).to(device), images_for(pixels, steps * batch)
+    sites = find_sites(model, clean.images[:2].to(device))
+    criterion = criteria(batch, steps)[method]
     doing = ways(criterion, model, clean, sites)
+    if device == "cuda":
+        del doing["channels_last"], doing["bfloat16"]  # in "both"
     found: dict[str, Any] = {
         "architecture": architecture,
         "method": method,
         "criterion": repr(criterion),
         "neurons": sum(site.channels for site in sites),
         "images": len(clean),
-        "ways": {name: {"cpu": [], "wall": []} for name in doing},
+        "ways": {name: {} for name in doing},
     }
     scores: dict[str, Tensor] = {}
-    for _ in range(rounds):
+    for number in range(rounds + (device == "cuda")):
         for name, work in doing.items():
             model.requires_grad_(True).eval()
-            cpu, wall = time.process_time(), time.perf_counter()
-            result = work()
-            found["ways"][name]["cpu"].append(round(time.process_time() - cpu, 4))
-            found["ways"][name]["wall"].append(round(time.perf_counter() - wall, 4))
+            try:
+                took, result = timed(work, device)
+            except torch.OutOfMemoryError as error:
+                found["ways"][name]["error"] = str(error)[:100]
+                continue
+            if number == 0 and device == "cuda":
+                continue  # kernels are chosen and loaded
+            for what, value in took.items():
+                found["ways"][name].setdefault(what, []).append(value)
             if result is not None:
-                scores[name] = result
+                scores[name] = result.cpu()
     for name, flat in scores.items():
-        found["ways"][name]["difference"] = differences(scores["reference"], flat)
-    # counted on batches twice as large and half as many, where activations outweigh the weights
-    doing = ways(criteria(2 * batch, 1)[method], model, clean, sites)
-    for name in ("reference", "library", "floor"):
-        model.requires_grad_(True).eval()
-        found["ways"][name].update(count(doing[name]))
+        if "reference" in scores:
+            found["ways"][name]["difference"] = differences(scores["reference"], flat)
+    if device == "cpu":
+        # counted on batches twice as large and half as many, where activations outweigh the weights
+        doing = ways(criteria(2 * batch, 1)[method], model, clean, sites)
+        for name in ("reference", "library", "floor"):
+            model.requires_grad_(True).eval()
+            found["ways"][name].update(count(doing[name]))
     return found
 
 
@@ -224,7 +260,8 @@ def differences(reference: Tensor, scores: Tensor) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=list(ARCHITECTURES))
+    parser.add_argument("--only", nargs="*", help="networks; by default those for the device")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--methods", nargs="*", default=["anp", "rnp", "cnp", "mnp"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
@@ -232,10 +269,12 @@ def main() -> None:
     torch.set_num_threads(1)
     known = json.loads(options.out.read_text()) if options.out.exists() else {}
     known |= {"torch": torch.__version__, "timm": timm.__version__, "cpu": platform.machine()}
+    if options.device == "cuda":
+        known["gpu"] = torch.cuda.get_device_name()
     rows = known.setdefault("rows", [])
-    for architecture in options.only:
+    for architecture in options.only or (ARCHITECTURES if options.device == "cpu" else LARGE):
         for method in options.methods:
-            found = row(architecture, method, options.rounds)
+            found = row(architecture, method, options.rounds, options.device)
             rows[:] = [
                 old
                 for old in rows

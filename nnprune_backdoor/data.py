@@ -58,7 +58,9 @@ class CleanData:
             DataError: nothing in it, shapes that differ, labels that are no integers, NaN or inf.
         """
         if isinstance(clean, CleanData):
-            return clean
+            if clean.images.device.type == "cpu":
+                return clean
+            return cls(clean.images.cpu(), None if clean.labels is None else clean.labels.cpu())
         if isinstance(clean, Tensor):
             raise DataError(
                 "expected a loader (an iterable of batches), got a tensor; "

@@ -109,7 +109,7 @@ class Restoration:
             return None
         masked = MaskedModel(self._held_out.model, self._sites)
         stamped = CleanData(trigger(others.images), others.labels)
-        size = min(_BATCH, max(16, at_once(stamped.images)))
+        size = min(_BATCH, max(16, at_once(stamped.images, masked.model)))
         pull = mean_gradient(masked, stamped, size, self._generator())
         flat = response_scores(pull, self._stiffness, self._damping)
         return ChannelScores(self._sites, flat, "restoration")

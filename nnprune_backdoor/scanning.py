@@ -174,7 +174,7 @@ class Scan:
         masked, where = MaskedModel(model, sites), like(model)
         generator = torch.Generator().manual_seed(seed)
         counts = torch.zeros(classes)
-        size = min(_BATCH, max(16, at_once(data.images)))
+        size = min(_BATCH, max(16, at_once(data.images, model)))
         with progress_bar(-(-len(data) // size), "noise on neurons", progress) as bar:
             for batch in data.batches(size, generator):
                 images = batch.images.to(**where)

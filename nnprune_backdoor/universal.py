@@ -95,7 +95,7 @@ class UniversalPerturbation:
             wanted = list(range(classes)) if labels is None else list(labels)
             check_labels(wanted, classes)
             fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, at_once(fit.images) // min(self.batch_size, len(fit)))
+            size = max(1, at_once(fit.images, model) // min(self.batch_size, len(fit)))
             groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
             found: list[RecoveredPerturbation] = []
             own = predict_labels(model, held.images)

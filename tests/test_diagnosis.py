@@ -220,9 +220,10 @@ def test_labels_to_scan_are_checked(model: nn.Module, images: CleanData) -> None
 
 
 def test_fewer_large_images_go_through_at_once() -> None:
-    assert [at_once(torch.empty(1, 3, size, size)) for size in (8, 32, 64, 224, 2000)] == [
-        *(256, 256, 64, 5, 1)
-    ]
+    sizes, elsewhere = (8, 32, 64, 224, 2000), nn.Linear(1, 1, device="meta")
+    images = [torch.empty(1, 3, size, size, device="meta") for size in sizes]
+    assert [at_once(each, nn.Identity()) for each in images] == [256, 256, 64, 5, 1]
+    assert [at_once(each, elsewhere) for each in images] == [256, 256, 256, 83, 1]
 
 
 def test_many_classes_have_triggers_sought_for_a_few(model: nn.Module, images: CleanData) -> None:

@@ -59,8 +59,8 @@ def photo_patches(seed: int = 0) -> Photos:
     generator = np.random.default_rng(seed)
     parts: dict[bool, list[np.ndarray]] = {False: [], True: []}
     labels: dict[bool, list[int]] = {False: [], True: []}
-    for label, (package, file) in enumerate(_SOURCES):
-        crops = _crops(_read(package, file), generator)
+    for label, picture in enumerate(photographs().values()):
+        crops = _crops(picture, generator)
         for is_test, limit in ((False, _TRAIN_PER_CLASS), (True, _TEST_PER_CLASS)):
             chosen = crops[is_test]
             keep = sorted(generator.permutation(len(chosen))[:limit])
@@ -73,6 +73,15 @@ def photo_patches(seed: int = 0) -> Photos:
         test_labels=torch.tensor(labels[True]),
         class_names=tuple(Path(file).stem for _, file in _SOURCES),
     )
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """The ten photographs by name, (H, W, 3) bytes each.
+
+    Raises:
+        DataError: scikit-image or scikit-learn is missing.
+    """
+    return {Path(file).stem: _read(package, file) for package, file in _SOURCES}
 
 
 def _read(package: str, file: str) -> np.ndarray:
