@@ -211,7 +211,7 @@ def mnp(criterion: MNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
         other.mask = own.mask
     for network in networks:
         use_statistics_(network.model, criterion.mask_statistics)
-    weights = magnitudes(suppressed, sites, criterion.norm)
+    weights = magnitudes(suppressed, sites, criterion.norm).to(networks[0].masks[0])
     optimiser = torch.optim.SGD(
         networks[0].masks, lr=criterion.mask_lr, momentum=criterion.mask_momentum
     )
@@ -230,7 +230,7 @@ def mnp(criterion: MNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
             closed_at[(networks[0].flat() == 0) & (closed_at > steps)] = steps
             if steps == criterion.steps:
                 break
-    return tie_free(networks[0].flat(), closed_at, weights)
+    return tie_free(networks[0].flat().cpu(), closed_at.cpu(), weights.cpu())
 
 
 def cnp(criterion: CNP, model: nn.Module, clean: CleanData, sites: tuple[Site, ...]) -> Tensor:

@@ -132,8 +132,9 @@ class Floor:
     def masks(self, batch: CleanData, passes: int, statistics: Any = "batch") -> None:
         """Forward, and backward to what the masks and noises multiply."""
         self.model.requires_grad_(False)
-        for layer in self.scored:
-            layer.requires_grad_(self._cheap(layer))
+        for layer in self.scored:  # a gamma or bias costs what a mask costs; a weight far more
+            for parameter in layer.parameters():
+                parameter.requires_grad_(parameter.ndim == 1)
         self._passes(batch, passes, statistics)
 
     def weights(self, batch: CleanData, passes: int) -> None:
@@ -157,11 +158,6 @@ class Floor:
         for _ in range(passes):
             self.model.zero_grad(set_to_none=True)
             F.cross_entropy(self.model(batch.images), batch.targets).backward()
-
-    @staticmethod
-    def _cheap(layer: Any) -> bool:
-        """A norm's gamma costs what its mask costs; a convolution's weight costs far more."""
-        return layer.weight.ndim == 1
 
 
 def ways(

@@ -1,4 +1,7 @@
-"""The tables of docs/speed.md, from results/speed.json: python benchmarks/speed_page.py"""
+"""The tables of docs/speed.md, from results/speed*.json and full_size.json.
+
+python benchmarks/speed_page.py
+"""
 
 from __future__ import annotations
 
@@ -60,29 +63,32 @@ def options(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def choices(rows: list[Row]) -> str:
-    """What the options do to rankings and to what is selected of them."""
+def gpu(rows: list[Row]) -> str:
+    """Seconds and memory on a GPU, of the ways that were run there."""
     lines = [
-        "| network | criterion | option | CPU s | mask steps | rank correlation "
-        "| lowest 2 % shared | budget of 2 points: neurons, ACC, ASR | lowest 2 %: ACC, ASR |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | method | published loop | library | bfloat16, channels_last | floor |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        if "error" in row:
-            lines.append(f"| {row['net']} | {row['method']} | {row['compute']} | {row['error']} |")
-            continue
-        budget, few = row["accuracy"], row["2 %"]
-        cells = [
-            row["net"],
-            row["method"],
-            row["compute"] or "none",
-            f"{row['cpu']:.1f}",
-            str(row["steps"] or ""),
-            f"{row['rank']:.3f}",
-            f"{row['low2']:.0%}",
-            f"{budget['neurons']}, {budget['acc']:.3f}, {budget['asr']:.3f}",
-            f"{few['acc']:.3f}, {few['asr']:.3f}",
-        ]
+        cells = [row["architecture"], row["method"]]
+        for way in ("reference", "library", "both", "floor"):
+            seconds, mb = (median(row["ways"][way][key]) for key in ("wall", "gpu_mb"))
+            cells.append(f"{seconds:.2f} s, {mb / 1000:.1f} GB")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def full_size(rows: list[Row]) -> str:
+    """What a ranking takes at default settings."""
+    lines = [
+        "| network | on | criterion | precision | seconds | images/s | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        threads = f", {row['threads']} threads" if "threads" in row else ""
+        cells = [row["network"], row["where"] + threads, row["method"], row["way"]]
+        cells += [f"{row['seconds']:.0f}", f"{row['images_per_second']:,}"]
+        cells.append(f"{row['mb'] / 1000:.1f} GB")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -96,7 +102,8 @@ def main() -> None:
     page = DOCS / "speed.md"
     fill(page, "cost", cost(found["rows"]))
     fill(page, "options", options(found["rows"]))
-    fill(page, "choices", choices(found.get("choices", [])))
+    fill(page, "gpu", gpu(json.loads((RESULTS / "speed_gpu.json").read_text())["rows"]))
+    fill(page, "full size", full_size(json.loads((RESULTS / "full_size.json").read_text())))
 
 
 if __name__ == "__main__":

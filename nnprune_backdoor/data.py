@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .errors import DataError, UnsupportedModelError
 
 _IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "data")
+_ENOUGH = 100  # labelled images that do, however many classes there are
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
@@ -133,10 +134,10 @@ class CleanData:
                 f"all clean images have label {low}; give images of several classes, or the "
                 "score would only say what that one class needs"
             )
-        if len(self) < classes:
+        if len(self) < min(classes, _ENOUGH):
             raise DataError(
-                f"expected at least one clean image per class ({classes}), got {len(self)}; "
-                "a few hundred in all is usual"
+                f"expected at least one clean image per class ({classes}), or {_ENOUGH} where "
+                f"there are more classes, got {len(self)}; a few hundred in all is usual"
             )
 
     def take(self, indices: Tensor) -> CleanData:

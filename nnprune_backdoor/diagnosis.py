@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like
 from .errors import ScoringError
-from .evidence import KINDS, Evidence, suspected
+from .evidence import KINDS, LARGEST, Evidence, suspected
 from .exposure import Exposed
 from .guard import private_copy
 from .inversion import PixelRange, RecoveredTrigger, predict_labels
@@ -118,6 +118,11 @@ class Diagnosis:
             if item.threshold is not None:
                 line += f", alarm from {item.threshold:.3g}"
             lines.append(line)
+        if self.example[0].numel() > LARGEST:
+            lines.append(
+                "size       images this large are easily sent anywhere by a small picture, so that "
+                "universal raises no alarm here"
+            )
         lines.append(
             "limits     other triggers than these searches can find leave no evidence here, and "
             "the benign networks are few and small"

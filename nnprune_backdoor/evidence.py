@@ -85,15 +85,27 @@ def suspected(evidence: Sequence[Evidence]) -> int | None:
     return best if restored.get(best, 0.0) >= _RESTORED else universal.label
 
 
-def evidence_of(kind: str, by_label: dict[int, float]) -> Evidence | None:
-    """The most suspicious label's, beside what benign networks gave; None without a label."""
+# of images up to which a universal perturbation raises the alarm. The null is of 32 x 32; with more
+# pixels the same root mean square sends any network's images anywhere, as it did a benign
+# ImageNet network's at 224 x 224 (success .98)
+LARGEST = 64 * 64
+
+
+def evidence_of(kind: str, by_label: dict[int, float], pixels: int) -> Evidence | None:
+    """The most suspicious label's, beside what benign networks gave; None without a label.
+
+    Args:
+        pixels: height times width of the images.
+    """
     if not by_label:
         return None
     worst = max if KINDS[kind][0] == "high" else min
     label = worst(by_label, key=by_label.__getitem__)
     stored = null()
     benign = {name: values[kind] for name, values in stored["benign"].items() if kind in values}
-    return Evidence(kind, by_label[label], label, by_label, benign, stored["alarm"].get(kind))
+    judged = kind != "universal" or pixels <= LARGEST
+    threshold = stored["alarm"].get(kind) if judged else None
+    return Evidence(kind, by_label[label], label, by_label, benign, threshold)
 
 
 @cache

@@ -36,7 +36,10 @@ _BATCH = 128  # images a pass
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """How evidence is gathered. The null holds for the defaults and 300 images of 32 pixels."""
+    """How evidence is gathered. The null holds for the defaults and 300 images of 32 pixels.
+
+    On images of more than 64 x 64 pixels universal perturbations are reported and raise no alarm.
+    """
 
     search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # a trigger a label
     universal: UniversalPerturbation = field(default=UniversalPerturbation())
@@ -100,7 +103,8 @@ class Scan:
             clock.lap("exposure")
             found["noise"] = self._noise(own, data, sites, classes, seed=seed, progress=progress)
             clock.lap("noise")
-        evidence = tuple(evidence_of(kind, found.get(kind, {})) for kind in KINDS)
+        area = data.images[0, 0].numel()
+        evidence = tuple(evidence_of(kind, found.get(kind, {}), area) for kind in KINDS)
         return Diagnosis(
             tuple(item for item in evidence if item is not None),
             classes,
@@ -220,7 +224,8 @@ class Scan:
                 own, data, [label], seed=seed, progress=progress
             )
             found["universal"] = {label: perturbation.success}
-        evidence = [evidence_of(kind, by_label) for kind, by_label in found.items()]
+        area = data.images[0, 0].numel()
+        evidence = [evidence_of(kind, by_label, area) for kind, by_label in found.items()]
         return tuple(item for item in evidence if item is not None)
 
 

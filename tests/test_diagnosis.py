@@ -278,6 +278,20 @@ def test_the_label_is_named_by_both_kinds_of_evidence(
     assert evidence.suspected(kinds[:1]) == (0 if restored[0] >= 0.75 else None)
 
 
+def test_a_universal_perturbation_of_large_images_raises_no_alarm() -> None:
+    """Measured on a benign ImageNet network at 224 pixels: .98, of any label."""
+    found = {
+        side: [
+            evidence.evidence_of(kind, {3: 1.0}, side**2) for kind in ("universal", "restoration")
+        ]
+        for side in (32, 64, 224)
+    }
+    alarms = {
+        side: [item is not None and item.alarm for item in both] for side, both in found.items()
+    }
+    assert alarms == {32: [True, True], 64: [True, True], 224: [False, True]}
+
+
 def test_what_the_package_ships_as_null() -> None:
     stored = evidence.null()
     assert set(stored["alarm"]) <= set(evidence.KINDS)
