@@ -57,7 +57,7 @@ def unlearn_triggers(
     the settings were found: docs/repair.md.
 
     Args:
-        triggers: of one label, that of the first.
+        triggers: all of one label.
         search: how one more is recovered for that label in the silenced network, on the same
             images; None: none is, as in Neural Cleanse.
         stamped: share of each batch that one of the triggers is stamped on (as Neural Cleanse).
@@ -67,6 +67,11 @@ def unlearn_triggers(
     """
     if not triggers:
         raise ScoringError("no trigger was recovered, so there is none to unlearn")
+    labels = sorted({trigger.target for trigger in triggers})
+    if len(labels) > 1:
+        raise DataError(
+            f"expected triggers of one label, got labels {labels}; repair one at a time"
+        )
     with private_randomness(seed):  # a loader may shuffle
         data = CleanData.collect(clean)
     data.targets  # noqa: B018 - raises where there are none

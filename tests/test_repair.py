@@ -248,6 +248,14 @@ def test_a_repair_needs_labels(backdoored: nn.Module, clean: CleanData) -> None:
         purify(backdoored, images, TAC(), selector=LowestCount(1), repair="unlearn")
 
 
+def test_triggers_of_two_labels_are_refused(
+    backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger
+) -> None:
+    other = dataclasses.replace(patch, target=patch.target + 1)
+    with pytest.raises(DataError, match="triggers of one label"):
+        unlearn_triggers(backdoored, clean, [patch, other], progress=False)
+
+
 @pytest.mark.parametrize("stamped", [-0.1, 1.5])
 def test_an_impossible_share_is_refused(
     stamped: float, backdoored: nn.Module, clean: CleanData
