@@ -6,6 +6,7 @@ out=$(realpath -m "${1:?usage: reproduce.sh DIR [WORKERS]}") workers=${2:-2}
 cd "$(dirname "$0")"
 export OMP_NUM_THREADS=1
 python zoo.py --models "$out/models" --workers "$workers"
-python efficacy.py --models "$out/models" --out "$out/runs" --workers "$workers"
+python efficacy.py --models "$out/models" --out "$out/runs" --workers "$workers" \
+    --methods cnp tac random mnp anp rnp fp clp bnp ft informed "informed change"
 python efficacy.py --out "$out/runs" --collect
 python efficacy_page.py
