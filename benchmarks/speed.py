@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from nnprune_backdoor import ANP, CNP, MNP, RNP, CleanData, Compute, Criterion, Site, find_sites
 from nnprune_backdoor.norms import use_statistics_
 
-CLASSES = 10
+CLASSES = 8  # no more than there are images: two batches of four
 STEPS = {"cpu": 2, "cuda": 4}
 ARCHITECTURES: dict[str, tuple[str, int, int]] = {  # timm name, pixels, images a batch
     "ResNet-18, 32 px": ("resnet18", 32, 8),
