@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--methods", nargs="*", default=[*METHODS])
+    parser.add_argument("--no-scan", action="store_true", help="only purify")
     parser.add_argument("--out", type=Path, default=RESULTS / "pretrained.json")
     options = parser.parse_args()
     rows = json.loads(options.out.read_text()) if options.out.exists() else []
@@ -106,9 +107,10 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         options.out.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
-    for seed in options.seeds:
+    for seed in [] if options.no_scan else options.seeds:
         keep(scanned(model, options.pixels, seed))
-    choices = [(options.methods[0], "auto"), *((method, "accuracy") for method in options.methods)]
+    choices = [(method, "accuracy") for method in options.methods]
+    choices.append((options.methods[0], "auto"))  # last, for it scans
     for method, selector in choices:
         keep(purified(model, method, selector, options.pixels, options.seeds[0]))
 
