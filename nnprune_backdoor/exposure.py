@@ -131,8 +131,8 @@ class Unlearning:
                 if steps == 0:
                     raise ScoringError(
                         f"the model is right on {accuracies[-1]:.0%} of the images before any "
-                        f"unlearning, at most unlearn_stop ({stop:.0%}); check labels "
-                        "and normalisation, or lower unlearn_stop"
+                        f"unlearning, at most unlearn_stop ({stop:.0%}); "
+                        + self._why(model, clean, stop)
                     )
                 schedule.step()
                 bar.update()
@@ -155,6 +155,17 @@ class Unlearning:
             "unlearn_stop_reached": reached,
         }
         return unlearned.requires_grad_(False), details
+
+    def _why(self, model: nn.Module, clean: CleanData, stop: float) -> str:
+        """What to do about a model that seems to have nothing to unlearn."""
+        hits = predict_labels(model, clean.images) == clean.targets.cpu()
+        rate = hits.float().mean().item()
+        if rate > stop:  # a pretrained network on images unlike those of its training
+            return (
+                f"that is with BatchNorm's statistics of the batch, with the model's own it is "
+                f'right on {rate:.0%}: set unlearn_statistics="running"'
+            )
+        return "check labels and normalisation, or lower unlearn_stop"
 
     def _stop(self, model: nn.Module, clean: CleanData) -> float:
         if self.unlearn_stop is not None:

@@ -70,6 +70,37 @@ def test_rnp_unlearns_in_the_same_way(net: nn.Module, clean: CleanData) -> None:
     assert unlearned[0][1] == unlearned[1][1]
 
 
+class Brightness(nn.Module):
+    """Two labels, told apart by how bright an image is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)  # running mean 0, variance 1
+        self.head = nn.Linear(3, 2, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(images).mean((2, 3)))
+        return logits
+
+
+def test_images_that_the_statistics_of_a_batch_confuse_are_told_of() -> None:
+    """All are bright; within a batch, half are darker than the mean."""
+    model = Brightness().eval()
+    images = noise_images(32).abs() + torch.linspace(1, 2, 32).view(-1, 1, 1, 1)
+    bright = CleanData(images, torch.ones(32, dtype=torch.long))
+    settings: dict[str, Any] = {"batch_size": 32, "unlearn_stop": 0.6, "unlearn_missed": "flag"}
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(ScoringError, match=r'right on 100%: set unlearn_statistics="running"'):
+        Unlearning(**settings).unlearn(model, bright, generator, False)
+    running = Unlearning(**settings, unlearn_statistics="running")
+    assert running.unlearn(model, bright, generator, False)[1]["unlearn_steps"] > 0
+    dark = CleanData(images, torch.zeros(32, dtype=torch.long))  # wrong labels
+    with pytest.raises(ScoringError, match="check labels and normalisation"):
+        running.unlearn(model, dark, generator, False)
+
+
 def test_divergence_and_bad_images_are_refused(net: nn.Module, clean: CleanData) -> None:
     wild = Unlearning(unlearn_lr=1e30, unlearn_clip=None, unlearn_stop=-1.0, unlearn_epochs=5)
     with pytest.raises(ScoringError, match=r"diverged|NaN or inf"):

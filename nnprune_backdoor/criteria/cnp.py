@@ -130,7 +130,8 @@ class CNP(TriggerCriterion):
         views = _Views(model, sites, heads, stamp)
         use_statistics_(model, self.statistics)
         if self.ranking == "masks":
-            flat, details["recovered"] = self.train_masks(views, unlabelled, generator, progress)
+            flat, trained = self.train_masks(views, unlabelled, generator, progress)
+            details |= trained
         else:
             use_statistics_(model, "running")
             own = CleanData(clean.images, predict_labels(model, clean.images))
@@ -316,10 +317,10 @@ class CNP(TriggerCriterion):
 
     def train_masks(
         self, views: _Views, clean: CleanData, generator: torch.Generator, progress: bool
-    ) -> tuple[Tensor, list[float]]:
-        """SGD on the masks; returns them (number of neurons,) and the recovered share at each look.
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """SGD on the masks, whose rate of learning follows the share of images recovered.
 
-        The rate of learning follows the recovered share.
+        Returns the masks (number of neurons,), the number of steps, and the share at each look.
         """
         masks = views.masked.masks
         optimiser = torch.optim.SGD([masks], lr=self.mask_lr, momentum=self.mask_momentum)
@@ -347,7 +348,7 @@ class CNP(TriggerCriterion):
                 bar.update()
                 if settled(masks):
                     break
-        return masks.detach().float().cpu(), looks
+        return masks.detach().float().cpu(), {"mask_steps": settled.steps, "recovered": looks}
 
 
 def contrastive_loss(similarities: Tensor, temperature: float) -> Tensor:
