@@ -267,13 +267,14 @@ def trained_masks(net: nn.Module, clean: CleanData, **settings: Any) -> Tensor:
 def test_masks_move_and_nothing_else_does(net: nn.Module, clean: CleanData) -> None:
     before, views = state_of(net), views_of(net, clean.images)
     use_statistics_(net, "batch")
-    masks, looks = QUICK.train_masks(views, clean, generator(), False)
+    masks, trained = QUICK.train_masks(views, clean, generator(), False)
     assert_same_state(before, net.state_dict())
     assert all(parameter.grad is None for parameter in net.parameters())
     assert (masks != 1).float().mean() > 0.2
     assert masks.min() >= 0
     assert masks.max() <= 1
-    assert len(looks) == 1  # after two of the three steps
+    assert len(trained["recovered"]) == 1  # after two of the three steps
+    assert trained["mask_steps"] == 3
     # the original keeps its own copies of the buffers as well
     drifted = views.original.buffers["bn1.running_mean"]
     assert not torch.equal(drifted, before["bn1.running_mean"])
