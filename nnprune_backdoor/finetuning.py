@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError, UnsupportedModelError
-from .guard import private_copy, private_randomness
+from .guard import private_copy, private_randomness, restore_modes_
 from .inversion import RecoveredTrigger
 from .masking import Silencing, silence_
 from .norms import Statistics, use_statistics_
@@ -132,10 +132,7 @@ def fine_tune(
                 bar.update()
         steps.zero_grad(set_to_none=True)
     _check_finite(tuned)
-    for own, theirs in zip(tuned.modules(), model.modules(), strict=True):
-        own.training = theirs.training
-    for weight, given in zip(tuned.parameters(), model.parameters(), strict=True):
-        weight.requires_grad_(given.requires_grad)
+    restore_modes_(tuned, model)
     return tuned
 
 

@@ -20,8 +20,15 @@ from .errors import UnsupportedModelError
 _T = TypeVar("_T")
 
 
+# how modules are told to compute a part again in the backward pass: timm, transformers, torchvision
+_CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient")
+
+
 def private_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode whose parameters ask for no gradient.
+    """A deep copy in eval mode whose parameters ask for no gradient, without checkpointing.
+
+    What is computed again in the backward pass would be computed without masks and noise, and
+    silently; `Compute(micro_batch=...)` bounds memory as well.
 
     Raises:
         UnsupportedModelError: the model is wrapped (compiled, data-parallel) or cannot be copied.
@@ -35,7 +42,22 @@ def private_copy(model: nn.Module) -> nn.Module:
         raise UnsupportedModelError(
             f"the model cannot be copied ({error}), and it would not be worked on in place"
         ) from error
+    for module in own.modules():
+        for switch in _CHECKPOINTING:
+            if getattr(module, switch, None) is True:
+                setattr(module, switch, False)
     return own.eval().requires_grad_(False)
+
+
+def restore_modes_(own: nn.Module, given: nn.Module) -> None:
+    """Give a private copy the modes, checkpointing and gradient flags of the model it is of."""
+    for mine, theirs in zip(own.modules(), given.modules(), strict=True):
+        mine.training = theirs.training
+        for switch in _CHECKPOINTING:
+            if getattr(theirs, switch, None) is True:
+                setattr(mine, switch, True)
+    for weight, theirs_too in zip(own.parameters(), given.parameters(), strict=True):
+        weight.requires_grad_(theirs_too.requires_grad)
 
 
 def _results(model: nn.Module) -> Iterator[Tensor]:

@@ -28,6 +28,8 @@ class MaskedModel:
     site's mask multiplies gamma; a layer site's multiplies the output channel less its bias. With
     `silencing="zero"` the bias (beta) is multiplied too. Masks of ones give the model's own
     logits, bit for bit. No gradient of a weight is ever computed: freeze the model's parameters.
+    Gradient checkpointing must be off: it would compute blocks again without their masks
+    (`guard.private_copy` sees to both).
 
     In batch-statistics mode (`norms.use_statistics_`) the running statistics drift in the copied
     buffers only.

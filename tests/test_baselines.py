@@ -410,6 +410,7 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(clean: CleanData) -> None
     model = build("test_resnet").train()
     model.layer1.eval()
     model.layer2.requires_grad_(False)
+    model.set_grad_checkpointing(True)
     before, random_state = state_of(model), torch.get_rng_state()
     tuned = fine_tune(model, clean, epochs=12, lr=0.05, batch_size=32, progress=False)
     assert_same_state(before, state_of(model))
@@ -419,6 +420,7 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(clean: CleanData) -> None
         assert one.training == other.training
     for one, other in zip(tuned.parameters(), model.parameters(), strict=True):
         assert one.requires_grad == other.requires_grad
+    assert model.grad_checkpointing is tuned.grad_checkpointing is True
     assert not torch.equal(tuned.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
     assert float((outputs(model, clean.images).argmax(1) == clean.targets).float().mean()) < 0.3
     assert float((outputs(tuned, clean.images).argmax(1) == clean.targets).float().mean()) > 0.8

@@ -385,6 +385,17 @@ def test_the_clean_images_are_not_written_to(
     assert torch.equal(clean.targets, labels)
 
 
+def test_gradient_checkpointing_changes_no_score(
+    criterion: Criterion, trained: nn.Module, clean: CleanData
+) -> None:
+    """A block that is computed again in the backward pass would be computed without its masks."""
+    expected = criterion(trained, clean)
+    checkpointed = copy.deepcopy(trained)
+    checkpointed.set_grad_checkpointing(True)  # type: ignore[operator]
+    assert torch.equal(criterion(checkpointed, clean).flat, expected.flat)
+    assert checkpointed.grad_checkpointing is True
+
+
 # ---- refusals -----------------------------------------------------------------------------------
 
 

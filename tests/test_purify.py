@@ -117,9 +117,11 @@ def test_modes_and_flags_come_back(clean: CleanData) -> None:
     model = timm.create_model("test_resnet", num_classes=4).train()
     frozen = next(model.parameters())
     frozen.requires_grad_(False)
+    model.set_grad_checkpointing(True)
     result = purify(model, clean, QUICK, selector=LowestCount(1), progress=False)
     assert model.training
     assert result.model.training
+    assert model.grad_checkpointing is result.model.grad_checkpointing is True
     assert [p.requires_grad for p in result.model.parameters()] == [
         p.requires_grad for p in model.parameters()
     ]
