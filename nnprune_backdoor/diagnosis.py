@@ -16,6 +16,7 @@ from .guard import private_copy
 from .inversion import PixelRange, RecoveredTrigger, predict_labels
 from .masking import Silencing, silence_
 from .restoration import Restored
+from .universal import RecoveredPerturbation
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Diagnosis:
     images: int
     seed: int
     triggers: tuple[RecoveredTrigger, ...]  # one a label that was looked at
+    perturbations: tuple[RecoveredPerturbation, ...]  # likewise, of more labels where they are many
     restored: Restored | None  # of the label where most was restored
     exposed: Exposed
     model: nn.Module  # a private copy of the network that was scanned
@@ -53,6 +55,11 @@ class Diagnosis:
     def trigger(self) -> RecoveredTrigger | None:
         """The trigger recovered for the suspected label."""
         return next((t for t in self.triggers if t.target == self.target), None)
+
+    @property
+    def perturbation(self) -> RecoveredPerturbation | None:
+        """The universal perturbation for the suspected label."""
+        return next((p for p in self.perturbations if p.target == self.target), None)
 
     @property
     def smallest(self) -> RecoveredTrigger | None:
@@ -144,6 +151,10 @@ class Diagnosis:
             "triggers": [
                 {"target": t.target, "norm": t.norm, "success": t.success, "tested": t.tested}
                 for t in self.triggers
+            ],
+            "perturbations": [
+                {"target": p.target, "rms": p.rms, "success": p.success, "tested": p.tested}
+                for p in self.perturbations
             ],
             "restoration": None if self.restored is None else list(self.restored.curve),
             "seconds": dict(self.seconds),

@@ -43,9 +43,9 @@ def evidence_section(diagnosis: Data, after: Data | None) -> Section:
             "dash: not sought again, or no trigger works any more."
         )
     align = "lrrrr" if after is None else "lrrrrr"
+    cross = "" if after is None else "cross: after; "
     caption = (
-        "Each benign network is a grey tick; circle: the model as given; cross: after; dotted: the "
-        "alarm."
+        f"Each benign network is a grey tick; circle: the model as given; {cross}dotted: the alarm."
     )
     return Section(
         "Evidence of a backdoor",

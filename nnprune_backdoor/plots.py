@@ -18,6 +18,7 @@ from .inversion import PixelRange, RecoveredTrigger
 from .record import Record
 from .selection import AccuracyBudget
 from .trigger_selection import TriggerGone
+from .universal import RecoveredPerturbation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,16 +110,36 @@ def draw_trigger(
     """Into four axes: the image (C, H, W), mask, pattern under the mask, the image stamped."""
     blank = pixels.low + 0 * trigger.pattern
     pictures = {
-        "clean image": example,
-        f"mask, norm {trigger.norm:.3g}": trigger.mask,
-        "pattern under mask": trigger.mask * trigger.pattern + (1 - trigger.mask) * blank,
-        f"stamped: label {trigger.target}": trigger(example[None])[0],
+        "clean image": _visible(example, pixels),
+        f"mask, norm {trigger.norm:.3g}": trigger.mask[0].numpy(),
+        "pattern under mask": _visible(
+            trigger.mask * trigger.pattern + (1 - trigger.mask) * blank, pixels
+        ),
+        f"stamped: label {trigger.target}": _visible(trigger(example[None])[0], pixels),
     }
+    _draw_pictures(row, pictures)
+
+
+def draw_perturbation(
+    row: Sequence[Axes], added: RecoveredPerturbation, example: Tensor, pixels: PixelRange
+) -> None:
+    """Into three axes: the image (C, H, W), the perturbation made strong, the image with it."""
+    strength = 0.5 / max(added.largest, 1e-12)
+    middle = (pixels.low + pixels.high) / 2
+    pictures = {
+        "clean image": _visible(example, pixels),
+        f"added, {strength:.3g} times as strong": _visible(
+            middle + strength * added.pattern, pixels
+        ),
+        f"with it: label {added.target}": _visible(added(example[None])[0], pixels),
+    }
+    _draw_pictures(row, pictures)
+
+
+def _draw_pictures(row: Sequence[Axes], pictures: Mapping[str, Any]) -> None:
+    """Titles and pictures (H, W) or (H, W, 3) of values in [0, 1], one an axis."""
     for axis, (title, picture) in zip(row, pictures.items(), strict=True):
-        if picture is trigger.mask:
-            axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
-        else:
-            axis.imshow(_visible(picture, pixels), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
         axis.set_title(title, fontsize=8, color=GREY)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -21,7 +21,7 @@ _LIMITS = [
 
 def scan_to_markdown(diagnosis: Diagnosis) -> str:
     """GitHub's Markdown, without pictures."""
-    return markdown_page(_TITLE, _headline(diagnosis), _sections(diagnosis))
+    return markdown_page(_TITLE, _headline(diagnosis), _sections(diagnosis, False))
 
 
 def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
@@ -33,9 +33,8 @@ def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
         except PurifyError as missing:
             note = f"No pictures: {missing}"
     subject = f"{type(diagnosis.model).__name__}, {diagnosis.classes} classes"
-    return html_page(
-        _TITLE, subject, _headline(diagnosis), _sections(diagnosis), pictures=drawn, note=note
-    )
+    sections = _sections(diagnosis, bool(drawn))
+    return html_page(_TITLE, subject, _headline(diagnosis), sections, pictures=drawn, note=note)
 
 
 def _headline(diagnosis: Diagnosis) -> list[Row]:
@@ -51,25 +50,27 @@ def _headline(diagnosis: Diagnosis) -> list[Row]:
     ]
 
 
-def _sections(diagnosis: Diagnosis) -> list[Section]:
+def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
+    """Without pictures, what is nothing but one is left out."""
+    labels = Section(
+        "Label by label",
+        [
+            "Shares of images. Restoration: that get their own label back once few neurons "
+            "are silent. Universal: that one small picture sends to the label. Exposure: that "
+            "get the label once the clean task is unlearned."
+        ],
+        picture="labels",
+        caption="Red: the suspected label; dotted: the alarm.",
+    )
+    seconds = [[stage, f"{took:.1f} s"] for stage, took in diagnosis.seconds.items()]
     return [
         Section("What this does not say", points=_LIMITS),
         evidence_section(diagnosis.to_dict(), None),
-        Section(
-            "Label by label",
-            [
-                "Shares of images. Restoration: that get their own label back once few neurons "
-                "are silent. Universal: that one small picture sends to the label. Exposure: that "
-                "get the label once the clean task is unlearned."
-            ],
-            picture="labels",
-            caption="Red: the suspected label; dotted: the alarm.",
-        ),
+        *([labels] if pictures else []),
         _triggers(diagnosis),
+        *_universal(diagnosis),
         _exposed(diagnosis),
-        Section(
-            "Time", table=Table("lr", [[k, f"{v:.1f} s"] for k, v in diagnosis.seconds.items()])
-        ),
+        Section("Time", table=Table("lr", seconds)),
     ]
 
 
@@ -84,14 +85,35 @@ def _triggers(diagnosis: Diagnosis) -> Section:
         for t in diagnosis.triggers
     ]
     head = ["label", "mask norm (pixels)", "success", "images"]
+    folded = [(f"All {len(rows)}", Table("rrrr", rows, head))] if rows else []
     text = "One a label, found by inversion on clean images; success on images held out of that."
     return Section(
         "Recovered triggers",
         [text],
-        folded=[(f"All {len(rows)}", Table("rrrr", rows, head))],
+        folded=folded,
         picture="trigger",
         caption="A clean image, the mask, the pattern under the mask, the image stamped.",
     )
+
+
+def _universal(diagnosis: Diagnosis) -> list[Section]:
+    """The suspected label's; nothing where none is suspected."""
+    found = diagnosis.perturbation
+    if found is None:
+        return []
+    text = (
+        f"One picture, added to any image (root mean square {percent(found.rms)} of the valid "
+        f"range, at most {percent(found.largest)}), sends {percent(found.success)} of "
+        f"{found.tested} images that it was not made from to label {found.target}."
+    )
+    return [
+        Section(
+            "A universal perturbation",
+            [text],
+            picture="universal",
+            caption="A clean image, what is added (made stronger), the image with it.",
+        )
+    ]
 
 
 def _exposed(diagnosis: Diagnosis) -> Section:

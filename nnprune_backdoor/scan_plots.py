@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from .diagnosis import Diagnosis
 from .errors import DataError
-from .plots import BLUE, GREY, RED, Size, as_pngs, draw_evidence, draw_trigger, figure_of
+from .plots import (
+    BLUE,
+    GREY,
+    RED,
+    Size,
+    as_pngs,
+    draw_evidence,
+    draw_perturbation,
+    draw_trigger,
+    figure_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +64,25 @@ def trigger(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
     return figure
 
 
+def universal(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
+    """The suspected label's universal perturbation: a clean image, what is added, the sum.
+
+    Raises:
+        DataError: no label is suspected.
+    """
+    found = diagnosis.perturbation
+    if found is None:
+        raise DataError("there is no perturbation to show: no label is suspected")
+    figure, axes = figure_of(size or (5.5, 2.1), 1, columns=3)
+    draw_perturbation(axes, found, diagnosis.example, diagnosis.pixels)
+    return figure
+
+
 def pngs(diagnosis: Diagnosis, dpi: int = 160) -> dict[str, bytes]:
-    """All that there is to show, by name: "evidence", "labels", "trigger"."""
+    """All that there is to show, by name: "evidence", "labels", "trigger", "universal"."""
     drawn = {"evidence": evidence(diagnosis), "labels": labels(diagnosis)}
     if diagnosis.trigger or diagnosis.smallest:
         drawn["trigger"] = trigger(diagnosis)
+    if diagnosis.perturbation:
+        drawn["universal"] = universal(diagnosis)
     return as_pngs(drawn, dpi)

@@ -111,6 +111,7 @@ class Scan:
             len(data),
             seed,
             triggers,
+            perturbations,
             best,
             exposed,
             own,

@@ -114,7 +114,10 @@ def test_a_scan_is_a_page(model: nn.Module, images: CleanData, null: dict[str, A
         assert "Scan for a backdoor" in said
         assert "label 1" in said
         assert "no proof" in said
-    assert page.count("data:image/png;base64,") == 3
+        assert "A universal perturbation" in said
+    assert "Label by label" in page
+    assert "Label by label" not in text  # nothing but a picture
+    assert page.count("data:image/png;base64,") == 4
     assert "data:image" not in scan_to_html(found, pictures=False)
     assert found.example.untyped_storage().nbytes() == found.example.nbytes
     assert "Evidence by label" in text
@@ -125,8 +128,23 @@ def test_a_scan_is_a_page(model: nn.Module, images: CleanData, null: dict[str, A
     assert found.trigger is not None
     assert mask is not None
     assert torch.equal(torch.as_tensor(mask.data), found.trigger.mask[0])
+    added = found.perturbation
+    assert added is not None
+    assert added.target == 1
+    assert {p.target for p in found.perturbations} == set(range(3))
+    wanted = (added(found.example[None])[0] - added.pixels.low) / (
+        added.pixels.high - added.pixels.low
+    )
+    shown = scan_plots.universal(found).axes[2].images[0].get_array()
+    assert shown is not None
+    torch.testing.assert_close(torch.as_tensor(shown.data).permute(2, 0, 1), wanted)
+    json.dumps(found.to_dict())
     null["alarm"] = {"restoration": 1.01}
     quiet = look(model, images)
+    assert quiet.perturbation is None
+    assert "A universal perturbation" not in scan_to_html(quiet)
+    with pytest.raises(DataError, match="no perturbation to show"):
+        scan_plots.universal(quiet)
     assert "none of the kinds tested" in scan_to_html(quiet)
     assert quiet.trigger is None
     assert quiet.smallest is not None
