@@ -88,8 +88,11 @@ def execute(member: Member, models: Path, runs: Path, out: Path) -> None:
         row |= {"oracle": oracle(made) if member.attack else None}
         row["auto"] = {"neurons": len(selection), "reason": selection.reason, **measured}
         row["alarm"] = "target" in selection.details
-        row["target_right"] = selection.details.get("target") == member.target
-        place.with_suffix(".json").write_text(json.dumps(row) + "\n")
+        targets = member.target if isinstance(member.target, int) else None  # all to all: several
+        row["target_right"] = row["alarm"] and selection.details["target"] == targets
+        part = place.with_suffix(".part")
+        part.write_text(json.dumps(row) + "\n")
+        part.replace(place.with_suffix(".json"))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

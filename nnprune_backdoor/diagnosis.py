@@ -13,7 +13,7 @@ from .errors import ScoringError
 from .evidence import KINDS, LARGEST, Evidence, suspected
 from .exposure import Exposed
 from .guard import private_copy
-from .inversion import PixelRange, RecoveredTrigger, predict_labels
+from .inversion import PixelRange, RecoveredTrigger, at_once, predict_labels
 from .masking import Silencing, silence_
 from .restoration import Restored
 from .universal import RecoveredPerturbation
@@ -165,11 +165,8 @@ class Diagnosis:
 def _confidence(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Probability (N,) that the model gives to these labels, on the CPU."""
     where = like(model)
-    parts = []
-    for some, wanted in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+    parts, size = [], max(16, at_once(images, model))
+    for some, wanted in zip(images.split(size), labels.split(size), strict=True):
         probabilities = model(some.to(**where)).float().softmax(1).cpu()
         parts.append(probabilities.gather(1, wanted[:, None])[:, 0])
     return torch.cat(parts)
-
-
-_BATCH = 128  # images a pass

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like
 from .errors import DataError
+from .inversion import at_once
 from .masking import MaskedModel, Silencing
 from .norms import recalibrate_norms_
 from .progress import progress_bar
@@ -73,7 +74,7 @@ class HeldOut:
             if len(selection):
                 batches = [part.to(**where) for part in even_parts(self._recalibrate.images)]
                 recalibrate_norms_(masked.model, batches, run=masked, buffers=masked.buffers)
-        parts = images.split(_BATCH)
+        parts = images.split(max(16, at_once(images, masked.model)))
         return torch.cat([masked(part.to(**where)).argmax(1).cpu() for part in parts])
 
 
@@ -330,4 +331,4 @@ def even_parts(images: Tensor) -> tuple[Tensor, ...]:
     return torch.tensor_split(images, -(-len(images) // _BATCH))
 
 
-_BATCH = 256  # images a forward pass
+_BATCH = 256  # images whose statistics are taken together
