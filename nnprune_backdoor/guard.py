@@ -31,9 +31,14 @@ def private_copy(model: nn.Module) -> nn.Module:
     silently; `Compute(micro_batch=...)` bounds memory as well.
 
     Raises:
-        UnsupportedModelError: the model is wrapped (compiled, data-parallel) or cannot be copied.
+        UnsupportedModelError: the model is wrapped (compiled, data-parallel), has no weights (is on
+            the device "meta") or cannot be copied.
     """
     refuse_wrapped(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            'the model is on the device "meta" and has no weights; load them first'
+        )
     try:
         # results that a network keeps for later, computed with gradients, refuse to be copied
         results = {id(value): value.detach().clone() for value in _results(model)}
@@ -72,16 +77,22 @@ def _results(model: nn.Module) -> Iterator[Tensor]:
 def private_randomness(seed: int) -> Iterator[None]:
     """Global generators (torch, numpy, random) start from `seed` inside and come back as before.
 
-    Loaders draw from them: for shuffling, for the seeds of workers, for augmentation.
+    Loaders draw from them: for shuffling, for the seeds of workers, for augmentation. Two more
+    things that a caller may have set would change results: the default precision is single inside,
+    and inference mode, in which nothing can be differentiated, is left.
     """
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    precision = torch.get_default_dtype()
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
         try:
+            torch.set_default_dtype(torch.float32)
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)
             yield
         finally:
+            torch.set_default_dtype(precision)
             random.setstate(states[0])
             np.random.set_state(states[1])
 

@@ -396,6 +396,21 @@ def test_gradient_checkpointing_changes_no_score(
     assert checkpointed.grad_checkpointing is True
 
 
+def test_modes_that_the_caller_has_set_change_no_score(
+    criterion: Criterion, trained: nn.Module, clean: CleanData
+) -> None:
+    expected = criterion(trained, clean).flat
+    with torch.inference_mode():
+        assert torch.equal(criterion(trained, clean).flat, expected)
+        assert torch.is_inference_mode_enabled()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(criterion(trained, clean).flat, expected)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # ---- refusals -----------------------------------------------------------------------------------
 
 

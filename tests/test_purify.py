@@ -174,6 +174,18 @@ def test_wrapped_and_tied_models_are_refused(model: nn.Module, clean: CleanData)
     torch.manual_seed(0)
     with pytest.raises(UnsupportedModelError, match="shared between layers"):
         purify(Tied(), clean, QUICK, selector=LowestCount(2), progress=False)
+    with torch.device("meta"):
+        empty = timm.create_model("test_resnet", num_classes=4)
+    with pytest.raises(UnsupportedModelError, match="has no weights"):
+        purify(empty, clean, QUICK, progress=False)
+
+
+def test_a_caller_in_inference_mode_gets_a_model_that_can_be_trained(
+    model: nn.Module, clean: CleanData
+) -> None:
+    with torch.inference_mode():
+        result = purify(model, clean, QUICK, selector=LowestCount(2), progress=False)
+    result.model.requires_grad_(True)(clean.images[:4]).sum().backward()
 
 
 # --- a backdoor whose neuron is known --------------------------------------------------------
