@@ -18,6 +18,7 @@ from .errors import DataError, UnsupportedModelError
 
 _IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "data")
 _ENOUGH = 100  # labelled images that do, however many classes there are
+_ALONE = 0.05  # of the logits' scale: more than any precision's rounding
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
@@ -89,7 +90,8 @@ class CleanData:
         """Run the model on two images; return its number of classes.
 
         Raises:
-            UnsupportedModelError: NaN or inf in its weights or logits; output not (N, classes).
+            UnsupportedModelError: NaN or inf in its weights or logits; output not (N, classes);
+                what it says of an image depends on chance, or on the images beside it.
             DataError: it does not accept these images; labels out of range, too few, all alike.
         """
         for name, tensor in model.state_dict().items():
@@ -117,9 +119,26 @@ class CleanData:
         classes = logits.shape[1]
         if classes < 2:
             raise UnsupportedModelError("expected at least two classes, got an output of width 1")
+        self._check_alone(model, logits[:1])
         if self.labels is not None:
             self._check_coverage(classes)
         return classes
+
+    def _check_alone(self, model: nn.Module, beside: Tensor) -> None:
+        """The first image's logits must be those (1, classes) that it had beside another."""
+        try:
+            with torch.no_grad():
+                alone = model(self.images[:1].to(**like(model)))
+        except (RuntimeError, ValueError):  # BatchNorm over a single value, for example
+            gap = float("inf")
+        else:
+            gap = float((alone - beside).abs().max() / beside.abs().max().clamp_min(1e-12))
+        if not gap <= _ALONE:
+            raise UnsupportedModelError(
+                "what the model says of an image changes with chance, or with the images beside it "
+                f"(logits by {gap:.0%}): is its forward pass random, or a BatchNorm without "
+                "running statistics? Nothing could be measured on it"
+            )
 
     def _check_coverage(self, classes: int) -> None:
         labels = self.targets
@@ -238,6 +257,11 @@ def wide(tensor: Tensor) -> Tensor:
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise UnsupportedModelError for a compiled or data-parallel model; it names the plain one."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "the model is TorchScript, whose layers cannot be masked; give the eager one that it "
+            "was made from, and script the product"
+        )
     for attribute, wrapper in (("_orig_mod", "torch.compile"), ("module", "DataParallel")):
         inner = getattr(model, attribute, None)
         if isinstance(inner, nn.Module) and type(model).__name__ in (

@@ -254,7 +254,6 @@ def test_batchnorm_without_statistics_is_refused_by_bnp(images: CleanData) -> No
     )
     with pytest.raises(UnsupportedModelError, match=r"BNP needs.*these are: BatchNorm2d.*tac"):
         BNP()(model, images)
-    assert len(CLP()(model, images).flat) == 8
 
 
 # --- FP ---

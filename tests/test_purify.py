@@ -29,6 +29,7 @@ from nnprune_backdoor import (
     create_criterion,
     list_criteria,
     purify,
+    scan,
 )
 from nnprune_backdoor.attacks import photo_patches
 from nnprune_backdoor.demo import Drill, run_drill
@@ -178,6 +179,36 @@ def test_wrapped_and_tied_models_are_refused(model: nn.Module, clean: CleanData)
         empty = timm.create_model("test_resnet", num_classes=4)
     with pytest.raises(UnsupportedModelError, match="has no weights"):
         purify(empty, clean, QUICK, progress=False)
+    with pytest.raises(UnsupportedModelError, match="give the eager one"):
+        purify(torch.jit.ScriptModule(), clean, QUICK, progress=False)
+
+
+class Noisy(nn.Module):
+    """Says something else each time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits + 0.3 * logits.std() * torch.randn_like(logits)
+
+
+def test_models_that_cannot_be_measured_are_refused(model: nn.Module, clean: CleanData) -> None:
+    """By chance, or by BatchNorm that keeps no statistics, whatever is asked of them."""
+    batchwise = copy.deepcopy(model)
+    for layer in batchwise.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = layer.running_var = None
+    for bad in (batchwise, Noisy(model)):
+        for work in (
+            lambda some: purify(some, clean, QUICK, progress=False),
+            lambda some: QUICK(some, clean),
+            lambda some: scan(some, clean),
+        ):
+            with pytest.raises(UnsupportedModelError, match="images beside it"):
+                work(bad)
 
 
 def test_a_caller_in_inference_mode_gets_a_model_that_can_be_trained(
