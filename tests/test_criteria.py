@@ -34,7 +34,7 @@ from nnprune_backdoor.criteria import criterion_class
 _RNP = {"unlearn_epochs": 2, "unlearn_missed": "flag", "batch_size": 32}
 _MNP = {**_RNP, "steps": 3}
 _ANP = {"rounds": 1, "batch_size": 32}
-_TAC = {"target": 3, "steps": 5, "min_success": 0.0}
+_TAC = {"target": 3, "steps": 5, "min_success": 0.0, "stages": 3}
 _CNP = {**_TAC, "steps": 2, "mask_batch": 16, "rounds": 1}
 FAST: dict[str, dict[str, dict[str, Any]]] = {
     "rnp": {"response": _RNP, "masks": {**_RNP, "recovery": "masks", "recover_epochs": 2}},
@@ -385,30 +385,22 @@ def test_the_clean_images_are_not_written_to(
     assert torch.equal(clean.targets, labels)
 
 
-def test_gradient_checkpointing_changes_no_score(
+def test_what_the_caller_has_set_changes_no_score(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
-    """A block that is computed again in the backward pass would be computed without its masks."""
-    expected = criterion(trained, clean)
+    """With gradient checkpointing a block would be computed again without its masks."""
+    expected = criterion(trained, clean).flat
     checkpointed = copy.deepcopy(trained)
     checkpointed.set_grad_checkpointing(True)  # type: ignore[operator]
-    assert torch.equal(criterion(checkpointed, clean).flat, expected.flat)
-    assert checkpointed.grad_checkpointing is True
-
-
-def test_modes_that_the_caller_has_set_change_no_score(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
-) -> None:
-    expected = criterion(trained, clean).flat
-    with torch.inference_mode():
-        assert torch.equal(criterion(trained, clean).flat, expected)
-        assert torch.is_inference_mode_enabled()
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(criterion(trained, clean).flat, expected)
+        with torch.inference_mode():
+            assert torch.equal(criterion(checkpointed, clean).flat, expected)
+            assert torch.is_inference_mode_enabled()
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+    assert checkpointed.grad_checkpointing is True
 
 
 # ---- refusals -----------------------------------------------------------------------------------
