@@ -66,6 +66,20 @@ class Unlearning:
         clip = 1.0 if self.unlearn_clip is None else min(self.unlearn_clip, 1.0)
         return replace(self, unlearn_lr=min(self.unlearn_lr, 1e-3), unlearn_clip=clip)
 
+    def fitting(self, model: nn.Module, clean: CleanData) -> Self:
+        """These settings, with BatchNorm's own statistics where a batch's leave nothing to unlearn.
+
+        So it is with a pretrained network on images unlike those of its training.
+        """
+        tried, where = copy.deepcopy(model), like(model)
+        use_statistics_(tried, self.unlearn_statistics)
+        parts = -(-len(clean) // self.batch_size)  # of about equal size: one image has no variance
+        with torch.no_grad():
+            said = [tried(x.to(**where)).argmax(1).cpu() for x in clean.images.tensor_split(parts)]
+        agree = (torch.cat(said) == clean.targets).float().mean().item()
+        lost = agree <= self._stop(model, clean)
+        return replace(self, unlearn_statistics="running") if lost else self
+
     def unlearn(
         self,
         model: nn.Module,
@@ -158,7 +172,7 @@ class Unlearning:
 
     def _why(self, model: nn.Module, clean: CleanData, stop: float) -> str:
         """What to do about a model that seems to have nothing to unlearn."""
-        hits = predict_labels(model, clean.images) == clean.targets.cpu()
+        hits = predict_labels(model, clean.images) == clean.targets
         rate = hits.float().mean().item()
         if rate > stop:  # a pretrained network on images unlike those of its training
             return (
@@ -200,7 +214,8 @@ def expose(
     """Unlearn what the model says of clean images until little of it is left.
 
     The labels unlearned are the model's own, so the images need none. What remains is what those
-    images did not need, a backdoor among it. Networks without BatchNorm take smaller steps.
+    images did not need, a backdoor among it. Networks without BatchNorm take smaller steps, and
+    those that a batch's statistics confuse are unlearned with their own (`Unlearning.fitting`).
 
     Args:
         model: a classifier, (N, C, H, W) -> (N, classes); it is left as it was.
@@ -218,7 +233,8 @@ def expose(
         classes = CleanData(data.images).check_against(own)
         named = CleanData(data.images, predict_labels(own, data.images))
         generator, looks = torch.Generator().manual_seed(seed), list[Look]()
-        exposed, details = settings.careful(own).unlearn(own, named, generator, progress, looks)
+        fitting = settings.careful(own).fitting(own, named)
+        exposed, details = fitting.unlearn(own, named, generator, progress, looks)
         predicted = _shares([predict_labels(exposed, data.images)], classes)
     return Exposed(exposed, tuple(looks), predicted, details["unlearn_stop_reached"])
 

@@ -77,6 +77,10 @@ class Scan:
             found: dict[str, dict[int, float]] = {}
             clock = Clock()
             given: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
+            # first, since it is quick and refuses where it diverges
+            exposed = expose(own, data, self.unlearning, seed=seed, progress=progress)
+            found["exposure"] = dict(enumerate(exposed.predicted))
+            clock.lap("exposure")
             likely = labels
             if labels is None and classes > self.screened:
                 likely = self._screened(own, data, **given)
@@ -98,9 +102,6 @@ class Scan:
             )
             found |= weighed
             clock.lap("restoration")
-            exposed = expose(own, data, self.unlearning, seed=seed, progress=progress)
-            found["exposure"] = dict(enumerate(exposed.predicted))
-            clock.lap("exposure")
             found["noise"] = self._noise(own, data, sites, classes, seed=seed, progress=progress)
             clock.lap("noise")
         area = data.images[0, 0].numel()

@@ -101,6 +101,21 @@ def test_images_that_the_statistics_of_a_batch_confuse_are_told_of() -> None:
         running.unlearn(model, dark, generator, False)
 
 
+def test_a_model_that_a_batch_confuses_is_exposed_with_its_own_statistics() -> None:
+    images = CleanData(noise_images(32).abs() + torch.linspace(1, 2, 32).view(-1, 1, 1, 1))
+    bright = CleanData(images.images, torch.ones(32, dtype=torch.long))
+    settings = Unlearning(batch_size=32, unlearn_stop=0.6, unlearn_missed="flag")
+    exposed = expose(Brightness(), images, settings)
+    assert exposed.trajectory[0].accuracy == 1
+    assert exposed.trajectory[-1].steps > 0
+    assert settings.fitting(Brightness().eval(), bright).unlearn_statistics == "running"
+
+
+def test_others_are_exposed_with_those_of_a_batch(net: nn.Module, clean: CleanData) -> None:
+    named = CleanData(clean.images, predict_labels(net, clean.images))
+    assert QUICK.fitting(net, named) is QUICK
+
+
 def test_divergence_and_bad_images_are_refused(net: nn.Module, clean: CleanData) -> None:
     wild = Unlearning(unlearn_lr=1e30, unlearn_clip=None, unlearn_stop=-1.0, unlearn_epochs=5)
     with pytest.raises(ScoringError, match=r"diverged|NaN or inf"):
