@@ -118,7 +118,7 @@ def main() -> None:
     for seed in [] if options.no_scan else options.seeds:
         keep(scanned(model, options.pixels, seed))
     choices = [(method, "accuracy") for method in options.methods]
-    choices.append((options.methods[-1], "auto"))  # last, for it scans
+    choices += [(method, "auto") for method in options.methods[-1:]]  # last, for it scans
     for method, selector in choices:
         keep(purified(model, method, selector, options.pixels, options.seeds[0]))
 
