@@ -194,6 +194,17 @@ def members() -> list[Member]:
     return zoo
 
 
+def fresh() -> list[Member]:
+    """More of the same recipe, for rules that were set with the others in sight (diagnosis.py)."""
+    zoo = [
+        Member(arch=arch, attack=attack, seed=3)
+        for attack in ("badnets", "blended", None)
+        for arch in ("mobilenet", "resnet", "repvgg")
+    ]
+    zoo += [Member(arch=arch, attack=None, seed=4) for arch in ("mobilenet", "resnet", "repvgg")]
+    return zoo + [Member(arch=arch, attack=None, seed=1) for arch in ("convnext", "vit")]
+
+
 def records(only_taken: bool = True) -> dict[str, dict[str, Any]]:
     """Name -> what results/zoo.json says of it; by default those whose attack took, and benign."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -227,10 +238,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=Path, help="folder for the weights")
     parser.add_argument("--only", nargs="+", help="names, or parts of them")
+    parser.add_argument("--fresh", action="store_true", help="the networks of `fresh` instead")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
-    zoo = [m for m in members() if not options.only or any(o in m.name for o in options.only)]
+    zoo = fresh() if options.fresh else members()
+    zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     if options.list or options.models is None:
         print("\n".join(member.name for member in zoo))
         return

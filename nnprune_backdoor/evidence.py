@@ -23,7 +23,10 @@ KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
     ),
     "trigger size": ("low", "smallest recovered trigger that works, as a share of the image"),
     "anomaly": ("high", "how far the smallest trigger lies below the others (Neural Cleanse)"),
-    "universal": ("high", "success of the best small picture that is added to any image"),
+    "universal": (
+        "high",
+        "success of the best small picture that is added to any image, mean of three searches",
+    ),
     "exposure": ("high", "most frequent label once the clean task is unlearned, as a share"),
     "noise": ("high", "most frequent label under adversarial noise on neurons, as a share"),
 }
