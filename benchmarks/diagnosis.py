@@ -39,17 +39,20 @@ ALARM = {"restoration": 0.75, "universal": 0.935}  # halfway: benign .911, backd
 EARLIER = {"restoration": 0.75, "universal": 0.9}
 ZOOS = {  # file in results/, and the alarms of its day
     "fresh": ("diagnosis_fresh", ALARM),
+    "fresh again": ("diagnosis_fresh_again", ALARM),  # as the selector `auto` looks
     "null": ("diagnosis_null", ALARM),
+    "null again": ("diagnosis_null_again", ALARM),
     "evaluation": ("diagnosis", EARLIER),
     "development": ("diagnosis_development", EARLIER),
 }
 
 
-def execute(member: Member, models: Path, out: Path) -> None:
-    """Scan one network and write its JSON."""
+def execute(member: Member, models: Path, out: Path, again: bool) -> None:
+    """Scan one network and write its JSON; again: as `auto` does, other images and seed."""
     model = member.load(models).requires_grad_(False)
+    images = clean_set(500, 0).split(0.6, 0.25, 0.15, seed=0)[0] if again else clean_set(IMAGES, 0)
     start = time.process_time()
-    diagnosis = scan(model, clean_set(IMAGES, 0), progress=False)
+    diagnosis = scan(model, images, seed=int(again), progress=False)
     row: dict[str, Any] = {
         "name": member.name,
         "arch": member.arch,
@@ -122,7 +125,7 @@ def collect(out: Path, zoo: str) -> None:
 def tables() -> str:
     """For docs/diagnosis.md: evidence by network, and what separates, in each zoo."""
     zoos = {zoo: rows_of(zoo) for zoo in ZOOS}
-    separating = {zoo: rows for zoo, rows in zoos.items() if zoo != "null"}
+    separating = {zoo: rows for zoo, rows in zoos.items() if not zoo.startswith("null")}
     lines = ["### What separates", "", *_separation(separating)]
     for zoo, rows in zoos.items():
         lines += ["", f"### Networks of the {zoo} zoo", "", *_network_table(rows, ZOOS[zoo][1])]
@@ -230,13 +233,13 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     known = records()
-    zoo = fresh() if options.zoo == "fresh" else members()
-    zoo = [m for m in zoo if options.zoo != "null" or m.attack is None]
+    zoo = fresh() if options.zoo.startswith("fresh") else members()
+    zoo = [m for m in zoo if not options.zoo.startswith("null") or m.attack is None]
     zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     for member in tqdm(zoo, desc="networks"):
         if not (options.out / f"{member.name}.json").exists():
-            execute(member, options.models, options.out)
+            execute(member, options.models, options.out, options.zoo.endswith("again"))
 
 
 if __name__ == "__main__":
