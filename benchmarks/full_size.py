@@ -2,7 +2,7 @@
 
     python benchmarks/full_size.py --threads 2                       # ResNet-18, 32 px
     python benchmarks/full_size.py --device cuda                     # ResNet-50 and ViT-B, 224 px
-    python benchmarks/full_size.py --scan 1000 --only "ResNet-50, 48 px"
+    python benchmarks/full_size.py --scan 1000 --only "ResNet-50, 40 px"
 
 500 images, of which 300 score, as in `purify`; seconds are wall seconds of the scoring, images are
 counted as they leave the features (forward; nearly all go backward too). Weights are random, the
@@ -54,7 +54,7 @@ CRITERIA: dict[str, Criterion] = {
     "cnp": CNP(min_success=0.0),
 }
 # what a scan sends through at once, and so its memory, hardly depends on the size of the images
-SCANNED: dict[str, tuple[str, int, int]] = {"ResNet-50, 48 px": ("resnet50", 48, 64)}
+SCANNED: dict[str, tuple[str, int, int]] = {"ResNet-50, 40 px": ("resnet50", 40, 64)}
 WAYS = {"float32": Compute(), "bfloat16": Compute(precision="bfloat16", channels_last=True)}
 
 
