@@ -138,16 +138,23 @@ class Scan:
         can be .73 from one beginning and .94 from another.
         """
         first = self.universal.recover(model, data, labels, seed=seed, **given)
-        found = {perturbation.target: [perturbation] for perturbation in first}
-        again = [p.target for p in first if p.success >= self.again_from]
-        for start in range(1, self.starts if again else 1):
-            more = self.universal.recover(model, data, again, seed=seed + start, **given)
-            for perturbation in more:
-                found[perturbation.target].append(perturbation)
-        best = tuple(max(tried, key=lambda p: p.success) for tried in found.values())
-        return best, {
-            label: sum(p.success for p in tried) / len(tried) for label, tried in found.items()
-        }
+        tried = {perturbation.target: [perturbation] for perturbation in first}
+        mean = {label: found[0].success for label, found in tried.items()}
+        works = [label for label, success in mean.items() if success >= self.again_from]
+        waiting = sorted(works, key=lambda label: -mean[label])
+        best = 0.0  # of the means; a label whose first success is less will not lead
+        while waiting and mean[waiting[0]] > best:
+            again, waiting = waiting[: self.candidates], waiting[self.candidates :]
+            for start in range(1, self.starts):
+                more = self.universal.recover(
+                    model, data, sorted(again), seed=seed + start, **given
+                )
+                for perturbation in more:
+                    tried[perturbation.target].append(perturbation)
+            for label in again:
+                mean[label] = sum(p.success for p in tried[label]) / len(tried[label])
+                best = max(best, mean[label])
+        return tuple(max(some, key=lambda p: p.success) for some in tried.values()), mean
 
     def _screened(self, model: nn.Module, data: CleanData, *, seed: int, **given: Any) -> list[int]:
         """The labels that lead in a quick search on few images; ties are all kept.
