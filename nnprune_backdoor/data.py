@@ -126,18 +126,19 @@ class CleanData:
 
     def _check_alone(self, model: nn.Module, beside: Tensor) -> None:
         """The first image's logits must be those (1, classes) that it had beside another."""
-        try:
-            with torch.no_grad():
-                alone = model(self.images[:1].to(**like(model)))
-        except (RuntimeError, ValueError):  # BatchNorm over a single value, for example
-            gap = float("inf")
-        else:
-            gap = float((alone - beside).abs().max() / beside.abs().max().clamp_min(1e-12))
+        for name, module in model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                raise UnsupportedModelError(
+                    f"{name!r} is a BatchNorm without running statistics, so that what the model "
+                    "says of an image depends on the images beside it; nothing could be measured"
+                )
+        with torch.no_grad():
+            alone = model(self.images[:1].to(**like(model)))
+        gap = float((alone - beside).abs().max() / beside.abs().max().clamp_min(1e-12))
         if not gap <= _ALONE:
             raise UnsupportedModelError(
                 "what the model says of an image changes with chance, or with the images beside it "
-                f"(logits by {gap:.0%}): is its forward pass random, or a BatchNorm without "
-                "running statistics? Nothing could be measured on it"
+                f"(logits by {gap:.0%}): is its forward pass random? Nothing could be measured"
             )
 
     def _check_coverage(self, classes: int) -> None:
