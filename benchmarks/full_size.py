@@ -53,7 +53,7 @@ CRITERIA: dict[str, Criterion] = {
     "tac": TAC(min_success=0.0),
     "cnp": CNP(min_success=0.0),
 }
-# what a scan sends through at once, and so its memory, hardly depends on the size of the images
+# of a size that two cores get through in an hour
 SCANNED: dict[str, tuple[str, int, int]] = {"ResNet-50, 40 px": ("resnet50", 40, 64)}
 WAYS = {"float32": Compute(), "bfloat16": Compute(precision="bfloat16", channels_last=True)}
 

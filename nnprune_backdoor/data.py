@@ -90,8 +90,7 @@ class CleanData:
         """Run the model on two images; return its number of classes.
 
         Raises:
-            UnsupportedModelError: NaN or inf in its weights or logits; output not (N, classes);
-                what it says of an image depends on chance, or on the images beside it.
+            UnsupportedModelError: NaN or inf in its weights or logits; output not (N, classes).
             DataError: it does not accept these images; labels out of range, too few, all alike.
         """
         for name, tensor in model.state_dict().items():
@@ -119,26 +118,31 @@ class CleanData:
         classes = logits.shape[1]
         if classes < 2:
             raise UnsupportedModelError("expected at least two classes, got an output of width 1")
-        self._check_alone(model, logits[:1])
         if self.labels is not None:
             self._check_coverage(classes)
         return classes
 
-    def _check_alone(self, model: nn.Module, beside: Tensor) -> None:
-        """The first image's logits must be those (1, classes) that it had beside another."""
+    def check_repeatable(self, model: nn.Module) -> None:
+        """The model, in eval mode, must say of an image the same alone and beside another one.
+
+        Raises:
+            UnsupportedModelError: it does not, so that nothing measured on it would mean anything.
+        """
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
                 raise UnsupportedModelError(
                     f"{name!r} is a BatchNorm without running statistics, so that what the model "
-                    "says of an image depends on the images beside it; nothing could be measured"
+                    "says of an image depends on the images beside it; have it keep statistics "
+                    "(track_running_stats=True) and estimate them on training images first"
                 )
         with torch.no_grad():
-            alone = model(self.images[:1].to(**like(model)))
+            images = self.images[:2].to(**like(model))
+            beside, alone = model(images)[:1], model(images[:1])
         gap = float((alone - beside).abs().max() / beside.abs().max().clamp_min(1e-12))
         if not gap <= _ALONE:
             raise UnsupportedModelError(
                 "what the model says of an image changes with chance, or with the images beside it "
-                f"(logits by {gap:.0%}): is its forward pass random? Nothing could be measured"
+                f"(logits by {gap:.0%}); make its forward pass repeatable in eval mode"
             )
 
     def _check_coverage(self, classes: int) -> None:

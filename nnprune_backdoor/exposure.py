@@ -67,17 +67,20 @@ class Unlearning:
         return replace(self, unlearn_lr=min(self.unlearn_lr, 1e-3), unlearn_clip=clip)
 
     def fitting(self, model: nn.Module, clean: CleanData) -> Self:
-        """These settings, with BatchNorm's own statistics where a batch's leave nothing to unlearn.
+        """These settings, with BatchNorm's own statistics where a batch's leave little to unlearn.
 
-        So it is with a pretrained network on images unlike those of its training.
+        So it is with a pretrained network on images unlike those of its training. Little: a batch
+        gets no more than half of its labels (`clean.targets`), or no more than `unlearn_stop`.
         """
+        if self.unlearn_statistics == "running":
+            return self
         tried, where = copy.deepcopy(model), like(model)
         use_statistics_(tried, self.unlearn_statistics)
         parts = -(-len(clean) // self.batch_size)  # of about equal size: one image has no variance
         with torch.no_grad():
             said = [tried(x.to(**where)).argmax(1).cpu() for x in clean.images.tensor_split(parts)]
         agree = (torch.cat(said) == clean.targets).float().mean().item()
-        lost = agree <= self._stop(model, clean)
+        lost = agree <= max(self._stop(model, clean), 0.5)
         return replace(self, unlearn_statistics="running") if lost else self
 
     def unlearn(
@@ -231,6 +234,7 @@ def expose(
         data = CleanData.collect(clean)
         own = private_copy(model)
         classes = CleanData(data.images).check_against(own)
+        data.check_repeatable(own)
         named = CleanData(data.images, predict_labels(own, data.images))
         generator, looks = torch.Generator().manual_seed(seed), list[Look]()
         fitting = settings.careful(own).fitting(own, named)

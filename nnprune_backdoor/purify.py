@@ -189,6 +189,7 @@ def purify(
         clean = CleanData.collect(clean_loader)
         own = private_copy(model)
         classes = clean.check_against(own)
+        clean.check_repeatable(own)
         if criterion.needs_labels or chooser.needs_labels or repair != "none":
             clean.targets  # noqa: B018 - raises where there are none
         parts = scoring, selecting, certifying = clean.split(*shares, seed=seed)

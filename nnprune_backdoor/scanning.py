@@ -73,6 +73,7 @@ class Scan:
             data = CleanData(CleanData.collect(clean).images)
             own = private_copy(model)
             classes = data.check_against(own)
+            data.check_repeatable(own)
             sites = find_sites(own, data.images[:2].to(**like(own)))
             if labels is not None:
                 check_labels(labels, classes)

@@ -252,8 +252,9 @@ def test_batchnorm_without_statistics_is_refused_by_bnp(images: CleanData) -> No
         nn.Flatten(),
         nn.Linear(800, 5),
     )
-    with pytest.raises(UnsupportedModelError, match=r"BatchNorm without running statistics"):
+    with pytest.raises(UnsupportedModelError, match=r"BNP needs.*these are: BatchNorm2d.*tac"):
         BNP()(model, images)
+    assert len(CLP()(model, images).flat) == 8
 
 
 # --- FP ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,8 @@ def test_a_model_that_a_batch_confuses_is_exposed_with_its_own_statistics() -> N
 def test_others_are_exposed_with_those_of_a_batch(net: nn.Module, clean: CleanData) -> None:
     named = CleanData(clean.images, predict_labels(net, clean.images))
     assert QUICK.fitting(net, named) is QUICK
+    own = replace(QUICK, unlearn_statistics="running")
+    assert own.fitting(net, named) is own
 
 
 def test_divergence_and_bad_images_are_refused(net: nn.Module, clean: CleanData) -> None:

@@ -89,6 +89,8 @@ class Criterion(ABC):
                 sites = find_sites(own, data.images[:2].to(**like(own)))
             if self.needs_batchnorm:
                 self._check_batchnorm(own, sites)
+            if self.needs_images:
+                data.check_repeatable(own)
             compute.lay_out_(own, data.images[:2])
             generator = torch.Generator().manual_seed(seed)
             with compute.applied(like(own)["device"]):
