@@ -22,7 +22,7 @@ import torch
 from efficacy import MEASURED, Hidden, clean_set, oracle
 from render import DOCS, RESULTS, fill, percent
 from tqdm import tqdm
-from zoo import Member, members, records
+from zoo import Member, fresh, members, records
 
 from nnprune_backdoor import Auto, ChannelScores, Inversion, RecoveredTrigger, TriggerGone
 from nnprune_backdoor.diagnosis import Diagnosis
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of efficacy.py's runs")
     parser.add_argument("--out", type=Path, required=True, help="folder, a JSON each run")
     parser.add_argument("--only", nargs="+", help="networks: names, or parts of them")
+    parser.add_argument("--fresh", action="store_true", help="the networks of zoo.py's `fresh`")
     parser.add_argument("--collect", action="store_true", help="write results/auto.json, render")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     known = records()
-    zoo = [m for m in members() if m.name in known and m.file(options.models).exists()]
+    zoo = fresh() if options.fresh else members()
+    zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     for member in tqdm(zoo, desc="networks"):
         execute(member, options.models, options.runs, options.out)

@@ -8,8 +8,9 @@
 Zoos, same recipe, other weights. "development", an earlier one, set the alarms `EARLIER`, and
 "evaluation" measured them, both with one search for universal perturbations a label. Benign ones
 of the latter, scanned anew ("null"), and a few backdoored ones moved the alarm of their mean of
-three (`ALARM`), and "fresh" networks measure that. `scan` gets 300 clean images without labels;
-triggered images serve to measure the detection of samples, nothing else.
+three (`ALARM`), and "fresh" networks measure that, and then more "benign" ones. `scan` gets 300
+clean images without labels; triggered images serve to measure the detection of samples, nothing
+else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from render import DOCS, RESULTS, fill
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
-from zoo import Member, fresh, members, records
+from zoo import Member, fresh, members, more_benign, records
 
 import nnprune_backdoor
 from nnprune_backdoor import scan
@@ -40,6 +41,8 @@ EARLIER = {"restoration": 0.75, "universal": 0.9}
 ZOOS = {  # file in results/, and the alarms of its day
     "fresh": ("diagnosis_fresh", ALARM),
     "fresh again": ("diagnosis_fresh_again", ALARM),  # as the selector `auto` looks
+    "benign": ("diagnosis_benign", ALARM),
+    "benign again": ("diagnosis_benign_again", ALARM),
     "null": ("diagnosis_null", ALARM),
     "null again": ("diagnosis_null_again", ALARM),
     "evaluation": ("diagnosis", EARLIER),
@@ -115,7 +118,7 @@ def rows_of(zoo: str) -> list[dict[str, Any]]:
 
 def collect(out: Path, zoo: str) -> None:
     """All networks in one file, a line each, numbers rounded."""
-    order = {member.name: i for i, member in enumerate(members() + fresh())}
+    order = {member.name: i for i, member in enumerate(members() + fresh() + more_benign())}
     rows = [json.loads(file.read_text()) for file in out.glob("*.json")]
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
     results(zoo).write_text("[\n" + ",\n".join(json.dumps(rounded(row)) for row in rows) + "\n]\n")
@@ -177,6 +180,8 @@ def _separation(zoos: dict[str, list[dict[str, Any]]]) -> list[str]:
         for zoo, rows in zoos.items():
             mine = [row for row in rows if kind in row["evidence"]]
             bad = [row for row in mine if row["attack"] is not None]
+            if not bad:
+                continue
             truth = [row["attack"] is not None for row in mine]
             values = [sign * row["evidence"][kind]["value"] for row in mine]
             hits = [row["evidence"][kind]["label"] == row["target"] for row in bad]
@@ -233,7 +238,8 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     known = records()
-    zoo = fresh() if options.zoo.startswith("fresh") else members()
+    later = {"fresh": fresh(), "benign": more_benign()}
+    zoo = later.get(options.zoo.partition(" ")[0], members())
     zoo = [m for m in zoo if not options.zoo.startswith("null") or m.attack is None]
     zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from zoo import Member, members, records
+from zoo import Member, fresh, members, records
 
 from nnprune_backdoor import (
     ANP,
@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder, a JSON each run")
     parser.add_argument("--methods", nargs="+", default=[*CRITERIA, *INFORMED, *TUNED])
     parser.add_argument("--only", nargs="+", help="networks: names, or parts of them")
+    parser.add_argument("--fresh", action="store_true", help="the networks of zoo.py's `fresh`")
     parser.add_argument("--images", type=int, nargs="+", default=[500, PER_CLASS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--workers", type=int, default=1)
@@ -301,7 +302,8 @@ def main() -> None:
         collect(options.out)
         return
     known = records()
-    zoo = [m for m in members() if m.name in known and m.file(options.models).exists()]
+    zoo = fresh() if options.fresh else members()
+    zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     runs = [
         Run(member, method, images, seed)

@@ -17,7 +17,7 @@ from efficacy import INFORMED, TUNED, oracle
 from efficacy_links import SOLVED, links, place, three_seeds
 from matplotlib.figure import Figure
 from render import DOCS, RESULTS, fill, percent
-from zoo import TOOK, fresh
+from zoo import TOOK, fresh, more_benign
 
 from nnprune_backdoor.evaluation import defense_effectiveness
 
@@ -489,7 +489,7 @@ def page(everything: list[Row], records: dict[str, Row], finding: str) -> str:
 
 def main() -> None:
     rows = json.loads((RESULTS / "efficacy.json").read_text())
-    later = {member.name for member in fresh()}  # diagnosis.py's
+    later = {member.name for member in fresh() + more_benign()}  # diagnosis.py's
     records = {
         name: record
         for name, record in json.loads((RESULTS / "zoo.json").read_text()).items()

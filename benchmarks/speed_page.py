@@ -66,14 +66,21 @@ def options(rows: list[Row]) -> str:
 def gpu(rows: list[Row]) -> str:
     """Seconds and memory on a GPU, of the ways that were run there."""
     lines = [
-        "| network | method | published loop | library | bfloat16, channels_last | floor |",
-        "|---|---|---|---|---|---|",
+        "| network | method | published loop | library | bfloat16, channels_last | floor "
+        "| library: times faster, of the floor | bfloat16: times faster "
+        "| scores differ by: library, bfloat16 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [row["architecture"], row["method"]]
+        cells, ways, took = [row["architecture"], row["method"]], row["ways"], {}
         for way in ("reference", "library", "both", "floor"):
-            seconds, mb = (median(row["ways"][way][key]) for key in ("wall", "gpu_mb"))
-            cells.append(f"{seconds:.2f} s, {mb / 1000:.1f} GB")
+            took[way], mb = (median(ways[way][key]) for key in ("wall", "gpu_mb"))
+            cells.append(f"{took[way]:.2f} s, {mb / 1000:.1f} GB")
+        faster = took["reference"] / took["library"]
+        cells.append(f"{faster:.2f}, {took['library'] / took['floor']:.2f}")
+        cells.append(f"{took['reference'] / took['both']:.2f}")
+        gaps = (ways[way]["difference"]["largest"] for way in ("library", "both"))
+        cells.append(", ".join(f"{gap:.0e}" for gap in gaps))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

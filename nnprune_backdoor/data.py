@@ -49,18 +49,24 @@ class CleanData:
         return self.labels
 
     @classmethod
-    def collect(cls, clean: CleanData | Iterable[Any]) -> CleanData:
-        """Read a loader to its end.
+    def collect(
+        cls, clean: CleanData | Iterable[Any], *, near: nn.Module | None = None
+    ) -> CleanData:
+        """Read a loader to its end; what comes back lies on the CPU.
 
         Args:
             clean: batches (images, labels, ...), (images,), images alone, or dictionaries with one
                 of the usual keys (image, pixel_values, label, target, ...). Images: (B, C, H, W).
+            near: a model on whose device the images are put, see `near`.
 
         Raises:
             DataError: nothing in it, shapes that differ, labels that are no integers, NaN or inf.
         """
+        if near is not None:
+            return (clean if isinstance(clean, CleanData) else cls.collect(clean)).near(near)
         if isinstance(clean, CleanData):
-            if clean.images.device.type == "cpu":
+            labels_there = clean.labels is not None and clean.labels.device.type != "cpu"
+            if clean.images.device.type == "cpu" and not labels_there:
                 return clean
             return cls(clean.images.cpu(), None if clean.labels is None else clean.labels.cpu())
         if isinstance(clean, Tensor):
@@ -86,6 +92,26 @@ class CleanData:
             raise DataError("the clean loader is empty; give at least a few images per class")
         return cls(torch.cat(images), torch.cat(labels).long() if labels else None)
 
+    def near(self, model: nn.Module) -> CleanData:
+        """Images on the model's device, if an eighth of what is free there holds them; labels not.
+
+        No pass over them then copies any. Where they do not fit they lie on the CPU.
+        """
+        device = like(model)["device"]
+        size = self.images.numel() * self.images.element_size()
+        if self.images.device != device and size > _free(device) / 8:
+            device = torch.device("cpu")
+        labels = None if self.labels is None else self.labels.cpu()
+        return self._checked(self.images.to(device), labels)
+
+    @classmethod
+    def _checked(cls, images: Tensor, labels: Tensor | None) -> CleanData:
+        """Images and labels that were looked at before: doing so again makes a GPU wait."""
+        made = object.__new__(cls)
+        object.__setattr__(made, "images", images)
+        object.__setattr__(made, "labels", labels)
+        return made
+
     def check_against(self, model: nn.Module) -> int:
         """Run the model on two images; return its number of classes.
 
@@ -93,8 +119,13 @@ class CleanData:
             UnsupportedModelError: NaN or inf in its weights or logits; output not (N, classes).
             DataError: it does not accept these images; labels out of range, too few, all alike.
         """
-        for name, tensor in model.state_dict().items():
-            if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
+        state = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+        finite = [torch.isfinite(tensor).all() for tensor in state.values()]
+        here = like(model)["device"]
+        # one wait for a GPU, not one a tensor
+        sound = torch.stack([each.to(here) for each in finite]).tolist() if finite else []
+        for name, good in zip(state, sound, strict=True):
+            if not good:
                 raise UnsupportedModelError(
                     f"the model's {name!r} holds NaN or inf; it cannot be scored. Check how the "
                     "checkpoint was loaded"
@@ -166,7 +197,7 @@ class CleanData:
 
     def take(self, indices: Tensor) -> CleanData:
         """The images (and labels) at `indices` (K,)."""
-        return CleanData(
+        return self._checked(
             self.images[indices], None if self.labels is None else self.labels[indices]
         )
 
@@ -175,7 +206,8 @@ class CleanData:
         labels = None
         if self.labels is not None and other.labels is not None:
             labels = torch.cat([self.labels, other.labels])
-        return CleanData(torch.cat([self.images, other.images]), labels)
+        images = torch.cat([self.images, other.images.to(self.images.device)])
+        return self._checked(images, labels)
 
     def split(self, *shares: float, seed: int = 0) -> list[CleanData]:
         """Cut into disjoint parts of the given shares, class by class where labels are known.
@@ -244,7 +276,7 @@ class CleanData:
         columns = torch.where(mirrored, columns.flip(1), columns)[:, None, None, :]
         channels = torch.arange(padded.shape[1])[None, :, None, None]
         images = padded[torch.arange(count)[:, None, None, None], channels, rows, columns]
-        return CleanData(images, self.labels)
+        return self._checked(images, self.labels)
 
 
 def like(model: nn.Module) -> dict[str, Any]:
@@ -253,6 +285,11 @@ def like(model: nn.Module) -> dict[str, Any]:
         if parameter.is_floating_point():
             return {"device": parameter.device, "dtype": parameter.dtype}
     return {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that are free there, if that can be asked."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def wide(tensor: Tensor) -> Tensor:

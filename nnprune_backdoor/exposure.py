@@ -231,7 +231,7 @@ def expose(
     """
     settings = unlearning or Unlearning(unlearn_missed="flag", unlearn_stop=None)
     with private_randomness(seed), torch.enable_grad():
-        data = CleanData.collect(clean)
+        data = CleanData.collect(clean, near=model)
         own = private_copy(model)
         classes = CleanData(data.images).check_against(own)
         data.check_repeatable(own)

@@ -98,6 +98,7 @@ def fine_tune(
         data.targets  # noqa: B018 - raises where there are none
         tuned = private_copy(model)
         data.check_against(tuned)
+        data = data.near(tuned)
         silent = Selection((), ()) if selection is None else selection
         check_fits(tuned, silent)
         silence_(tuned, silent, silencing=silencing)

@@ -54,8 +54,8 @@ class PixelRange:
     def seen_in(cls, images: Tensor) -> Self:
         """From the least to the greatest value in images (N, C, H, W), channel by channel."""
         return cls(
-            images.amin((0, 2, 3))[:, None, None].float(),
-            images.amax((0, 2, 3))[:, None, None].float(),
+            images.amin((0, 2, 3))[:, None, None].float().cpu(),
+            images.amax((0, 2, 3))[:, None, None].float().cpu(),
         )
 
     def check(self, images: Tensor) -> None:
@@ -165,7 +165,7 @@ class Inversion:
             ScoringError: the loss became NaN or inf.
         """
         with private_randomness(seed):  # a loader may shuffle
-            data = CleanData.collect(clean)
+            data = CleanData.collect(clean, near=model)
         data = CleanData(data.images)  # stratifying would look at the labels
         if pixels is None:
             pixels = PixelRange.seen_in(data.images)

@@ -75,6 +75,7 @@ class Scan:
             classes = data.check_against(own)
             data.check_repeatable(own)
             sites = find_sites(own, data.images[:2].to(**like(own)))
+            data = data.near(own)
             if labels is not None:
                 check_labels(labels, classes)
             found: dict[str, dict[int, float]] = {}
@@ -119,7 +120,7 @@ class Scan:
             exposed,
             own,
             data.images[0].float().cpu().clone(),  # not the storage of all images
-            pixels or PixelRange.seen_in(data.images.cpu()),
+            pixels or PixelRange.seen_in(data.images),
             silencing,
             clock.laps,
         )
@@ -251,7 +252,7 @@ class Scan:
         """
         own = private_copy(model)
         with private_randomness(seed), torch.enable_grad():
-            data = CleanData(clean.images)
+            data = CleanData(clean.images).near(own)
             sites = find_sites(own, data.images[:2].to(**like(own)))
             triggers = self.search.recover(own, data, [label], seed=seed, progress=progress)
             found = self._weigh(

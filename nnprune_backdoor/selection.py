@@ -44,8 +44,8 @@ class HeldOut:
         scored: CleanData | None = None,
         progress: bool = False,
     ) -> None:
-        self.clean = clean
-        self.scored = scored
+        self.clean = clean.near(model)
+        self.scored = None if scored is None else scored.near(model)
         self.silencing = silencing
         self.progress = progress
         self._masked = MaskedModel(model, sites, silencing=silencing)

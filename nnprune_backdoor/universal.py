@@ -87,7 +87,7 @@ class UniversalPerturbation:
             ScoringError: the loss became NaN or inf.
         """
         with private_randomness(seed):
-            data = CleanData(CleanData.collect(clean).images)
+            data = CleanData(CleanData.collect(clean, near=model).images)
         pixels = pixels or PixelRange.seen_in(data.images)
         pixels.check(data.images)
         with evaluating(model):

@@ -54,7 +54,10 @@ class Criterion(ABC):
         generator: torch.Generator,
         progress: bool,
     ) -> ChannelScores:
-        """The method itself. `model` is a private copy in eval mode, without gradients."""
+        """The method itself. `model` is a private copy in eval mode, without gradients.
+
+        On a GPU the images may lie there as well (`CleanData.near`); labels are on the CPU.
+        """
 
     @final
     def __call__(
@@ -92,6 +95,7 @@ class Criterion(ABC):
             if self.needs_images:
                 data.check_repeatable(own)
             compute.lay_out_(own, data.images[:2])
+            data = data.near(own)
             generator = torch.Generator().manual_seed(seed)
             with compute.applied(like(own)["device"]):
                 scores = self.score(own, data, sites, generator, progress)

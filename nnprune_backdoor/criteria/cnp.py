@@ -247,7 +247,7 @@ class CNP(TriggerCriterion):
         if not self.mirror:
             return images
         flip = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-        return torch.where(flip, images.flip(3), images)
+        return torch.where(flip.to(images.device), images.flip(3), images)
 
     def noise(
         self, masked: MaskedModel, images: Tensor, labels: Tensor, generator: torch.Generator
