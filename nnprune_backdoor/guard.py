@@ -54,6 +54,42 @@ def private_copy(model: nn.Module) -> nn.Module:
     return own.eval().requires_grad_(False)
 
 
+def refuse_recomputing(own: nn.Module, images: Tensor) -> None:
+    """Raise UnsupportedModelError if the backward pass computes a part of the model again.
+
+    By a switch of its own, that is; those that are known are off in a private copy. Masks and
+    noise would be missing there.
+
+    Args:
+        own: a private copy.
+        images: two or so (N, C, H, W), on its device and in its dtype.
+    """
+    again: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: again.append(name)
+
+    with torch.enable_grad(), contextlib.ExitStack() as hooks:
+        images = images.detach().clone().requires_grad_(True)
+        logits = own(images)
+        for name, module in own.named_modules():
+            if module._parameters:
+                hooks.callback(module.register_forward_pre_hook(note(name)).remove)
+        try:
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), images, allow_unused=True)
+        except RuntimeError as error:
+            if "heckpoint" not in str(error):
+                raise
+            again.append("a part of it")  # the reentrant kind refuses to be differentiated so
+    if again:
+        raise UnsupportedModelError(
+            f"the model computes {again[0]!r} again in the backward pass (gradient checkpointing), "
+            "where masks and noise are missing; switch that off before, and bound memory by "
+            "Compute(micro_batch=...)"
+        )
+
+
 def restore_modes_(own: nn.Module, given: nn.Module) -> None:
     """Give a private copy the modes, checkpointing and gradient flags of the model it is of."""
     for mine, theirs in zip(own.modules(), given.modules(), strict=True):

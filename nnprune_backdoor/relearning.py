@@ -31,6 +31,7 @@ class Relearned:
     target: int
     tested: int  # images; those that the model gives the label without the trigger are left out
     successes: tuple[float, ...]  # before the first step, and after each
+    kept: tuple[float, ...]  # share of them that, unstamped, has the label it had at first
 
     @property
     def steps_to_half(self) -> int | None:
@@ -57,7 +58,7 @@ def relearn(
     as they are. Some images of each batch are stamped and labelled with the target, the rest keep
     their labels. Half of the images train, half are looked at. By itself the number says little:
     hold it against the same probe of a network that never had the backdoor (docs/diagnosis.md has
-    some). A network may also collapse onto the target; it then reads as relearned.
+    some). A network may also collapse onto the target, and then reads as relearned: look at `kept`.
 
     Args:
         model: usually purified; left exactly as it was.
@@ -85,33 +86,34 @@ def relearn(
         fit, look = data.split(0.5, 0.5, seed=seed)
         with torch.no_grad():
             labels = predict_labels(own, look.images)
-        others = look.images[labels != target]
+        others, labels = look.images[labels != target], labels[labels != target]
         if not len(others):
             raise DataError(f"the model gives every image the label {target} already")
         stamped = stamp(others)
         use_statistics_(own.requires_grad_(True), "running")
         optimiser = torch.optim.SGD(own.parameters(), lr=lr, momentum=0.9)
         generator, where = torch.Generator().manual_seed(seed), like(own)
-        successes = [_success(own, stamped, target)]
+        successes, kept = [_share(own, stamped, target)], [1.0]
         count = max(1, round(poisoned * batch_size))
         with progress_bar(steps, "relearning the trigger", progress) as bar:
             for _ in range(steps):
                 batch = next(fit.batches(batch_size, generator, replacement=True))
                 images = torch.cat([stamp(batch.images[:count]), batch.images[count:]])
-                labels = batch.targets.clone()
-                labels[:count] = target
-                loss = F.cross_entropy(wide(own(images.to(**where))), labels.to(where["device"]))
+                wanted = batch.targets.clone()
+                wanted[:count] = target
+                loss = F.cross_entropy(wide(own(images.to(**where))), wanted.to(where["device"]))
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(own.parameters(), 1.0)  # ConvNeXts diverge without
                 optimiser.step()
                 if not all(torch.isfinite(weight).all() for weight in own.parameters()):
                     raise ScoringError(f"relearning diverged (loss {loss.item()}); lower lr")
-                successes.append(_success(own, stamped, target))
+                successes.append(_share(own, stamped, target))
+                kept.append(_share(own, others, labels))
                 bar.update()
-    return Relearned(target, len(others), tuple(successes))
+    return Relearned(target, len(others), tuple(successes), tuple(kept))
 
 
-@torch.no_grad()
-def _success(model: nn.Module, stamped: Tensor, target: int) -> float:
-    return (predict_labels(model, stamped) == target).float().mean().item()
+def _share(model: nn.Module, images: Tensor, labels: Tensor | int) -> float:
+    """Of the images, those that get this label."""
+    return (predict_labels(model, images) == labels).float().mean().item()

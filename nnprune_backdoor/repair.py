@@ -65,6 +65,8 @@ def unlearn_triggers(
     Raises:
         DataError, UnsupportedModelError, ScoringError: as `fine_tune`; also without a trigger.
     """
+    if not 0 <= stamped <= 1:  # before the search, which takes a while
+        raise DataError(f"expected stamped in [0, 1], got {stamped:g}")
     if not triggers:
         raise ScoringError("no trigger was recovered, so there is none to unlearn")
     labels = sorted({trigger.target for trigger in triggers})

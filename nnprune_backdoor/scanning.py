@@ -14,7 +14,7 @@ from .data import CleanData, like
 from .diagnosis import Diagnosis
 from .evidence import KINDS, Evidence, evidence_of
 from .exposure import Unlearning, expose
-from .guard import private_copy, private_randomness
+from .guard import private_copy, private_randomness, refuse_recomputing
 from .inversion import (
     Inversion,
     PixelRange,
@@ -74,6 +74,7 @@ class Scan:
             own = private_copy(model)
             classes = data.check_against(own)
             data.check_repeatable(own)
+            refuse_recomputing(own, data.images[:2].to(**like(own)))
             sites = find_sites(own, data.images[:2].to(**like(own)))
             data = data.near(own)
             if labels is not None:

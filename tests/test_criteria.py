@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import assert_same_state, build, hooks_of, noise_images, state_of
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnprune_backdoor import (
@@ -401,6 +402,34 @@ def test_what_the_caller_has_set_changes_no_score(
     finally:
         torch.set_default_dtype(torch.float32)
     assert checkpointed.grad_checkpointing is True
+
+
+class Recomputing(nn.Module):
+    """A network that checkpoints by itself, without a switch that anybody knows."""
+
+    def __init__(self, net: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        net: Any = self.net
+        x = net.maxpool(net.act1(net.bn1(net.conv1(x))))
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = checkpoint(layer, x, use_reentrant=self.reentrant)
+        return net.forward_head(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_network_that_recomputes_by_itself_is_refused_where_it_would_matter(
+    criterion: Criterion, net: nn.Module, clean: CleanData, reentrant: bool
+) -> None:
+    model = Recomputing(net, reentrant).eval()
+    if criterion.needs_images and criterion.needs_gradients:
+        with pytest.raises(UnsupportedModelError, match="again in the backward pass"):
+            criterion(model, clean)
+    else:
+        assert torch.equal(criterion(model, clean).flat, criterion(net, clean).flat)
 
 
 # ---- refusals -----------------------------------------------------------------------------------

@@ -278,6 +278,8 @@ def test_a_trigger_is_learned_step_by_step_on_a_copy(
     assert probe.successes[0] < 0.1
     assert probe.successes[-1] > 0.9
     assert probe.steps_to_half in range(1, 16)
+    assert len(probe.kept) == 31 and probe.kept[0] == 1.0
+    assert min(probe.kept) > 0.5  # no collapse onto the target
     assert probe == relearn(benign, clean, patch, patch.target, progress=False)
     assert probe != relearn(benign, clean, patch, patch.target, seed=1, progress=False)
     assert relearn(backdoored, clean, patch, patch.target, progress=False).steps_to_half == 0

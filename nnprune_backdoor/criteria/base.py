@@ -13,7 +13,7 @@ from torch import nn
 from ..compute import Compute
 from ..data import CleanData, like
 from ..errors import ScoringError, UnsupportedModelError
-from ..guard import private_copy, private_randomness
+from ..guard import private_copy, private_randomness, refuse_recomputing
 from ..norms import keeps_statistics
 from ..registry import Registry
 from ..scores import ChannelScores, Site
@@ -32,6 +32,7 @@ class Criterion(ABC):
     reference: ClassVar[str]  # authors, title, venue
     needs_labels: ClassVar[bool]
     needs_images: ClassVar[bool] = True  # False: two show how the network runs, no more
+    needs_gradients: ClassVar[bool] = True  # False: forward passes alone
     needs_batchnorm: ClassVar[bool] = False  # True: models without running statistics are refused
     cost: ClassVar[str] = "not known"  # of the default settings, roughly, for people
 
@@ -94,6 +95,8 @@ class Criterion(ABC):
                 self._check_batchnorm(own, sites)
             if self.needs_images:
                 data.check_repeatable(own)
+                if self.needs_gradients:
+                    refuse_recomputing(own, data.images[:2].to(**like(own)))
             compute.lay_out_(own, data.images[:2])
             data = data.near(own)
             generator = torch.Generator().manual_seed(seed)

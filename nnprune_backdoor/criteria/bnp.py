@@ -37,6 +37,7 @@ class BNP(Criterion):
 
     reference: ClassVar[str] = "Zheng et al., Pre-activation Distributions, NeurIPS 2022 (baseline)"
     needs_labels: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
     needs_batchnorm: ClassVar[bool] = True
     cost: ClassVar[str] = "one pass over the images"
 

@@ -38,6 +38,7 @@ class FP(Criterion):
 
     reference: ClassVar[str] = "Liu et al., Fine-Pruning, RAID 2018 (baseline)"
     needs_labels: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
     cost: ClassVar[str] = "one pass over the images"
 
     layers: Literal["last", "all"] = "last"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..data import CleanData, like
 from ..errors import DataError, ScoringError
-from ..guard import private_copy, private_randomness
+from ..guard import private_copy, private_randomness, refuse_recomputing
 from ..masking import MaskedModel, Silencing
 from ..norms import Statistics, use_statistics_
 from ..progress import progress_bar
@@ -327,6 +327,7 @@ def magnitude_saliency_correlation(
     own = private_copy(model)
     data.targets  # noqa: B018 - raises where there are none
     data.check_against(own)
+    refuse_recomputing(own, data.images[:2].to(**like(own)))
     if sites is None:
         sites = find_sites(own, data.images[:2].to(**like(own)))
     masked = MaskedModel(own, sites)
