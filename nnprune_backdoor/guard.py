@@ -71,7 +71,7 @@ def refuse_recomputing(own: nn.Module, images: Tensor) -> None:
 
     with torch.enable_grad(), contextlib.ExitStack() as hooks:
         images = images.detach().clone().requires_grad_(True)
-        logits = own(images)
+        logits = own(images * 1)  # no leaf: who counts operations has hooks that cannot take one
         for name, module in own.named_modules():
             if module._parameters:
                 hooks.callback(module.register_forward_pre_hook(note(name)).remove)
