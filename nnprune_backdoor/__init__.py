@@ -15,11 +15,9 @@ from .criteria import (
     TAC,
     Criterion,
     Magnitude,
-    MagnitudeSaliency,
     Random,
     create_criterion,
     list_criteria,
-    magnitude_saliency_correlation,
     register_criterion,
 )
 from .data import CleanData
@@ -49,6 +47,7 @@ from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .repair import unlearn_triggers
 from .report import Report
 from .restoration import Restoration, Restored
+from .saliency import MagnitudeSaliency, magnitude_saliency_correlation
 from .saving import load_purified, save_purified
 from .scan_pages import scan_to_html, scan_to_markdown
 from .scanning import Scan, scan

@@ -35,6 +35,7 @@ CORE = (
     "progress",
     "relearning",
     "restoration",
+    "saliency",
     "scanning",
     "scores",
     "selection",

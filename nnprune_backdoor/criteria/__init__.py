@@ -7,7 +7,7 @@ from .clp import CLP
 from .cnp import CNP
 from .fp import FP
 from .magnitude import Magnitude
-from .mnp import MNP, MagnitudeSaliency, magnitude_saliency_correlation
+from .mnp import MNP
 from .random import Random
 from .rnp import RNP
 from .tac import TAC
@@ -23,11 +23,9 @@ __all__ = [
     "TAC",
     "Criterion",
     "Magnitude",
-    "MagnitudeSaliency",
     "Random",
     "create_criterion",
     "criterion_class",
     "list_criteria",
-    "magnitude_saliency_correlation",
     "register_criterion",
 ]
