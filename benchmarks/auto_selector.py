@@ -2,6 +2,7 @@
 
     python benchmarks/auto_selector.py --models DIR --runs DIR2 --out DIR3   # resumable
     python benchmarks/auto_selector.py --out DIR3 --collect                  # -> results/auto.json
+    (with --fresh: the networks of zoo.py's `fresh`)
 
 DIR2 is where efficacy.py put its runs: their scores are taken, 500 clean images, first set. A
 network is scanned once, since what a scan says does not depend on the ranking.
@@ -32,7 +33,6 @@ from nnprune_backdoor.scanning import Scan
 from nnprune_backdoor.selection import HeldOut
 
 METHODS = ("tac", "cnp", "rnp", "anp", "mnp")
-FOUND = RESULTS / "auto.json"
 LEFT = 0.5  # ASR of a network that counts as missed where the oracle reaches 10 %
 
 
@@ -159,14 +159,18 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="write results/auto.json, render")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    zoo = fresh() if options.fresh else members()
     if options.collect:
+        names = {member.name for member in zoo}
         rows = [json.loads(file.read_text()) for file in sorted(options.out.glob("*.json"))]
-        FOUND.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-        fill(DOCS / "diagnosis.md", "auto", table(rows))
+        rows = [row for row in rows if row["name"] in names]
+        which = "auto fresh" if options.fresh else "auto"
+        found = RESULTS / f"{which.replace(' ', '_')}.json"
+        found.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+        fill(DOCS / "diagnosis.md", which, table(rows))
         return
     torch.set_num_threads(1)
     known = records()
-    zoo = fresh() if options.fresh else members()
     zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     for member in tqdm(zoo, desc="networks"):

@@ -8,9 +8,10 @@
 Zoos, same recipe, other weights. "development", an earlier one, set the alarms `EARLIER`, and
 "evaluation" measured them, both with one search for universal perturbations a label. Benign ones
 of the latter, scanned anew ("null"), and a few backdoored ones moved the alarm of their mean of
-three (`ALARM`), and "fresh" networks measure that, and then more "benign" ones. `scan` gets 300
-clean images without labels; triggered images serve to measure the detection of samples, nothing
-else.
+three (`ALARM`), and "fresh" networks measure that, and then more "benign" ones. A backdoored drill
+that this missed added an alarm (`LATEST`), and networks of an "other" architecture measure it.
+`scan` gets 300 clean images without labels; triggered images serve to measure the detection of
+samples, nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from render import DOCS, RESULTS, fill
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
-from zoo import Member, fresh, members, more_benign, records
+from zoo import ZOOS as MEMBERS
+from zoo import Member, members, records
 
 import nnprune_backdoor
 from nnprune_backdoor import scan
@@ -37,10 +39,13 @@ from nnprune_backdoor.evidence import KINDS, Evidence, suspected
 NULL = Path(nnprune_backdoor.__file__).parent / "null.json"
 IMAGES = 300
 ALARM = {"restoration": 0.75, "universal": 0.935}  # halfway: benign .911, backdoored .961
+LATEST = ALARM | {"anomaly": 6.0}  # benign at most 4.2, one backdoored drill 12.3
 EARLIER = {"restoration": 0.75, "universal": 0.9}
 ZOOS = {  # file in results/, and the alarms of its day
     "fresh": ("diagnosis_fresh", ALARM),
     "fresh again": ("diagnosis_fresh_again", ALARM),  # as the selector `auto` looks
+    "other": ("diagnosis_other", LATEST),
+    "other again": ("diagnosis_other_again", LATEST),
     "benign": ("diagnosis_benign", ALARM),
     "benign again": ("diagnosis_benign_again", ALARM),
     "null": ("diagnosis_null", ALARM),
@@ -96,13 +101,14 @@ def detection(diagnosis: Diagnosis, hidden: Hidden) -> dict[str, float]:
 
 
 def write_null() -> None:
-    """The benign networks of the zoo "null", and the alarms."""
+    """All benign networks that were scanned as `scan` does now, and the alarms."""
     benign = {
         row["name"]: {kind: round(found["value"], 4) for kind, found in row["evidence"].items()}
-        for row in rows_of("null")
+        for zoo in ("null", "fresh", "benign")
+        for row in rows_of(zoo)
         if row["attack"] is None
     }
-    null = {"images": IMAGES, "pixels": 32, "classes": 10, "alarm": ALARM, "benign": benign}
+    null = {"images": IMAGES, "pixels": 32, "classes": 10, "alarm": LATEST, "benign": benign}
     NULL.write_text(json.dumps(null, indent=1) + "\n")
     print(f"{len(benign)} benign networks")
 
@@ -118,7 +124,9 @@ def rows_of(zoo: str) -> list[dict[str, Any]]:
 
 def collect(out: Path, zoo: str) -> None:
     """All networks in one file, a line each, numbers rounded."""
-    order = {member.name: i for i, member in enumerate(members() + fresh() + more_benign())}
+    order = {
+        member.name: i for i, member in enumerate(m for zoo in MEMBERS.values() for m in zoo())
+    }
     rows = [json.loads(file.read_text()) for file in out.glob("*.json")]
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
     results(zoo).write_text("[\n" + ",\n".join(json.dumps(rounded(row)) for row in rows) + "\n]\n")
@@ -238,8 +246,7 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     known = records()
-    later = {"fresh": fresh(), "benign": more_benign()}
-    zoo = later.get(options.zoo.partition(" ")[0], members())
+    zoo = MEMBERS.get(options.zoo.partition(" ")[0], members)()
     zoo = [m for m in zoo if not options.zoo.startswith("null") or m.attack is None]
     zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]

@@ -84,6 +84,10 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         {"epochs": 12, "lr": 0.002, **_ADAMW},
     ),
 }
+# not of the zoo: an architecture that no rule was made on
+OTHERS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "resnet10t": (_timm("resnet10t"), {"epochs": 8, "lr": 0.1}),
+}
 # name -> settings, poison rate, cover rate; a clean-label rate is a share of the target's images
 ATTACKS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "badnets": ("badnets", {}, 0.05, 0.0),
@@ -125,7 +129,7 @@ class Member:
     def build(self) -> nn.Module:
         """The untrained network, in eval mode."""
         torch.manual_seed(self.seed)
-        return ARCHITECTURES[self.arch][0]().eval()
+        return (ARCHITECTURES | OTHERS)[self.arch][0]().eval()
 
     def file(self, folder: Path) -> Path:
         return folder / f"{self.name}.safetensors"
@@ -150,7 +154,7 @@ class Member:
                 cover=cover,
                 seed=self.seed,
             )
-        settings = dict(ARCHITECTURES[self.arch][1])
+        settings = dict((ARCHITECTURES | OTHERS)[self.arch][1])
         if self.length == "long":
             settings |= {"epochs": 4 * settings["epochs"], "mirror": True, "crop": 2}
         model = self.build().to(memory_format=torch.channels_last)  # up to twice as fast
@@ -215,12 +219,30 @@ def more_benign() -> list[Member]:
     return zoo + [Member(arch=arch, attack=None, seed=2) for arch in ("convnext", "vit")]
 
 
+def others() -> list[Member]:
+    """Of another architecture: does the alarm hold on what the null has not seen?"""
+    return [
+        Member(arch=arch, attack=attack, seed=seed)
+        for seed in (1, 2, 3)
+        for arch in OTHERS
+        for attack in ("badnets", "blended", None)
+    ]
+
+
 def records(only_taken: bool = True) -> dict[str, dict[str, Any]]:
     """Name -> what results/zoo.json says of it; by default those whose attack took, and benign."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return {
         name: row for name, row in rows.items() if not only_taken or row.get("asr", 1.0) >= TOOK
     }
+
+
+ZOOS: dict[str, Callable[[], list[Member]]] = {
+    "members": members,
+    "fresh": fresh,
+    "benign": more_benign,
+    "other": others,
+}
 
 
 @cache
@@ -248,12 +270,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=Path, help="folder for the weights")
     parser.add_argument("--only", nargs="+", help="names, or parts of them")
-    parser.add_argument("--fresh", action="store_true", help="the networks of `fresh` instead")
-    parser.add_argument("--benign", action="store_true", help="... or those of `more_benign`")
+    parser.add_argument("--zoo", choices=[*ZOOS], default="members", help="whose networks")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
-    zoo = more_benign() if options.benign else fresh() if options.fresh else members()
+    zoo = ZOOS[options.zoo]()
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     if options.list or options.models is None:
         print("\n".join(member.name for member in zoo))

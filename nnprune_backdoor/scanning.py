@@ -109,7 +109,7 @@ class Scan:
             found["noise"] = self._noise(own, data, sites, classes, seed=seed, progress=progress)
             clock.lap("noise")
         area = data.images[0, 0].numel()
-        evidence = tuple(evidence_of(kind, found.get(kind, {}), area) for kind in KINDS)
+        evidence = tuple(evidence_of(kind, found.get(kind, {}), area, classes) for kind in KINDS)
         return Diagnosis(
             tuple(item for item in evidence if item is not None),
             classes,
@@ -254,6 +254,7 @@ class Scan:
         own = private_copy(model)
         with private_randomness(seed), torch.enable_grad():
             data = CleanData(clean.images).near(own)
+            classes = data.check_against(own)
             sites = find_sites(own, data.images[:2].to(**like(own)))
             triggers = self.search.recover(own, data, [label], seed=seed, progress=progress)
             found = self._weigh(
@@ -262,7 +263,7 @@ class Scan:
             given: dict[str, Any] = {"pixels": None, "seed": seed, "progress": progress}
             found["universal"] = self._universal(own, data, [label], **given)[1]
         area = data.images[0, 0].numel()
-        evidence = [evidence_of(kind, by_label, area) for kind, by_label in found.items()]
+        evidence = [evidence_of(kind, by_label, area, classes) for kind, by_label in found.items()]
         return tuple(item for item in evidence if item is not None)
 
 

