@@ -127,8 +127,8 @@ class Diagnosis:
             lines.append(line)
         if self.example[0].numel() > LARGEST:
             lines.append(
-                "size       images this large are easily sent anywhere by a small picture, so that "
-                "universal raises no alarm here"
+                "size       images this large are easily sent anywhere by a small picture, and the "
+                "benign networks are of smaller ones: universal and anomaly raise no alarm here"
             )
         lines.append(
             "limits     other triggers than these searches can find leave no evidence here, and "

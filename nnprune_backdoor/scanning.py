@@ -38,7 +38,8 @@ _BATCH = 128  # images a pass
 class Scan:
     """How evidence is gathered. The null holds for the defaults and 300 images of 32 pixels.
 
-    On images of more than 64 x 64 pixels universal perturbations are reported and raise no alarm.
+    On images of more than 64 x 64 pixels universal perturbations and anomalies are reported and
+    raise no alarm; anomalies need a trigger of every label as well, and ten labels.
     """
 
     search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # a trigger a label
