@@ -35,6 +35,7 @@ import nnprune_backdoor
 from nnprune_backdoor import scan
 from nnprune_backdoor.diagnosis import Diagnosis
 from nnprune_backdoor.evidence import KINDS, Evidence, suspected
+from nnprune_backdoor.scanning import Scan, _comparable
 
 NULL = Path(nnprune_backdoor.__file__).parent / "null.json"
 IMAGES = 300
@@ -165,6 +166,9 @@ def _network_table(rows: list[dict[str, Any]], alarm: dict[str, float]) -> list[
 
 def evidence_in(row: dict[str, Any], alarm: dict[str, float]) -> list[Evidence]:
     """As `scan` returned it, with these alarms."""
+    working = sum(trigger["success"] >= Scan().min_success for trigger in row["triggers"])
+    if not _comparable(working, len(row["triggers"]), 10):
+        alarm = {kind: limit for kind, limit in alarm.items() if kind != "anomaly"}
     return [
         Evidence(
             kind,

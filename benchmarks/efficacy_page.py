@@ -17,7 +17,7 @@ from efficacy import INFORMED, TUNED, oracle
 from efficacy_links import SOLVED, links, place, three_seeds
 from matplotlib.figure import Figure
 from render import DOCS, RESULTS, fill, percent
-from zoo import TOOK, fresh, more_benign
+from zoo import TOOK, members
 
 from nnprune_backdoor.evaluation import defense_effectiveness
 
@@ -489,11 +489,11 @@ def page(everything: list[Row], records: dict[str, Row], finding: str) -> str:
 
 def main() -> None:
     rows = json.loads((RESULTS / "efficacy.json").read_text())
-    later = {member.name for member in fresh() + more_benign()}  # diagnosis.py's
+    usual = {member.name for member in members()}  # the others are diagnosis.py's
     records = {
         name: record
         for name, record in json.loads((RESULTS / "zoo.json").read_text()).items()
-        if name not in later
+        if name in usual
     }
     finding = (RESULTS / "efficacy_finding.md").read_text()
     (DOCS / "efficacy.md").write_text(page(rows, records, finding))

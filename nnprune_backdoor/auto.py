@@ -87,7 +87,8 @@ class Auto(Selector):
         if target is None:
             return selection
         own, clean = private_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
-        left = self._remaining(own, held_out, self._images(held_out), target)
+        given = selection.details["diagnosis"]["triggers"]
+        left = self._remaining(own, held_out, self._images(held_out), target, given)
         success = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
         look = _look(len(selection), success, left)
         after = "remains" if look["alarm"] else "is gone"
@@ -131,10 +132,11 @@ class Auto(Selector):
         # without an amount at which the triggers fail: the one at which they succeed least
         points = _spread(fail, self.looks) or [min(allowed, key=lambda point: point.success or 0.0)]
         looked: list[dict[str, Any]] = []
+        given = diagnosis.to_dict()["triggers"]
         for point in points:
             silenced = copy.deepcopy(held_out.model)
             silence_(silenced, prefix(scores, point.neurons), silencing=held_out.silencing)
-            left = self._remaining(silenced, held_out, images, diagnosis.target)
+            left = self._remaining(silenced, held_out, images, diagnosis.target, given)
             looked.append(_look(point.neurons, point.success, left))
             if not looked[-1]["alarm"]:
                 break
@@ -163,13 +165,19 @@ class Auto(Selector):
         return replace(selection, curve=tuple(curve), triggers=tuple(found))
 
     def _remaining(
-        self, model: nn.Module, held_out: HeldOut, images: CleanData, target: int
+        self,
+        model: nn.Module,
+        held_out: HeldOut,
+        images: CleanData,
+        target: int,
+        given: Sequence[dict[str, Any]],
     ) -> tuple[Evidence, ...]:
         """Evidence for the target with a trigger that knows what was done to the model."""
         return self.evidence.remaining(
             model,
             images,
             target,
+            given=given,
             silencing=held_out.silencing,
             seed=self.seed + 1,
             progress=held_out.progress,

@@ -288,8 +288,8 @@ def like(model: nn.Module) -> dict[str, Any]:
 
 
 def _free(device: torch.device) -> float:
-    """Bytes that are free there, if that can be asked."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    """Bytes that are free there; none where that cannot be asked."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def wide(tensor: Tensor) -> Tensor:

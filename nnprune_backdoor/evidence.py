@@ -92,18 +92,16 @@ def suspected(evidence: Sequence[Evidence]) -> int | None:
 # pixels the same root mean square sends any network's images anywhere, as it did a benign
 # ImageNet network's at 224 x 224 (success .98)
 LARGEST = 64 * 64
-# labels from which on an anomaly among all of them raises the alarm: that many the null has
-_LABELS = 10
 
 
 def evidence_of(
-    kind: str, by_label: dict[int, float], pixels: int, classes: int
+    kind: str, by_label: dict[int, float], pixels: int, *, judged: bool = True
 ) -> Evidence | None:
     """The most suspicious label's, beside what benign networks gave; None without a label.
 
     Args:
         pixels: height times width of the images.
-        classes: of the network; an anomaly among some of them is not held against the null.
+        judged: whether the alarm's threshold holds for this value.
     """
     if not by_label:
         return None
@@ -111,8 +109,7 @@ def evidence_of(
     label = worst(by_label, key=by_label.__getitem__)
     stored = null()
     benign = {name: values[kind] for name, values in stored["benign"].items() if kind in values}
-    judged = kind not in ("universal", "anomaly") or pixels <= LARGEST
-    judged &= kind != "anomaly" or len(by_label) == classes >= _LABELS
+    judged &= kind not in ("universal", "anomaly") or pixels <= LARGEST
     threshold = stored["alarm"].get(kind) if judged else None
     return Evidence(kind, by_label[label], label, by_label, benign, threshold)
 

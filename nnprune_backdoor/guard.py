@@ -58,36 +58,44 @@ def refuse_recomputing(own: nn.Module, images: Tensor) -> None:
     """Raise UnsupportedModelError if the backward pass computes a part of the model again.
 
     By a switch of its own, that is; those that are known are off in a private copy. Masks and
-    noise would be missing there.
+    noise would be missing there. Models that cannot be differentiated at all are let through.
 
     Args:
-        own: a private copy.
+        own: a private copy; a copy of it is tried, since networks may keep what they compute.
         images: two or so (N, C, H, W), on its device and in its dtype.
     """
+    part = None
+    for through_images in (True, False):
+        try:
+            part = _recomputed(copy.deepcopy(own), images.detach().clone(), through_images)
+            break
+        except Exception as error:  # whatever a forward written by somebody raises
+            if "checkpoint" in str(error).lower():
+                part = "a part of it"
+                break
+    if part is not None:
+        raise UnsupportedModelError(
+            f"the model computes {part!r} again in the backward pass (gradient checkpointing), "
+            "where masks and noise are missing; switch that off before, and bound memory by "
+            "Compute(micro_batch=...)"
+        )
+
+
+def _recomputed(model: nn.Module, images: Tensor, through_images: bool) -> str | None:
+    """The first module with weights that runs in a backward pass, of all weights."""
     again: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
         return lambda *_: again.append(name)
 
-    with torch.enable_grad(), contextlib.ExitStack() as hooks:
-        images = images.detach().clone().requires_grad_(True)
-        logits = own(images * 1)  # no leaf: who counts operations has hooks that cannot take one
-        for name, module in own.named_modules():
+    with torch.enable_grad():
+        logits = model.requires_grad_(True)(images.requires_grad_(through_images))
+        for name, module in model.named_modules():
             if module._parameters:
-                hooks.callback(module.register_forward_pre_hook(note(name)).remove)
-        try:
-            if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), images, allow_unused=True)
-        except RuntimeError as error:
-            if "heckpoint" not in str(error):
-                raise
-            again.append("a part of it")  # the reentrant kind refuses to be differentiated so
-    if again:
-        raise UnsupportedModelError(
-            f"the model computes {again[0]!r} again in the backward pass (gradient checkpointing), "
-            "where masks and noise are missing; switch that off before, and bound memory by "
-            "Compute(micro_batch=...)"
-        )
+                module.register_forward_pre_hook(note(name))
+        if logits.requires_grad:
+            logits.sum().backward()
+    return again[0] if again else None
 
 
 def restore_modes_(own: nn.Module, given: nn.Module) -> None:

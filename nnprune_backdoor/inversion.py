@@ -287,14 +287,19 @@ class TargetEvidence:
                 for trigger in triggers
             ]
         )
-        logs = sizes.clamp_min(1e-3).log()
-        below = logs.quantile(0.5) - logs
-        spread = 1.4826 * below.abs().quantile(0.5)
-        if spread == 0:  # more than half alike: sigma of a normal from its mean deviation
-            spread = (1.2533 * below.abs().mean()).clamp_min(torch.finfo(torch.float32).tiny)
         smallest = min(working, key=lambda trigger: trigger.norm, default=None)
-        anomaly = (below / spread).tolist()
-        return cls(tuple(triggers), tuple(sizes.tolist()), tuple(anomaly), smallest)
+        anomaly = tuple(anomalies(sizes).tolist())
+        return cls(tuple(triggers), tuple(sizes.tolist()), anomaly, smallest)
+
+
+def anomalies(sizes: Tensor) -> Tensor:
+    """How far the log of each size (K,) lies below the bulk, in robust standard deviations."""
+    logs = sizes.clamp_min(1e-3).log()
+    below = logs.quantile(0.5) - logs
+    spread = 1.4826 * below.abs().quantile(0.5)
+    if spread == 0:  # more than half alike: sigma of a normal from its mean deviation
+        spread = (1.2533 * below.abs().mean()).clamp_min(torch.finfo(torch.float32).tiny)
+    return below / spread
 
 
 def check_labels(labels: Sequence[int], classes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from .inversion import (
     PixelRange,
     RecoveredTrigger,
     TargetEvidence,
+    anomalies,
     at_once,
     check_labels,
     predict_labels,
@@ -32,6 +33,7 @@ from .sites import find_sites
 from .universal import RecoveredPerturbation, UniversalPerturbation
 
 _BATCH = 128  # images a pass
+_LABELS = 10  # of the networks of the null
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ class Scan:
             clock.lap("universal")
             triggers = self.search.recover(own, data, wanted, **given)
             clock.lap("triggers")
-            if len(triggers) > 2 and any(t.success >= self.min_success for t in triggers):
+            working = sum(trigger.success >= self.min_success for trigger in triggers)
+            if len(triggers) > 2 and working:
                 anomaly = TargetEvidence.of(triggers, self.min_success).anomaly
                 found["anomaly"] = dict(zip(wanted, anomaly, strict=True))
             weighed, best = self._weigh(
@@ -110,7 +113,15 @@ class Scan:
             found["noise"] = self._noise(own, data, sites, classes, seed=seed, progress=progress)
             clock.lap("noise")
         area = data.images[0, 0].numel()
-        evidence = tuple(evidence_of(kind, found.get(kind, {}), area, classes) for kind in KINDS)
+        evidence = tuple(
+            evidence_of(
+                kind,
+                found.get(kind, {}),
+                area,
+                judged=kind != "anomaly" or _comparable(working, len(triggers), classes),
+            )
+            for kind in KINDS
+        )
         return Diagnosis(
             tuple(item for item in evidence if item is not None),
             classes,
@@ -243,6 +254,7 @@ class Scan:
         clean: CleanData,
         label: int,
         *,
+        given: Sequence[Mapping[str, Any]] = (),
         silencing: Silencing = "zero",
         seed: int = 0,
         progress: bool = False,
@@ -251,6 +263,10 @@ class Scan:
 
         Meant for a network in which neurons have been silenced: is the backdoor still there?
         The first two are missing where no trigger works.
+
+        Args:
+            given: the triggers of all labels in the network as it was, as in
+                `Diagnosis.to_dict()`; the anomaly is that of the label's new one among them.
         """
         own = private_copy(model)
         with private_randomness(seed), torch.enable_grad():
@@ -261,11 +277,37 @@ class Scan:
             found = self._weigh(
                 own, data, sites, triggers, silencing=silencing, seed=seed, progress=progress
             )[0]
-            given: dict[str, Any] = {"pixels": None, "seed": seed, "progress": progress}
-            found["universal"] = self._universal(own, data, [label], **given)[1]
+            settings: dict[str, Any] = {"pixels": None, "seed": seed, "progress": progress}
+            found["universal"] = self._universal(own, data, [label], **settings)[1]
         area = data.images[0, 0].numel()
-        evidence = [evidence_of(kind, by_label, area, classes) for kind, by_label in found.items()]
+        found["anomaly"], judged = self._anomaly_again(triggers[0], given, classes)
+        evidence = [
+            evidence_of(kind, by_label, area, judged=kind != "anomaly" or judged)
+            for kind, by_label in found.items()
+        ]
         return tuple(item for item in evidence if item is not None)
+
+    def _anomaly_again(
+        self, trigger: RecoveredTrigger, given: Sequence[Mapping[str, Any]], classes: int
+    ) -> tuple[dict[int, float], bool]:
+        """The anomaly of a trigger in the place of its label's, and whether it is comparable."""
+        whole, label = float(trigger.mask.numel()), trigger.target
+        triggers = {t["target"]: t["norm"] for t in given if t["success"] >= self.min_success}
+        sizes = {t["target"]: triggers.get(t["target"], whole) for t in given}
+        if len(sizes) < 3 or label not in sizes:
+            return {}, False
+        sizes[label] = trigger.norm if trigger.success >= self.min_success else whole
+        found = anomalies(torch.tensor(list(sizes.values())))[list(sizes).index(label)].item()
+        return {label: found}, _comparable(len(triggers), len(sizes), classes)
+
+
+def _comparable(working: int, labels: int, classes: int) -> bool:
+    """Whether an anomaly can be held against the null: among all of ten labels or more.
+
+    And more than half of them have a trigger that works: else the others are all of one size, and a
+    single one that works is an anomaly by arithmetic.
+    """
+    return labels == classes >= _LABELS and 2 * working > labels
 
 
 def scan(

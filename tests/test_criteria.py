@@ -26,7 +26,9 @@ from nnprune_backdoor import (
     create_criterion,
     find_sites,
     list_criteria,
+    magnitude_saliency_correlation,
     register_criterion,
+    scan,
 )
 from nnprune_backdoor.criteria import criterion_class
 
@@ -407,12 +409,14 @@ def test_what_the_caller_has_set_changes_no_score(
 class Recomputing(nn.Module):
     """A network that checkpoints by itself, without a switch that anybody knows."""
 
-    def __init__(self, net: nn.Module, reentrant: bool) -> None:
+    def __init__(self, net: nn.Module, reentrant: bool, rounded: bool = False) -> None:
         super().__init__()
-        self.net, self.reentrant = net, reentrant
+        self.net, self.reentrant, self.rounded = net, reentrant, rounded
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         net: Any = self.net
+        if self.rounded:  # no gradient reaches the images
+            x = (x * 8).to(torch.int8).to(x) / 8
         x = net.maxpool(net.act1(net.bn1(net.conv1(x))))
         for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
             x = checkpoint(layer, x, use_reentrant=self.reentrant)
@@ -420,16 +424,66 @@ class Recomputing(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_network_that_recomputes_by_itself_is_refused_where_it_would_matter(
-    criterion: Criterion, net: nn.Module, clean: CleanData, reentrant: bool
+    criterion: Criterion, net: nn.Module, clean: CleanData, reentrant: bool, rounded: bool
 ) -> None:
-    model = Recomputing(net, reentrant).eval()
+    model = Recomputing(net, reentrant, rounded).eval()
     if criterion.needs_images and criterion.needs_gradients:
         with pytest.raises(UnsupportedModelError, match="again in the backward pass"):
             criterion(model, clean)
     else:
-        assert torch.equal(criterion(model, clean).flat, criterion(net, clean).flat)
+        scores = criterion(model, clean).flat
+        if rounded:
+            assert torch.isfinite(scores).all()
+        else:
+            assert torch.equal(scores, criterion(net, clean).flat)
+
+
+class Odd(nn.Module):
+    """A network with habits that get in the way of gradients through images, and of copying."""
+
+    def __init__(self, net: nn.Module, habit: str) -> None:
+        super().__init__()
+        self.net, self.habit, self.kept = net, habit, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.habit == "numpy":
+            x = torch.from_numpy(x.detach().numpy().copy())
+        elif self.habit == "in place":
+            x = x.clone().sigmoid_().mul_(2).logit_(1e-3)
+        elif self.habit == "graph in place":
+            x = x.sigmoid().mul_(2)
+        elif self.habit == "no grad":
+            with torch.no_grad():
+                x = x + 0
+        logits: Tensor = self.net(x)
+        if self.habit == "keeps":
+            self.kept = [logits]
+        return logits
+
+
+@pytest.mark.parametrize("habit", ["numpy", "in place", "graph in place", "no grad", "keeps"])
+@pytest.mark.parametrize("name", ["anp", "rnp"])
+def test_odd_networks_are_not_taken_for_recomputing_ones(
+    net: nn.Module, clean: CleanData, name: str, habit: str
+) -> None:
+    settings = FAST[name]["response"]
+    scores = create_criterion(name, **settings)(Odd(net, habit).eval(), clean)
+    assert torch.isfinite(scores.flat).all()
+
+
+@pytest.mark.parametrize("call", ["scan", "correlation"])
+def test_whoever_masks_refuses_a_network_that_recomputes(
+    net: nn.Module, clean: CleanData, call: str
+) -> None:
+    model = Recomputing(net, reentrant=False).eval()
+    with pytest.raises(UnsupportedModelError, match="again in the backward pass"):
+        if call == "scan":
+            scan(model, clean, progress=False)
+        else:
+            magnitude_saliency_correlation(model, clean)
 
 
 # ---- refusals -----------------------------------------------------------------------------------

@@ -360,10 +360,12 @@ def test_shifted_images_are_translations_and_mirror_images() -> None:
 
 def test_images_go_where_the_model_is_and_labels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     data = CleanData(torch.randn(6, 3, 4, 4), torch.arange(6))
-    elsewhere = nn.Linear(1, 1, device="meta")
+    elsewhere, size = nn.Linear(1, 1, device="meta"), 6 * 3 * 4 * 4 * 4
+    assert data.near(elsewhere).images is data.images  # a device that cannot be asked for room
+    monkeypatch.setattr("nnprune_backdoor.data._free", lambda device: 8 * size)
     for there in (data.near(elsewhere), CleanData.collect(data, near=elsewhere)):
         assert there.images.device.type == "meta" and there.targets.device.type == "cpu"
         assert there.take(torch.tensor([0, 2])).images.shape == (2, 3, 4, 4)
-    monkeypatch.setattr("nnprune_backdoor.data._free", lambda device: 8 * 6 * 3 * 16 * 4 - 1)
+    monkeypatch.setattr("nnprune_backdoor.data._free", lambda device: 8 * size - 1)
     assert data.near(elsewhere).images is data.images  # too little room
     assert data.near(nn.Linear(1, 1)).images is data.images

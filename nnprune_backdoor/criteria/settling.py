@@ -23,7 +23,7 @@ class Settling:
     long as fewer masks than that lie below 1, nothing has settled.
 
     Args:
-        alike: in (0, 1]; None: never settles.
+        alike: in (0, 1]; None: never settles. At a half or less, masks that fall at one speed pass.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class Settling:
         few = max(1, round(self.share * len(now)))
         lowest = now.argsort(stable=True)[:few]
         if len(self._seen) < 2 or now[lowest[-1]] >= 1:
+            self._alike = 0
             return False
         same = torch.isin(lowest, before.argsort(stable=True)[:few]).float().mean()
         moved = (now - before)[lowest].abs().mean() / (1 - now[lowest]).mean()
-        alike = min(same.item(), 1 - moved.item())
-        self._alike = self._alike + 1 if alike >= self.alike else 0
+        alike = bool(same >= self.alike and 1 - moved >= self.alike)  # NaN is not
+        self._alike = self._alike + 1 if alike else 0
         return self._alike >= self.looks
