@@ -62,12 +62,12 @@ def refuse_recomputing(own: nn.Module, images: Tensor) -> None:
 
     Args:
         own: a private copy; a copy of it is tried, since networks may keep what they compute.
-        images: two or so (N, C, H, W), on its device and in its dtype.
+        images: (N, C, H, W), on its device and in its dtype; one serves.
     """
     part = None
     for through_images in (True, False):
         try:
-            part = _recomputed(copy.deepcopy(own), images.detach().clone(), through_images)
+            part = _recomputed(copy.deepcopy(own), images[:1].detach().clone(), through_images)
             break
         except Exception as error:  # whatever a forward written by somebody raises
             if "checkpoint" in str(error).lower():
@@ -82,14 +82,16 @@ def refuse_recomputing(own: nn.Module, images: Tensor) -> None:
 
 
 def _recomputed(model: nn.Module, images: Tensor, through_images: bool) -> str | None:
-    """The first module with weights that runs in a backward pass, of all weights."""
+    """The first module with weights that runs in a backward pass to gammas and biases."""
     again: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
         return lambda *_: again.append(name)
 
     with torch.enable_grad():
-        logits = model.requires_grad_(True)(images.requires_grad_(through_images))
+        for parameter in model.parameters():  # those that masks multiply; others cost memory
+            parameter.requires_grad_(parameter.ndim <= 1)
+        logits = model(images.requires_grad_(through_images))
         for name, module in model.named_modules():
             if module._parameters:
                 module.register_forward_pre_hook(note(name))
