@@ -9,7 +9,9 @@ Zoos, same recipe, other weights. "development", an earlier one, set the alarms 
 "evaluation" measured them, both with one search for universal perturbations a label. Benign ones
 of the latter, scanned anew ("null"), and a few backdoored ones moved the alarm of their mean of
 three (`ALARM`), and "fresh" networks measure that, and then more "benign" ones. A backdoored drill
-that this missed added an alarm (`LATEST`), and networks of an "other" architecture measure it.
+that this missed added an alarm (`WITH_ANOMALY`), and networks of an "other" architecture measured
+it. With those in sight relative sizes took its place (`LATEST`), and "unseen" ones, of two more
+architectures, measure that.
 `scan` gets 300 clean images without labels; triggered images serve to measure the detection of
 samples, nothing else.
 """
@@ -35,18 +37,22 @@ import nnprune_backdoor
 from nnprune_backdoor import scan
 from nnprune_backdoor.diagnosis import Diagnosis
 from nnprune_backdoor.evidence import KINDS, Evidence, suspected
-from nnprune_backdoor.scanning import Scan, _comparable
+from nnprune_backdoor.inversion import relative_sizes
+from nnprune_backdoor.scanning import Scan, comparable
 
 NULL = Path(nnprune_backdoor.__file__).parent / "null.json"
 IMAGES = 300
 ALARM = {"restoration": 0.75, "universal": 0.935}  # halfway: benign .911, backdoored .961
-LATEST = ALARM | {"anomaly": 6.0}  # benign at most 4.2, one backdoored drill 12.3
+WITH_ANOMALY = ALARM | {"anomaly": 6.0}  # benign at most 4.2, one backdoored drill 12.3
+LATEST = ALARM | {"relative size": 0.065}  # halfway in log: benign .078, missed until then .054
 EARLIER = {"restoration": 0.75, "universal": 0.9}
 ZOOS = {  # file in results/, and the alarms of its day
     "fresh": ("diagnosis_fresh", ALARM),
     "fresh again": ("diagnosis_fresh_again", ALARM),  # as the selector `auto` looks
-    "other": ("diagnosis_other", LATEST),
-    "other again": ("diagnosis_other_again", LATEST),
+    "unseen": ("diagnosis_unseen", LATEST),
+    "unseen again": ("diagnosis_unseen_again", LATEST),
+    "other": ("diagnosis_other", WITH_ANOMALY),
+    "other again": ("diagnosis_other_again", WITH_ANOMALY),
     "benign": ("diagnosis_benign", ALARM),
     "benign again": ("diagnosis_benign_again", ALARM),
     "null": ("diagnosis_null", ALARM),
@@ -120,7 +126,18 @@ def results(zoo: str) -> Path:
 
 def rows_of(zoo: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(results(zoo).read_text())
+    for row in found:  # some are of before relative sizes
+        row["evidence"].setdefault("relative size", relative_size(row["triggers"]))
     return found
+
+
+def relative_size(triggers: list[dict[str, Any]]) -> dict[str, Any]:
+    """As in `Scan`, of triggers as they are recorded: all zoos have ten labels that have one."""
+    sizes = [t["norm"] if t["success"] >= Scan().min_success else 1024.0 for t in triggers]
+    shares = relative_sizes(torch.tensor(sizes)).tolist()
+    by_label = {t["target"]: share for t, share in zip(triggers, shares, strict=True)}
+    label = min(by_label, key=by_label.__getitem__)
+    return {"value": by_label[label], "label": label, "by_label": by_label}
 
 
 def collect(out: Path, zoo: str) -> None:
@@ -167,8 +184,9 @@ def _network_table(rows: list[dict[str, Any]], alarm: dict[str, float]) -> list[
 def evidence_in(row: dict[str, Any], alarm: dict[str, float]) -> list[Evidence]:
     """As `scan` returned it, with these alarms."""
     working = sum(trigger["success"] >= Scan().min_success for trigger in row["triggers"])
-    if not _comparable(working, len(row["triggers"]), 10):
-        alarm = {kind: limit for kind, limit in alarm.items() if kind != "anomaly"}
+    if not comparable(working, len(row["triggers"]), 10):
+        compared = ("relative size", "anomaly")
+        alarm = {kind: limit for kind, limit in alarm.items() if kind not in compared}
     return [
         Evidence(
             kind,

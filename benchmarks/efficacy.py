@@ -2,6 +2,7 @@
 
     python benchmarks/efficacy.py --models DIR --out DIR2 --workers 2     # resumable
     python benchmarks/efficacy.py --out DIR2 --collect                    # -> results/efficacy.json
+    ... --zoo published                # other networks of zoo.py -> results/efficacy_published.json
 
 A run scores one network by one method with one set of clean images, then lets each selector choose
 how much goes. All are measured on 1,000 hidden images, with and without the trigger. The curve
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from zoo import Member, fresh, members, records
+from zoo import ZOOS, Member, records
 
 from nnprune_backdoor import (
     ANP,
@@ -60,7 +61,7 @@ from nnprune_backdoor.repair import REPAIR, repaired, triggers_of
 from nnprune_backdoor.scores import Site
 from nnprune_backdoor.selection import HeldOut, prefix
 
-RESULTS = Path(__file__).parent / "results" / "efficacy.json"
+RESULTS = Path(__file__).parent / "results"
 SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
 BUDGET = 0.02  # points of ACC that the oracle may spend, as the default selector may
 MEASURED, CURVE = 1000, 500  # hidden images
@@ -76,6 +77,7 @@ CRITERIA: dict[str, Criterion] = {
     "rnp paper": RNP.paper(),
     "anp": ANP(),
     "mnp": MNP(),
+    "mnp paper": MNP.paper(),
     "cnp": CNP(),
     "tac": TAC(),
     "tac change": TAC(ranking="change"),
@@ -290,19 +292,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder, a JSON each run")
     parser.add_argument("--methods", nargs="+", default=[*CRITERIA, *INFORMED, *TUNED])
     parser.add_argument("--only", nargs="+", help="networks: names, or parts of them")
-    parser.add_argument("--fresh", action="store_true", help="the networks of zoo.py's `fresh`")
+    parser.add_argument("--zoo", choices=[*ZOOS], default="members", help="whose networks")
     parser.add_argument("--images", type=int, nargs="+", default=[500, PER_CLASS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start none later")
-    parser.add_argument("--collect", action="store_true", help="write results/efficacy.json")
+    parser.add_argument("--collect", action="store_true", help="write the file in results/")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.collect:
-        collect(options.out)
+        which = "" if options.zoo == "members" else f"_{options.zoo}"
+        collect(options.out, RESULTS / f"efficacy{which}.json")
         return
     known = records()
-    zoo = fresh() if options.fresh else members()
+    zoo = ZOOS[options.zoo]()
     zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
     zoo = [m for m in zoo if not options.only or any(o in m.name for o in options.only)]
     runs = [
@@ -329,14 +332,14 @@ def main() -> None:
                 break
 
 
-def collect(out: Path) -> None:
+def collect(out: Path, file: Path) -> None:
     """All runs in one file, a line each; whole curves of the first clean set only."""
     rows = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
     for row in rows:
         if "curve" in row and (row["images"], row["clean_seed"]) != (500, 0):
             kept = (row["curve"][0], oracle(row))
             row["curve"] = [point for point in row["curve"] if point in kept]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    file.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     print(f"{len(rows)} runs")
 
 

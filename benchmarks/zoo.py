@@ -30,6 +30,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from timm.models.densenet import DenseNet
 from torch import Tensor, nn
 
 from nnprune_backdoor.attacks import (
@@ -56,6 +57,17 @@ def _repvgg() -> nn.Module:
         stem_chs=24,
     )
     return ByobNet(config, num_classes=10)
+
+
+def _densenet() -> nn.Module:
+    return DenseNet(growth_rate=16, block_config=(4, 4, 4, 4), num_classes=10)
+
+
+def _cifar_resnet() -> nn.Module:
+    model = timm.create_model("resnet18", num_classes=10, channels=(32, 64, 128, 256))
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
 
 
 def _timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
@@ -88,6 +100,16 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 OTHERS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "resnet10t": (_timm("resnet10t"), {"epochs": 8, "lr": 0.1}),
 }
+# nor seen when an alarm was raised by the size of a trigger beside those of others
+UNSEEN: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "regnet": (_timm("regnetx_002"), {"epochs": 8, "lr": 0.1}),
+    "densenet": (_densenet, {"epochs": 8, "lr": 0.1}),
+}
+# a ResNet-18 as the papers have it on CIFAR-10, whose first layers keep all pixels, at half width
+PUBLISHED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "cifar_resnet": (_cifar_resnet, {"epochs": 8, "lr": 0.1, "bfloat16": True}),
+}
+EVERY = ARCHITECTURES | OTHERS | UNSEEN | PUBLISHED
 # name -> settings, poison rate, cover rate; a clean-label rate is a share of the target's images
 ATTACKS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "badnets": ("badnets", {}, 0.05, 0.0),
@@ -129,7 +151,7 @@ class Member:
     def build(self) -> nn.Module:
         """The untrained network, in eval mode."""
         torch.manual_seed(self.seed)
-        return (ARCHITECTURES | OTHERS)[self.arch][0]().eval()
+        return EVERY[self.arch][0]().eval()
 
     def file(self, folder: Path) -> Path:
         return folder / f"{self.name}.safetensors"
@@ -154,12 +176,13 @@ class Member:
                 cover=cover,
                 seed=self.seed,
             )
-        settings = dict((ARCHITECTURES | OTHERS)[self.arch][1])
+        settings = dict(EVERY[self.arch][1])
         if self.length == "long":
             settings |= {"epochs": 4 * settings["epochs"], "mirror": True, "crop": 2}
         model = self.build().to(memory_format=torch.channels_last)  # up to twice as fast
-        images = normalise(pixels)
-        train_classifier(model, images, labels, seed=self.seed, progress=progress, **settings)
+        images, half = normalise(pixels), settings.pop("bfloat16", False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            train_classifier(model, images, labels, seed=self.seed, progress=progress, **settings)
         return model.to(memory_format=torch.contiguous_format)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -229,6 +252,25 @@ def others() -> list[Member]:
     ]
 
 
+def unseen() -> list[Member]:
+    """Of two more architectures, for the rule that followed from the last one."""
+    zoo = [
+        Member(arch=arch, attack=attack, seed=seed)
+        for seed in (1, 2)
+        for arch in UNSEEN
+        for attack in ("badnets", "blended", None)
+    ]
+    return zoo + [Member(arch=arch, attack=None, seed=seed) for seed in (3, 4) for arch in UNSEEN]
+
+
+def published() -> list[Member]:
+    """As the papers have it: this architecture, trained until accuracy has stopped rising."""
+    return [
+        Member(arch="cifar_resnet", attack=attack, length="long")
+        for attack in ("badnets", "blended", None)
+    ]
+
+
 def records(only_taken: bool = True) -> dict[str, dict[str, Any]]:
     """Name -> what results/zoo.json says of it; by default those whose attack took, and benign."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -242,6 +284,8 @@ ZOOS: dict[str, Callable[[], list[Member]]] = {
     "fresh": fresh,
     "benign": more_benign,
     "other": others,
+    "unseen": unseen,
+    "published": published,
 }
 
 

@@ -128,7 +128,8 @@ class Diagnosis:
         if self.example[0].numel() > LARGEST:
             lines.append(
                 "size       images this large are easily sent anywhere by a small picture, and the "
-                "benign networks are of smaller ones: universal and anomaly raise no alarm here"
+                "benign networks are of smaller ones: universal and relative size raise no alarm "
+                "here"
             )
         lines.append(
             "limits     other triggers than these searches can find leave no evidence here, and "

@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
         "share of stamped images that get their own label back once few neurons are silent",
     ),
     "trigger size": ("low", "smallest recovered trigger that works, as a share of the image"),
+    "relative size": ("low", "the smallest trigger as a share of the median label's"),
     "anomaly": ("high", "how far the smallest trigger lies below the others (Neural Cleanse)"),
     "universal": (
         "high",
@@ -109,7 +110,7 @@ def evidence_of(
     label = worst(by_label, key=by_label.__getitem__)
     stored = null()
     benign = {name: values[kind] for name, values in stored["benign"].items() if kind in values}
-    judged &= kind not in ("universal", "anomaly") or pixels <= LARGEST
+    judged &= kind not in ("universal", "relative size") or pixels <= LARGEST
     threshold = stored["alarm"].get(kind) if judged else None
     return Evidence(kind, by_label[label], label, by_label, benign, threshold)
 

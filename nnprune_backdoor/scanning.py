@@ -20,10 +20,10 @@ from .inversion import (
     PixelRange,
     RecoveredTrigger,
     TargetEvidence,
-    anomalies,
     at_once,
     check_labels,
     predict_labels,
+    relative_sizes,
 )
 from .masking import MaskedModel, Silencing
 from .progress import Clock, progress_bar
@@ -40,8 +40,8 @@ _LABELS = 10  # of the networks of the null
 class Scan:
     """How evidence is gathered. The null holds for the defaults and 300 images of 32 pixels.
 
-    On images of more than 64 x 64 pixels universal perturbations and anomalies are reported and
-    raise no alarm; anomalies need a trigger of every label as well, and ten labels.
+    On images of more than 64 x 64 pixels universal perturbations and relative sizes are reported
+    and raise no alarm; relative sizes need a trigger of every label as well, and ten labels.
     """
 
     search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # a trigger a label
@@ -103,12 +103,14 @@ class Scan:
             clock.lap("triggers")
             working = sum(trigger.success >= self.min_success for trigger in triggers)
             if len(triggers) > 2 and working:
-                anomaly = TargetEvidence.of(triggers, self.min_success).anomaly
-                found["anomaly"] = dict(zip(wanted, anomaly, strict=True))
-            weighed, best = self._weigh(
+                weighed = TargetEvidence.of(triggers, self.min_success)
+                relative = relative_sizes(torch.tensor(weighed.sizes)).tolist()
+                found["relative size"] = dict(zip(wanted, relative, strict=True))
+                found["anomaly"] = dict(zip(wanted, weighed.anomaly, strict=True))
+            kinds, best = self._weigh(
                 own, data, sites, triggers, silencing=silencing, seed=seed, progress=progress
             )
-            found |= weighed
+            found |= kinds
             clock.lap("restoration")
             found["noise"] = self._noise(own, data, sites, classes, seed=seed, progress=progress)
             clock.lap("noise")
@@ -118,7 +120,7 @@ class Scan:
                 kind,
                 found.get(kind, {}),
                 area,
-                judged=kind != "anomaly" or _comparable(working, len(triggers), classes),
+                judged=kind != "relative size" or comparable(working, len(triggers), classes),
             )
             for kind in KINDS
         )
@@ -266,7 +268,7 @@ class Scan:
 
         Args:
             given: the triggers of all labels in the network as it was, as in
-                `Diagnosis.to_dict()`; the anomaly is that of the label's new one among them.
+                `Diagnosis.to_dict()`; the relative size is that of the label's new one among them.
         """
         own = private_copy(model)
         with private_randomness(seed), torch.enable_grad():
@@ -280,32 +282,32 @@ class Scan:
             settings: dict[str, Any] = {"pixels": None, "seed": seed, "progress": progress}
             found["universal"] = self._universal(own, data, [label], **settings)[1]
         area = data.images[0, 0].numel()
-        found["anomaly"], judged = self._anomaly_again(triggers[0], given, classes)
+        found["relative size"], judged = self._relative_again(triggers[0], given, classes)
         evidence = [
-            evidence_of(kind, by_label, area, judged=kind != "anomaly" or judged)
+            evidence_of(kind, by_label, area, judged=kind != "relative size" or judged)
             for kind, by_label in found.items()
         ]
         return tuple(item for item in evidence if item is not None)
 
-    def _anomaly_again(
+    def _relative_again(
         self, trigger: RecoveredTrigger, given: Sequence[Mapping[str, Any]], classes: int
     ) -> tuple[dict[int, float], bool]:
-        """The anomaly of a trigger in the place of its label's, and whether it is comparable."""
+        """The relative size of a trigger in its label's place, and whether it is comparable."""
         whole, label = float(trigger.mask.numel()), trigger.target
         triggers = {t["target"]: t["norm"] for t in given if t["success"] >= self.min_success}
         sizes = {t["target"]: triggers.get(t["target"], whole) for t in given}
         if len(sizes) < 3 or label not in sizes:
             return {}, False
         sizes[label] = trigger.norm if trigger.success >= self.min_success else whole
-        found = anomalies(torch.tensor(list(sizes.values())))[list(sizes).index(label)].item()
-        return {label: found}, _comparable(len(triggers), len(sizes), classes)
+        found = relative_sizes(torch.tensor(list(sizes.values())))[list(sizes).index(label)].item()
+        return {label: found}, comparable(len(triggers), len(sizes), classes)
 
 
-def _comparable(working: int, labels: int, classes: int) -> bool:
-    """Whether an anomaly can be held against the null: among all of ten labels or more.
+def comparable(working: int, labels: int, classes: int) -> bool:
+    """Whether a relative size can be held against the null: among all of ten labels or more.
 
-    And more than half of them have a trigger that works: else the others are all of one size, and a
-    single one that works is an anomaly by arithmetic.
+    And more than half of them have a trigger that works: else the median is the whole image, and
+    any one that works is small beside it.
     """
     return labels == classes >= _LABELS and 2 * working > labels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -38,8 +39,8 @@ from nnprune_backdoor import (
     scan_to_markdown,
     silence_,
 )
-from nnprune_backdoor.inversion import anomalies, at_once
-from nnprune_backdoor.scanning import _comparable
+from nnprune_backdoor.inversion import at_once
+from nnprune_backdoor.scanning import comparable
 from nnprune_backdoor.selection import HeldOut, prefix
 
 QUICK = Inversion(steps=120, batch_size=32)
@@ -357,19 +358,19 @@ def test_a_universal_perturbation_of_large_images_raises_no_alarm() -> None:
         (10, 10, 10, 65, False),
     ],
 )
-def test_an_anomaly_counts_among_many_triggers_that_work(
+def test_a_relative_size_counts_among_many_triggers_that_work(
     working: int, labels: int, classes: int, side: int, raised: bool
 ) -> None:
-    judged = _comparable(working, labels, classes)
-    by_label = dict.fromkeys(range(labels), 0.0) | {3: 12.3}
-    found = evidence.evidence_of("anomaly", by_label, side**2, judged=judged)
+    judged = comparable(working, labels, classes)
+    by_label = dict.fromkeys(range(labels), 1.0) | {3: 0.05}
+    found = evidence.evidence_of("relative size", by_label, side**2, judged=judged)
     assert found is not None and found.label == 3
     assert found.alarm is raised
     assert evidence.suspected([found]) == (3 if raised else None)
 
 
 @pytest.mark.parametrize("mask", [0.001, 1.0])
-def test_an_anomaly_is_judged_again_by_the_new_trigger_of_the_label(mask: float) -> None:
+def test_a_relative_size_is_judged_again_by_the_new_trigger_of_the_label(mask: float) -> None:
     """Among the triggers that the others had; one that fails counts as the whole image."""
     norms = [100.0, 120, 90, 0.5, 110, 95, 105, 115, 85, 100]
     given = [
@@ -377,12 +378,12 @@ def test_an_anomaly_is_judged_again_by_the_new_trigger_of_the_label(mask: float)
         for label, norm in enumerate(norms)
     ]
     trigger = RecoveredTrigger(3, torch.full((1, 32, 32), mask), torch.zeros(3, 32, 32), 0.9, 20, 1)
-    found, judged = Scan()._anomaly_again(trigger, given, 10)
+    found, judged = Scan()._relative_again(trigger, given, 10)
     assert judged and set(found) == {3}
-    sizes = torch.tensor([1024.0, *norms[1:3], 1024 * mask, *norms[4:]])
-    assert found[3] == pytest.approx(anomalies(sizes)[3].item())
-    assert (found[3] > 6) is (mask < 1)
-    assert Scan()._anomaly_again(trigger, [], 10) == ({}, False)
+    median = statistics.median([1024.0, *norms[1:3], 1024 * mask, *norms[4:]])
+    assert found[3] == pytest.approx(1024 * mask / median)
+    assert (found[3] < 0.065) is (mask < 1)
+    assert Scan()._relative_again(trigger, [], 10) == ({}, False)
 
 
 def test_what_the_package_ships_as_null() -> None:
@@ -505,16 +506,16 @@ def test_auto_reviews_a_repaired_network(
     assert AUTO.review(nothing, model, given) is nothing
 
 
-def test_auto_judges_an_anomaly_again_where_that_alone_raised_the_alarm(
+def test_auto_judges_a_relative_size_again_where_that_alone_raised_the_alarm(
     model: nn.Module, images: CleanData, null: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nnprune_backdoor.scanning._LABELS", 2)
-    null["alarm"] = {"anomaly": 0.5}
+    null["alarm"] = {"relative size": 1.0}
     model.requires_grad_(False)
     given = held_out(model, images)
     selection = AUTO(ranked(model, images, [3, TRIGGER, 4, 6, 7]), given)
-    assert "target 1 (anomaly)" in selection.reason
-    assert all("anomaly" in look for look in selection.details["remaining"])
+    assert "target 1 (relative size)" in selection.reason
+    assert all("relative size" in look for look in selection.details["remaining"])
     again = AUTO.review(selection, model, given)  # nothing is silent in this one
     assert again.details["repaired"]["alarm"] is True
 
