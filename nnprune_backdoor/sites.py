@@ -73,6 +73,7 @@ class _Recorder(TorchFunctionMode):
         self._mixers: set[nn.Module] = set()  # attention and gate modules
         # layer -> (key of input, key of output when it left, output)
         self._calls: dict[nn.Module, tuple[_Key, _Key, Tensor]] = {}
+        self._given: list[tuple[Any, ...]] = []  # to layers
         self._seen_types: set[str] = set()
 
     @contextlib.contextmanager
@@ -105,8 +106,10 @@ class _Recorder(TorchFunctionMode):
                 "timm.layers.unfreeze_batch_norm_2d(model)"
             )
         if isinstance(module, LAYERS + NORMS) and module not in self._calls:
-            # the output is kept alive, so that its address stays its own during the pass
+            # inputs and outputs are kept alive, so that their addresses stay their own during the
+            # pass: an input that is freed makes room for the output of another layer
             self._calls[module] = (keys[0], _key(output), output)
+            self._given.append(inputs)
 
     def __torch_function__(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnprune_backdoor import Site, UnsupportedModelError, find_sites
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+NORM = nn.modules.batchnorm._BatchNorm
 IMAGES = noise_images(2)
 
 
@@ -211,6 +212,17 @@ class Residual(nn.Module):
 def test_a_norm_after_a_residual_sum_is_not_paired(inplace: bool) -> None:
     found = sites_of(Residual(inplace))
     assert found == [("0.conv1", 8, "layer", "0.conv1"), ("0.conv2", 8, "layer", "0.conv2")]
+
+
+def test_the_room_of_a_freed_input_makes_no_pair() -> None:
+    """A concatenation was freed, and a later convolution's output took its address."""
+    torch.manual_seed(0)
+    model = timm.create_model("densenet121", num_classes=10, growth_rate=8, block_config=(2,) * 4)
+    found = [find_sites(model.eval(), IMAGES) for _ in range(20)]
+    assert len(set(found)) == 1
+    order = [name for name, module in model.named_modules() if isinstance(module, (*LAYERS, NORM))]
+    for site in found[0]:  # as timm registers them: each before what it feeds
+        assert order.index(site.producer) <= order.index(site.name)
 
 
 def test_a_norm_stays_paired_when_its_input_is_overwritten_later() -> None:
