@@ -72,7 +72,9 @@ def html_page(
     )
 
 
-_MARKUP = re.compile(r"[\\`*_\[\]<>|~&$]")
+# A comparison stays readable: no tag begins with "<" and a space or "=", and no quotation with ">"
+# after a word. Every other "<" becomes an entity, since not every renderer takes "\<" for text.
+_MARKUP = re.compile(r"(<=?(?= )|(?<=\w )>=?(?= ))|[\\`*_\[\]<>|~&$]")
 
 
 def escape_markdown(value: Any) -> Any:
@@ -83,6 +85,8 @@ def escape_markdown(value: Any) -> Any:
 
 
 def _inert(found: re.Match[str]) -> str:
+    if found[1]:
+        return found[1]
     return {"<": "&lt;", ">": "&gt;"}.get(found[0], "\\" + found[0])
 
 

@@ -373,6 +373,11 @@ def test_a_model_with_hostile_names_is_reported_and_drawn() -> None:
         ("<b>&lt;", "&lt;b&gt;\\&lt;"),
         ("[x](y) *z* _w_ `v` ~u~ $t$", "\\[x\\](y) \\*z\\* \\_w\\_ \\`v\\` \\~u\\~ \\$t\\$"),
         ("\\|", "\\\\\\|"),
+        ("score <= -3, a > b < 2", "score <= -3, a > b < 2"),  # comparisons are no markup
+        ("a <= <b> x <i>", "a <= &lt;b&gt; x &lt;i&gt;"),
+        ("> a", "&gt; a"),
+        ("- > a 1) > b", "- &gt; a 1) &gt; b"),
+        ("x <", "x &lt;"),
     ],
 )
 def test_markdown_is_escaped(text: str, written: str) -> None:
