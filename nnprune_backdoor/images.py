@@ -1,8 +1,9 @@
 """Clean images from a folder of files that need not be trusted.
 
 Class folders give labels as in torchvision's ImageFolder: their names, sorted, are the classes 0,
-1, ... A list of names in the model's order may say otherwise. A folder without class folders gives
-images without labels. Only plain raster formats are decoded, never beyond the limits below.
+1, ..., but names that are all numbers are sorted as numbers. A list of names in the model's order
+may say otherwise. A folder without class folders gives images without labels. Only plain raster
+formats are decoded, never beyond the limits below.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class FolderImages:
     classes: tuple[str, ...]  # names by label; empty: no labels
     found: int  # files that were there to choose from
     skipped: tuple[str, ...]  # "file: why", of all that was looked at and left out
+    notice: str = ""  # on the order of the classes, where ImageFolder has another
 
     def mapping(self) -> str:
         """Which class folder stands for which label, in one line each."""
@@ -63,7 +65,8 @@ def read_images(
 
     Args:
         classes: names of class folders in the model's order; by default the folders' own names,
-            sorted. With it folders may be missing, but none may have another name.
+            sorted, as numbers where all are. With it folders may be missing, but none may have
+            another name.
         num_classes: of the model; class folders must be as many, or `classes` names.
         limit: most images to take, drawn at random and balanced over the class folders.
         max_file: bytes of the largest file that is opened.
@@ -79,7 +82,7 @@ def read_images(
     if limit is not None and limit < 1:
         raise DataError(f"expected at least one image, got a limit of {limit}")
     skipped: list[str] = []
-    groups, names = _groups(root, classes, num_classes, skipped)
+    groups, names, notice = _groups(root, classes, num_classes, skipped)
     found = sum(map(len, groups.values()))
     if found == 0:
         raise DataError(f"{root}: no file in it{_why(skipped)}")
@@ -110,7 +113,7 @@ def read_images(
     labels = torch.tensor([label for label, _, _ in taken]) if names else None
     images = torch.stack([image for _, _, image in taken])
     files = tuple(name for _, name, _ in taken)
-    return FolderImages(CleanData(images, labels), files, names, found, tuple(skipped))
+    return FolderImages(CleanData(images, labels), files, names, found, tuple(skipped), notice)
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -148,8 +151,8 @@ class _NoImage(Exception):
 
 def _groups(
     root: Path, classes: Sequence[str] | None, num_classes: int | None, skipped: list[str]
-) -> tuple[dict[int, list[Path]], tuple[str, ...]]:
-    """Files by label, and the names of the labels; without class folders all under 0, no names."""
+) -> tuple[dict[int, list[Path]], tuple[str, ...], str]:
+    """Files by label, the labels' names and a notice; without class folders all are under 0."""
     entries = sorted(root.iterdir(), key=lambda entry: entry.name)
     folders = []
     for entry in entries:
@@ -160,8 +163,11 @@ def _groups(
         elif entry.is_dir():
             folders.append(entry)
     if not folders:
-        return {0: list(_files(root, root, skipped))}, ()
+        return {0: list(_files(root, root, skipped))}, (), ""
     skipped += [f"{shown(e.name)}: in no class folder" for e in entries if not e.is_dir()]
+    notice = ""
+    if classes is None:
+        folders, notice = _ordered(folders)
     names = tuple(entry.name for entry in folders) if classes is None else tuple(classes)
     if num_classes is not None and len(names) != num_classes:
         what = "class folders" if classes is None else "class names"
@@ -174,7 +180,25 @@ def _groups(
         if entry.name not in names:
             raise unknown_name("class folder", shown(entry.name), map(shown, names))
     labels = {name: label for label, name in enumerate(names)}
-    return {labels[e.name]: list(_files(e, root, skipped)) for e in folders}, names
+    return {labels[e.name]: list(_files(e, root, skipped)) for e in folders}, names, notice
+
+
+def _ordered(folders: list[Path]) -> tuple[list[Path], str]:
+    """Sorted folders in the order of their labels, and what to say where ImageFolder has another.
+
+    Who names folders by numbers means labels: 10 comes after 9, and not after 1.
+    """
+    if not all(folder.name.isascii() and folder.name.isdigit() for folder in folders):
+        return folders, ""
+    ordered = sorted(folders, key=lambda folder: int(folder.name))
+    for label, (one, other) in enumerate(zip(ordered, folders, strict=True)):
+        if one != other:
+            return ordered, (
+                f"class folders named by numbers are taken by value: label {label} is {one.name}. "
+                f"torchvision's ImageFolder sorts them as text, where it is {other.name}; if the "
+                "model was trained with that, give the names in that order by --classes FILE"
+            )
+    return folders, ""
 
 
 def _files(folder: Path, root: Path, skipped: list[str]) -> Iterator[Path]:

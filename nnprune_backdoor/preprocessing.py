@@ -62,11 +62,13 @@ class Preprocessing:
             **overrides: fields of this class; None leaves what the configuration says.
 
         Raises:
-            DataError: a value out of range; one channel and no `mean` and `std` for it.
+            DataError: a value out of range; `mean` and `std` that are not one value a channel, or
+                are not given where the configuration's are not.
         """
         from timm.data.config import resolve_data_config  # noqa: PLC0415 - timm takes seconds to import
 
         given = {name: value for name, value in overrides.items() if value is not None}
+        refuse_other_channels(given, channels)
         usual = {"input_size": (3, 224, 224)}  # timm refuses an empty one, and fills in the rest
         found = resolve_data_config({}, pretrained_cfg=dict(config or usual))
         settings = {
@@ -77,15 +79,12 @@ class Preprocessing:
         }
         if settings["interpolation"] == "random":  # timm: one of two while training
             settings["interpolation"] = "bilinear"
-        if not {"mean", "std"} <= given.keys() and channels != len(settings["mean"]):
+        if any(len(settings[name]) != channels for name in ("mean", "std")):
             raise DataError(
                 f"the model takes {channels} channel(s), and the configuration has mean and std "
-                f"of {len(settings['mean'])}; give --mean and --std as it was trained with"
+                f"of {len(found['mean'])}; give --mean and --std as it was trained with"
             )
-        made = cls(**settings)
-        if len(made.mean) != channels:
-            raise DataError(f"the model takes {channels} channel(s), got mean {made.mean}")
-        return made
+        return cls(**settings)
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
@@ -147,3 +146,15 @@ class Preprocessing:
             f"{self.channels} x {height} x {width}, {self.interpolation}, crop "
             f"{self.crop_pct:g} ({self.crop_mode}), mean {mean}, std {std}"
         )
+
+
+def refuse_other_channels(given: Mapping[str, Any], channels: int) -> None:
+    """Raise DataError where `mean` or `std` of somebody's are not one value a channel."""
+    for name in ("mean", "std"):
+        values = given.get(name)
+        if values is not None and len(values) != channels:
+            said = " ".join(f"{value:g}" for value in values)
+            raise DataError(
+                f"the model takes {channels} channel(s), and {name} was given as {said}; give "
+                "one value a channel"
+            )

@@ -63,6 +63,20 @@ def test_names_in_the_models_order_decide(tmp_path: Path) -> None:
         read_images(folders(tmp_path / "x", ["cats"]), PLAIN, classes=["cat", "dog"])
 
 
+def test_folders_named_by_numbers_are_labels_by_value(tmp_path: Path) -> None:
+    names = [str(number) for number in range(12)]
+    found = read_images(folders(tmp_path / "bare", names, each=1), PLAIN, num_classes=12)
+    assert found.classes == tuple(names)
+    assert greys(found) == [20 * label for label in range(12)]
+    assert "label 2 is 2. " in found.notice
+    assert "where it is 10; " in found.notice
+    as_text = read_images(tmp_path / "bare", PLAIN, classes=sorted(names))
+    assert (as_text.classes[2], as_text.notice) == ("10", "")
+    for kind, others in {"padded": ["00", "01", "10"], "words": ["1", "10", "2", "a"]}.items():
+        found = read_images(folders(tmp_path / kind, others, each=1), PLAIN)
+        assert (found.classes, found.notice) == (tuple(others), "")
+
+
 def test_as_many_classes_as_the_model_has(tmp_path: Path) -> None:
     root = folders(tmp_path, ["a", "b"], each=1)
     with pytest.raises(DataError, match=r"2 class folders \(a, b\).*3 classes.*--classes"):
@@ -273,6 +287,16 @@ def test_what_is_given_overrides_timm() -> None:
     assert Preprocessing.of(config, channels=1, mean=(0.5,), std=(0.2,)).channels == 1
     with pytest.raises(DataError, match=r"takes 1 channel.*--mean"):
         Preprocessing.of(config, channels=1)
+    with pytest.raises(DataError, match=r"takes 1 channel.*configuration has.*of 3.*--mean"):
+        Preprocessing.of(config, channels=1, mean=(0.5,))
+
+
+@pytest.mark.parametrize("given", [{"mean": (0.5,)}, {"std": (0.5,)}, {"mean": (0.5, 0.5)}])
+def test_a_value_a_channel_is_asked_of_who_gave_it(given: dict[str, tuple[float, ...]]) -> None:
+    config = timm.get_pretrained_cfg("resnet18").to_dict()
+    (name,) = given
+    with pytest.raises(DataError, match=rf"takes 3 channel.*{name} was given as 0\.5"):
+        Preprocessing.of(config, **given)
 
 
 @pytest.mark.parametrize("config", [None, {}])

@@ -16,7 +16,7 @@ from ..checkpoint import load_weights
 from ..datasets import list_datasets, read_dataset
 from ..errors import DataError, unknown_name
 from ..images import FolderImages, read_classes, read_images, shown
-from ..preprocessing import Preprocessing
+from ..preprocessing import Preprocessing, refuse_other_channels
 from ..record_file import read_record
 from ..saving import load_purified
 from .base import MisuseError, printable
@@ -79,7 +79,7 @@ def add_images(parser: argparse.ArgumentParser, most: int | None) -> None:
         type=Path,
         metavar="FILE",
         help="names of the class folders in the model's order, one a line; else their names, "
-        "sorted, are the classes 0, 1, ...",
+        "sorted (as numbers where all are), are the classes 0, 1, ...",
     )
     group.add_argument(
         "--images",
@@ -172,6 +172,7 @@ def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing
     if recorded is not None:
         base = Preprocessing.from_dict(recorded)
         changed = {name: value for name, value in overrides.items() if value is not None}
+        refuse_other_channels(changed, base.channels)
         made = Preprocessing(**{**vars(base), **changed})
     else:
         side = model.arguments.get("img_size")
@@ -241,6 +242,8 @@ def read_folder(
     )
     kind = f"{len(found.classes)} classes" if found.classes else "no class folders, so no labels"
     note(options, f"{folder}: {len(found.files)} of {found.found} files, {kind}")
+    if found.notice:
+        note(options, found.notice)
     if found.classes:
         lines = found.mapping().splitlines()
         note(options, "\n".join(lines if len(lines) <= 20 else [*lines[:20], "      ..."]))
