@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from nnprune_backdoor import TAC, LowestFraction
+from nnprune_backdoor import TAC, LowestFraction, Preprocessing, load_weights, read_images
 from nnprune_backdoor.criteria import base
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -35,7 +37,7 @@ def run(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_example_is_run() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*FAMILIES, *TASKS, "swap_criterion"}
+    assert scripts == {*FAMILIES, *TASKS, "swap_criterion", "command_line_folders"}
     assert [path.stem for path in EXAMPLES.glob("*.ipynb")] == ["quickstart"]
 
 
@@ -68,6 +70,25 @@ def test_swapping_the_criterion(capsys: pytest.CaptureFixture[str]) -> None:
     channels = {name: int(cells[2]) for name, cells in list(rows.items())[2:]}
     assert channels["before"] > max(channels[name] for name in ("magnitude", "random", "rnp"))
     assert all("%" in cells[4] and "%" in cells[5] for cells in list(rows.values())[2:])
+
+
+def test_the_folders_of_the_command_lines_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("command_line_folders", ["--quick", "--out", str(tmp_path)], capsys)
+    plain = Preprocessing(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    found = {name: read_images(tmp_path / name, plain) for name in ("photos", "clean", "test")}
+    assert [len(images.files) for images in found.values()] == [240, 6, 52]
+    assert all(len(images.classes) == 10 for images in found.values())
+    with pytest.raises(SystemExit):
+        run("command_line_folders", ["--out", str(tmp_path)], capsys)
+    assert "is there already" in capsys.readouterr().err
+    save_file({"a": torch.ones(2)}, tmp_path / "drill.safetensors")
+    wrapped = ["--wrap", str(tmp_path / "drill.safetensors"), "--out", str(tmp_path)]
+    run("command_line_folders", wrapped, capsys)
+    weights = load_weights(tmp_path / "stranger.pth")
+    assert list(weights) == ["a"]
+    assert any("'module.'" in line for line in weights.notes)
 
 
 # in the notebook, what a test can wait for
