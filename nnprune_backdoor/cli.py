@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from .commands import attack, demo, evaluate, listing, purify, report, scan
 from .commands.base import MisuseError, Parser, Result, printable
+from .commands.plugins import load_plugins
 from .errors import PurifyError, UnknownNameError
 from .report import plain
 from .version import __version__
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            load_plugins(getattr(options, "plugin", ()))  # before any name is looked up
             result: Result = options.run(options)
         if options.json:
             print(json.dumps(plain(result.data), allow_nan=False), flush=True)

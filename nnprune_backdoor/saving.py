@@ -77,7 +77,7 @@ def save_purified(
     elif arguments:
         raise CheckpointError("model_args are arguments of a timm architecture; give arch too")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}"
+    draft = _draft_of(folder)
     try:
         draft.mkdir()
         save_file(state, os.fspath(draft / _WEIGHTS), {"format": "pt"})
@@ -188,9 +188,26 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise CheckpointError where `save_purified` would not write: ask before long work."""
-    if not folder.exists():
-        return
+    """Before long work: raise CheckpointError where `save_purified` would not or cannot write."""
+    if folder.exists():
+        _check_replaceable(folder, overwrite)
+    there = next(parent for parent in folder.parents if parent.exists())  # the others are made
+    draft = _draft_of(there / folder.name)
+    try:  # access rights alone do not say it: the disk may be read-only, the name too long
+        draft.mkdir()
+        draft.rmdir()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: {there} cannot be written to ({error.strerror}); give another folder"
+        ) from error
+
+
+def _draft_of(folder: Path) -> Path:
+    """Where it is written before it gets its name."""
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}")
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a file is there; give a folder that is not there yet")
     held = {path.name for path in folder.iterdir()}

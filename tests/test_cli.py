@@ -35,6 +35,7 @@ from nnprune_backdoor.attacks import create_attack
 from nnprune_backdoor.cli import _parser, main
 from nnprune_backdoor.commands import purify as purify_command
 from nnprune_backdoor.commands.base import write_whole
+from nnprune_backdoor.criteria import base
 from nnprune_backdoor.preprocessing import Preprocessing
 from nnprune_backdoor.selection import HeldOut, prefix
 
@@ -290,6 +291,82 @@ def test_hyperparameters_are_typed(
     assert report["given"]["images"] == 24
 
 
+IDLE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar, Self
+import torch
+from nnprune_backdoor import ChannelScores, Criterion, register_criterion
+
+@register_criterion("idle_by_its_long_name")
+@dataclass(frozen=True, kw_only=True)
+class Idle(Criterion):
+    reference: ClassVar[str] = "no paper"
+    needs_labels: ClassVar[bool] = False
+    shift: float = 0.0
+
+    @classmethod
+    def paper(cls) -> Self:
+        return cls()
+
+    def score(self, model, clean, sites, generator, progress):
+        total = sum(site.channels for site in sites)
+        return ChannelScores(sites, torch.arange(total) + self.shift, repr(self))
+"""
+
+
+def test_a_plugins_criterion_goes_by_its_name(
+    shop: Shop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registered = dict(base._CRITERIA._classes)
+    monkeypatch.setattr(base._CRITERIA, "_classes", registered)  # not for the other tests
+    plugin = tmp_path / "random.py"  # a file may be called as another module is
+    plugin.write_text(IDLE)
+    out = tmp_path / "out"
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --count 3 --json"
+    arguments += " --method idle_by_its_long_name --set shift=2"
+    assert run(arguments, shop.stranger, shop.clean, out) == 2
+    assert "unknown criterion" in said(capsys)
+    arguments += " --plugin {}"
+    report = answer(capsys, arguments, shop.stranger, shop.clean, out, plugin)["report"]
+    assert report["criterion"]["settings"] == {"shift": 2.0}
+    assert report["selection"]["neurons"] == 3
+    assert run("list --plugin {} --plugin {}", plugin, plugin) == 0  # imported once
+    assert re.search(r"^idle_by_its_long_name\n +no paper$", capsys.readouterr().out, re.MULTILINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "by_its_name.py").write_text(IDLE.replace("idle_by", "other_by"))
+    assert run("list --plugin by_its_name") == 0
+    assert "other_by_its_long_name" in registered
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (None, "FileNotFoundError"),
+        ("import there_is_none", "No module named 'there_is_none'"),
+        ("def", "SyntaxError"),
+        ("raise SystemExit", "SystemExit: no message"),
+        (IDLE.replace("idle_by_its_long_name", "rnp"), "'rnp' is registered already"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str | None, error: str
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    if code is not None:
+        plugin.write_text(code)
+    for _ in range(2):  # nothing is left of the first
+        assert run("list --plugin {}", plugin) == 2
+        message = said(capsys)
+        assert f"--plugin {plugin}: cannot be imported" in message
+        assert error in message
+    assert run("list --plugin there_is_none") == 2
+    assert "No module named 'there_is_none'" in said(capsys)
+
+
 BAD = {
     "--method rpn": "did you mean 'rnp'",
     "--method rnp --set unlearn_epoch=3": "did you mean 'unlearn_epochs'",
@@ -502,6 +579,48 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_any_work(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purify_command, "load", lambda *_: pytest.fail("work was begun"))
+    file = tmp_path / "file"
+    file.write_text("x")
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
+    for out in (file / "a" / "b", tmp_path / ("a" * 250), Path("/proc/a/b")):
+        assert run(arguments, shop.stranger, shop.clean, out) == 1
+        assert "cannot be written to" in said(capsys)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_folder_and_the_images_lie_apart(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is written among class folders would be one of them."""
+    (tmp_path / "link").symlink_to(shop.clean)
+    before = sorted(shop.root.rglob("*"))
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP} --overwrite"
+    outs = (shop.clean / "out", shop.clean, shop.clean.parent, tmp_path / "link" / "out")
+    for out in outs:
+        assert run(arguments, shop.stranger, shop.clean, out) == 2
+        assert "overlap" in said(capsys)
+    assert sorted(shop.root.rglob("*")) == before
+
+
+def test_the_order_of_numbered_folders_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(11):
+        (tmp_path / "images" / str(number)).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / "images" / f"{number}" / "a.png")
+    model = timm.create_model("test_resnet", num_classes=11)
+    torch.save({"arch": "test_resnet", "state_dict": model.state_dict()}, tmp_path / "m.pth")
+    arguments = "evaluate {} --clean {} --size 32"
+    assert run(arguments, tmp_path / "m.pth", tmp_path / "images") == 0
+    printed = capsys.readouterr().err
+    assert "taken by value: label 2 is 2." in printed
+    assert "   10 10: 1 images" in printed
+
+
 def test_a_page_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +710,16 @@ def test_sizes_and_channels_are_found_from_the_weights(
     assert "give --mean and --std" in said(capsys)
 
 
+def test_a_mean_that_does_not_fit_is_said_of_who_gave_it(
+    shop: Shop, purified: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the folder's record has one."""
+    for model in (shop.stranger, purified):
+        arguments = "evaluate {} --clean {} --quiet --size 32 --mean 0.5 --std 0.5"
+        assert run(arguments, model, shop.clean) == 1
+        assert "takes 3 channel(s), and mean was given as 0.5" in said(capsys)
+
+
 @pytest.mark.parametrize(
     ("source", "error"),
     [
@@ -640,6 +769,12 @@ def test_help_fits_80_columns_and_has_an_example(capsys: pytest.CaptureFixture[s
         ("purify a.pth", "--clean, --out"),
         ("purify a.pth --clean b --out c --removal some", "'exact', 'group', 'none'"),
         ("scan a.pth --clean b --images many", "invalid int value: 'many'"),
+        (
+            "scan a.pth --clean b --seed -1",
+            "--seed: expected a whole number in [0, 2^63), got '-1'",
+        ),
+        (f"purify a.pth --clean b --out c --seed {2**63}", "--seed: expected a whole number"),
+        ("demo --seed x", "--seed: expected a whole number"),
         ("sacn a.pth", "'scan'"),
         ("", "required: COMMAND"),
     ],

@@ -33,6 +33,7 @@ from .inputs import (
     preprocessing_of,
     read_folder,
 )
+from .plugins import add_plugins
 from .rates import add_trigger_settings, rates_as_data, rates_as_text, trigger_of
 from .settings import read_plain
 
@@ -82,6 +83,7 @@ def add(commands: Commands) -> None:
     add_architecture(parser)
     add_images(parser, None)
     add_running(parser)
+    add_plugins(parser)
 
 
 def run(options: argparse.Namespace) -> Result:

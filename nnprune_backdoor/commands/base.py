@@ -90,11 +90,22 @@ def add_command(
 
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Options of commands that compute something."""
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (0)")
+    parser.add_argument("--seed", type=seed_of, default=0, help="same seed, same result (0)")
     parser.add_argument(
         "--device", default="cpu", help="where it runs: cpu, cuda, cuda:1, mps (cpu)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
+
+
+def seed_of(text: str) -> int:
+    """A seed that every random generator takes; ArgumentTypeError for another."""
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [0, 2^63), got {text!r}")
+    return seed
 
 
 def printable(text: str) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from ..attacks import create_attack, list_attacks
 from ..criteria import create_criterion
 from ..selection import create_selector
-from .base import Commands, MisuseError, Result, add_command, check_writable
+from .base import Commands, MisuseError, Result, add_command, check_writable, seed_of
 from .inputs import note
+from .plugins import add_plugins
 from .rates import rates_as_data
 
 
@@ -63,9 +64,10 @@ def add(commands: Commands) -> None:
         help="unlearn: after pruning, train a little so that recovered triggers do nothing "
         "(unlearn, where method or selector recovers one)",
     )
-    demo.add_argument("--seed", type=int, default=0, help="of training and defence (0)")
+    demo.add_argument("--seed", type=seed_of, default=0, help="of training and defence (0)")
     demo.add_argument("--save", type=Path, metavar="FILE.png", help="write a picture")
     demo.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
+    add_plugins(demo)
 
 
 def run(options: argparse.Namespace) -> Result:

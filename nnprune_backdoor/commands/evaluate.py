@@ -20,6 +20,7 @@ from .inputs import (
     preprocessing_of,
     read_folder,
 )
+from .plugins import add_plugins
 from .rates import add_trigger_settings, rates_as_data, rates_as_text, trigger_of
 
 
@@ -60,6 +61,7 @@ def add(commands: Commands) -> None:
     add_architecture(parser)
     add_images(parser, 2000)
     add_running(parser)
+    add_plugins(parser)
 
 
 def run(options: argparse.Namespace) -> Result:

@@ -10,19 +10,21 @@ from ..attacks import attack_class, list_attacks
 from ..criteria import Criterion, criterion_class, list_criteria
 from ..selection import list_selectors, selector_class
 from .base import Commands, Result, add_command
+from .plugins import add_plugins
 
-_NAME = 16  # columns; the longest name has 15
+_NAME = 16  # columns; the longest name here has 15, a plugin's may have more
 
 
 def add(commands: Commands) -> None:
     """The parser."""
-    add_command(
+    parser = add_command(
         commands,
         "list",
         run,
         does="list methods (paper, needs, cost), selectors and triggers",
         example="list",
     )
+    add_plugins(parser)
 
 
 def run(options: argparse.Namespace) -> Result:
@@ -60,4 +62,6 @@ def _named(names: Iterable[str], get: Callable[[str], type]) -> dict[str, str]:
 
 def _entry(name: str, parts: Iterable[str]) -> list[str]:
     wrapped = [line for part in parts for line in textwrap.wrap(part, 80 - _NAME)]
+    if len(name) >= _NAME or not wrapped:  # has a line of its own
+        return [name, *(" " * _NAME + line for line in wrapped)]
     return [f"{name if i == 0 else '':{_NAME}}{line}" for i, line in enumerate(wrapped)]

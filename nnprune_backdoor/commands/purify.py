@@ -24,6 +24,7 @@ from .base import (
     write_page,
 )
 from .inputs import add_architecture, add_images, load, note, preprocessing_of, read_folder
+from .plugins import add_plugins
 from .settings import read_settings
 
 # options that are a selector's setting, and the selector that each of them implies
@@ -61,6 +62,7 @@ def add(commands: Commands) -> None:
     add_images(parser, 500)
     _add_method(parser)
     add_running(parser)
+    add_plugins(parser)
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +135,7 @@ def run(options: argparse.Namespace) -> Result:
     check_page(page)
     if options.checkpoint.is_dir():
         raise MisuseError(f"{options.checkpoint} is a folder; purify takes a checkpoint file")
+    _check_apart(options, out)
     if not options.overwrite and out.is_dir() and any(out.iterdir()):
         raise MisuseError(f"--out {options.out} is not empty; give another folder, or --overwrite")
     check_free(out, overwrite=options.overwrite)
@@ -187,6 +190,16 @@ def run(options: argparse.Namespace) -> Result:
     lines += [f"report     {page}"] if page is not None else []
     data = {"out": str(options.out), "report": purified.to_dict()}
     return Result("\n".join(lines), data, EVIDENCE if _evidence_left(purified) else 0)
+
+
+def _check_apart(options: argparse.Namespace, out: Path) -> None:
+    """MisuseError where the next run would take OUT for a folder of images, or part of one."""
+    clean = options.clean.resolve()
+    if options.data_root is None and (out.is_relative_to(clean) or clean.is_relative_to(out)):
+        raise MisuseError(
+            f"--out {options.out} and --clean {options.clean} overlap, and the next run would take "
+            "what is written for a class; give a folder beside the images"
+        )
 
 
 def criterion_of(options: argparse.Namespace) -> Criterion:
