@@ -3,6 +3,7 @@
     python benchmarks/efficacy.py --models DIR --out DIR2 --workers 2     # resumable
     python benchmarks/efficacy.py --out DIR2 --collect                    # -> results/efficacy.json
     ... --zoo published                # other networks of zoo.py -> results/efficacy_published.json
+    ... --plugin mine.py --methods mine    # a criterion that mine.py registers, by the same rules
 
 A run scores one network by one method with one set of clean images, then lets each selector choose
 how much goes. All are measured on 1,000 hidden images, with and without the trigger. The curve
@@ -50,6 +51,7 @@ from nnprune_backdoor import (
     find_sites,
 )
 from nnprune_backdoor.attacks import Trigger, photo_patches
+from nnprune_backdoor.commands.plugins import load_plugins
 from nnprune_backdoor.criteria.response import loss_gradient, response_scores, sensitivity
 from nnprune_backdoor.criteria.tac import activation_change
 from nnprune_backdoor.demo import normalise
@@ -95,6 +97,19 @@ MORE: dict[str, dict[str, Selector]] = {
     "tac": {"trigger": TriggerGone()},
     "cnp": {"trigger": TriggerGone()},
 }
+
+
+OWN: dict[str, dict[str, Selector]] = {"trigger": TriggerGone()}  # what MORE is for a plugin's
+
+
+def criterion_of(method: str) -> Criterion:
+    """As above, else what is registered by that name, with its defaults."""
+    return CRITERIA[method] if method in CRITERIA else create_criterion(method)
+
+
+def selectors_of(method: str) -> dict[str, Selector]:
+    """Those of every method, and its own."""
+    return SELECTORS | (MORE.get(method, {}) if method in CRITERIA or method in INFORMED else OWN)
 
 
 @dataclass(frozen=True)
@@ -210,7 +225,7 @@ def _pruned(
         assert run.member.trigger is not None
         scores = informed_scores(model, scoring, sites, run.member.trigger, run.method)
     else:
-        scores = CRITERIA[run.method](model, scoring, sites=sites, seed=run.seed)
+        scores = criterion_of(run.method)(model, scoring, sites=sites, seed=run.seed)
     row: dict[str, Any] = {"scoring_seconds": round(time.process_time() - start, 1)}
     scores.save(out / f"{run.key}.safetensors")
     held_out = HeldOut(model, sites, selecting)
@@ -225,7 +240,7 @@ def _pruned(
         for share in SHARES
     ]
     row["selections"] = {}
-    for name, selector in (SELECTORS | MORE.get(run.method, {})).items():
+    for name, selector in selectors_of(run.method).items():
         start = time.process_time()
         with private_randomness(run.seed):
             selection = selector(scores, held_out)
@@ -290,7 +305,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=Path, help="folder of the zoo's weights")
     parser.add_argument("--out", type=Path, required=True, help="folder, a JSON each run")
-    parser.add_argument("--methods", nargs="+", default=[*CRITERIA, *INFORMED, *TUNED])
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[*CRITERIA, *INFORMED, *TUNED],
+        help="of these, or any registered name (all of these)",
+    )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import it first: a name, or a path to a .py file; its names are methods too",
+    )
     parser.add_argument("--only", nargs="+", help="networks: names, or parts of them")
     parser.add_argument("--zoo", choices=[*ZOOS], default="members", help="whose networks")
     parser.add_argument("--images", type=int, nargs="+", default=[500, PER_CLASS])
@@ -304,6 +331,7 @@ def main() -> None:
         which = "" if options.zoo == "members" else f"_{options.zoo}"
         collect(options.out, RESULTS / f"efficacy{which}.json")
         return
+    _check_methods(parser, options)
     known = records()
     zoo = ZOOS[options.zoo]()
     zoo = [m for m in zoo if m.name in known and m.file(options.models).exists()]
@@ -321,7 +349,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=len(runs), initial=len(runs) - len(todo), desc="runs") as bar,
-        ProcessPoolExecutor(options.workers, context) as pool,
+        ProcessPoolExecutor(options.workers, context, load_plugins, (options.plugin,)) as pool,
     ):
         jobs = [pool.submit(execute, run, options.models, options.out) for run in todo]
         for job in as_completed(jobs):
@@ -330,6 +358,17 @@ def main() -> None:
             if time.monotonic() > end:  # as_completed would wait for the cancelled ones for ever
                 pool.shutdown(cancel_futures=True)
                 break
+
+
+def _check_methods(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Import the plugins here too, so that what is wrong with a name is said before any work."""
+    try:
+        load_plugins(options.plugin)
+        for method in options.methods:
+            if method not in (*INFORMED, *TUNED):
+                criterion_of(method)
+    except PurifyError as error:
+        parser.error(str(error))
 
 
 def collect(out: Path, file: Path) -> None:
