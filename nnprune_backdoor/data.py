@@ -201,6 +201,10 @@ class CleanData:
             self.images[indices], None if self.labels is None else self.labels[indices]
         )
 
+    def few(self) -> Tensor:
+        """Up to 32 of the images, (N, C, H, W), to try something on."""
+        return self.images[:32]
+
     def joined(self, other: CleanData) -> CleanData:
         """These images and those; with labels if both have them."""
         labels = None

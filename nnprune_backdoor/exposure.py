@@ -250,7 +250,9 @@ def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
     def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
         logits = wide(model(part.images.to(**where)))
         loss = F.cross_entropy(logits, part.targets.to(where["device"]))
-        return torch.autograd.grad(-loss, weights), logits.detach().cpu()
+        # zeros for weights that no pass reads, such as those of auxiliary heads
+        gradients = torch.autograd.grad(-loss, weights, allow_unused=True, materialize_grads=True)
+        return gradients, logits.detach().cpu()
 
     gradients, logits = mean_gradients(batch, passes)
     for weight, gradient in zip(weights, gradients, strict=True):

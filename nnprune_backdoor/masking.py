@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import UnsupportedModelError
+from .guard import refuse_computed_weights
+from .norms import Statistics, keeps_statistics, use_statistics_
 from .scores import Selection, Site
 from .sites import NORMS
 
@@ -80,6 +81,45 @@ class MaskedModel:
             )
         return logits
 
+    def use_statistics_(self, statistics: Statistics, images: Tensor) -> None:
+        """Of BatchNorm, as `norms.use_statistics_`; but no layer may normalise masks away.
+
+        Where convolutions are concatenated before they are normalised (DenseNet) a mask scales
+        what the layer scales back: under a batch's statistics it has no effect until it is zero,
+        and its gradient is nothing. Such layers keep their running statistics.
+
+        Args:
+            images: (N, C, H, W), a few; on these it is tried where a BatchNorm does not follow a
+                convolution of its own.
+        """
+        use_statistics_(self.model, statistics)
+        own = {site.name for site in self.sites}
+        norms = [
+            module
+            for name, module in self.model.named_modules()
+            if keeps_statistics(module) and name not in own
+        ]
+        bare = [not isinstance(module, NORMS) for module in self._modules]
+        if statistics == "running" or not norms or not any(bare):
+            return
+        pulled = self._pulls(images)
+        self.model.eval()
+        free = self._pulls(images)
+        use_statistics_(self.model, statistics)
+        if any(b and p < _NOTHING * f for b, p, f in zip(bare, pulled, free, strict=True)):
+            for module in norms:
+                module.eval()
+
+    def _pulls(self, images: Tensor) -> list[float]:
+        """How the sum of squared logits pulls at each site's masks; buffers do not drift."""
+        drifting, self.buffers = self.buffers, {k: b.clone() for k, b in self.buffers.items()}
+        try:
+            size = self(images.to(next(self.model.parameters()))).float().square().sum()
+            (pull,) = torch.autograd.grad(size, self.masks)
+        finally:
+            self.buffers = drifting
+        return [part.norm().item() for part in pull.split(self._sizes)]
+
     @contextlib.contextmanager
     def frozen_masks(self) -> Iterator[None]:
         """No gradient reaches the masks inside the block (nothing would read it)."""
@@ -88,6 +128,9 @@ class MaskedModel:
             yield
         finally:
             self.masks.requires_grad_(True)
+
+
+_NOTHING = 0.01  # of the pull under running statistics; 1e-5 was seen where norms undo masks
 
 
 def _scale_output(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:
@@ -123,13 +166,7 @@ def silence_(model: nn.Module, selection: Selection, *, silencing: Silencing = "
             writing to it would change nothing.
     """
     modules = {name: model.get_submodule(name) for name in selection.by_site()}
-    for name, module in modules.items():
-        # weight norm, spectral norm, torch.nn.utils.prune: the weight is computed in each forward
-        if "weight" not in module._parameters:
-            raise UnsupportedModelError(
-                f"layer {name!r} has a parametrised weight; make it plain first with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
-            )
+    refuse_computed_weights(model, modules)
     for name, channels in selection.by_site().items():
         module = modules[name]
         with torch.no_grad():

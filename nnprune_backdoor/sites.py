@@ -19,7 +19,7 @@ from .errors import UnsupportedModelError
 from .scores import Site
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
 
 
 def find_sites(model: nn.Module, example: Tensor) -> tuple[Site, ...]:
@@ -75,6 +75,8 @@ class _Recorder(TorchFunctionMode):
         self._calls: dict[nn.Module, tuple[_Key, _Key, Tensor]] = {}
         self._given: list[tuple[Any, ...]] = []  # to layers
         self._seen_types: set[str] = set()
+        held = [*model.parameters(), *model.buffers()]
+        self._held = {tensor.untyped_storage().data_ptr() for tensor in held}
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
@@ -129,12 +131,20 @@ class _Recorder(TorchFunctionMode):
         if name not in _PRODUCTS and name not in _GATINGS:
             return False
         factors = [arg for arg in args if isinstance(arg, Tensor)]
-        if len(factors) < 2 or any(_is_parameter(factor) for factor in factors):
+        if len(factors) < 2 or any(self._is_held(factor) for factor in factors):
             return False
         if name in _PRODUCTS:
             return True
+        # what is the same for every image is a scale and no gate
+        largest = max(factors, key=lambda factor: factor.ndim)
+        if any(f.ndim < largest.ndim or f.shape[:1] != largest.shape[:1] for f in factors):
+            return False
         given = self._running[-1][1]
         return any(_key(factor) in given for factor in factors)
+
+    def _is_held(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter or buffer of the model, or a view of one."""
+        return tensor.untyped_storage().data_ptr() in self._held
 
     def sites(self, output: Any) -> tuple[Site, ...]:
         classifiers = self._classifiers(output)
@@ -210,11 +220,6 @@ _Key = tuple[int, int, int]
 def _key(tensor: Tensor) -> _Key:
     """The same for a tensor and for views of all of it, until somebody writes into it."""
     return tensor.untyped_storage().data_ptr(), tensor._version, tensor.numel()
-
-
-def _is_parameter(tensor: Tensor) -> bool:
-    base = tensor if tensor._base is None else tensor._base
-    return isinstance(base, nn.Parameter)
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:

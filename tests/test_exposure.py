@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_it_is_repeatable_and_does_not_look_at_labels(net: nn.Module, clean: Cle
     one, two = (expose(net, data, QUICK, seed=3) for data in (clean, CleanData(clean.images)))
     assert one.trajectory == two.trajectory
     assert_same_state(state_of(one.model), state_of(two.model))
+
+
+def test_weights_that_the_forward_pass_does_not_read_are_no_obstacle(
+    net: nn.Module, clean: CleanData
+) -> None:
+    """Auxiliary heads, for example, run in training alone."""
+    with_more = copy.deepcopy(net)
+    with_more.auxiliary = nn.Linear(8, 10)
+    assert expose(with_more, clean).predicted == expose(net, clean).predicted
 
 
 def test_networks_without_batchnorm_take_small_steps() -> None:

@@ -4,6 +4,7 @@ import copy
 from typing import get_args
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from conftest import (
@@ -83,6 +84,47 @@ def test_masks_of_ones_are_the_identity_under_batch_statistics(silencing: Silenc
     use_statistics_(model, "batch")
     got = masked(IMAGES)  # first: the plain call below moves the model's own statistics
     assert torch.equal(got, model(IMAGES))
+
+
+# ---- masks that a norm would undo ---------------------------------------------------------------
+
+
+def small_densenet() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(
+        "densenet121", num_classes=10, growth_rate=8, block_config=(2, 2)
+    ).eval()
+
+
+def test_norms_of_concatenations_keep_their_statistics_so_that_masks_pull() -> None:
+    """Under a batch's statistics they scale back what a mask on a convolution before scales."""
+    model, images = small_densenet(), noise_images(8)
+    recalibrate_norms_(model, [images])
+    sites = find_sites(model, images)
+    masked = MaskedModel(model.requires_grad_(False), sites)
+    before = {name: buffer.clone() for name, buffer in masked.buffers.items()}
+    masked.use_statistics_("batch", images)
+    assert all(torch.equal(masked.buffers[name], buffer) for name, buffer in before.items())
+    names = {site.name for site in sites}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert {n for n, m in norms.items() if m.training} == names & norms.keys()
+    loss = F.cross_entropy(masked(images), torch.arange(8))
+    (pull,) = torch.autograd.grad(loss, masked.masks)
+    bare = [site.kind == "layer" for site in sites]
+    parts = pull.split([site.channels for site in sites])
+    assert min(part.abs().median() for part, b in zip(parts, bare, strict=True) if b) > 1e-6
+    masked.use_statistics_("running", images)
+    assert not any(m.training for m in norms.values())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnetv2_18"])
+def test_other_networks_take_the_statistics_that_are_asked_for(name: str) -> None:
+    """A sum of residuals is normalised in whole: a mask on one summand still pulls."""
+    model = timm.create_model(name, num_classes=10) if "v2" in name else build(name)
+    masked = MaskedModel(model.eval().requires_grad_(False), find_sites(model, IMAGES))
+    masked.use_statistics_("batch", IMAGES)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(norm.training for norm in norms)
 
 
 # ---- what masks and noise multiply --------------------------------------------------------------

@@ -243,6 +243,11 @@ def test_group_norm_with_weights_stands_for_its_convolution() -> None:
     assert sites_of(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)) == [("1", 8, "norm", "0")]
 
 
+def test_instance_norm_with_weights_stands_for_its_convolution() -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU()
+    assert sites_of(*layers) == [("1", 8, "norm", "0")]
+
+
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm2d(8, affine=False), nn.GroupNorm(2, 8, affine=False), nn.Identity()]
 )
@@ -298,6 +303,24 @@ def test_a_learned_scale_is_no_gate() -> None:
 
     names = [name for name, *_ in sites_of(nn.Conv2d(3, 8, 3), Scaled())]
     assert names == ["0", "1.conv"]
+
+
+@pytest.mark.parametrize("what", ["buffer", "computed", "number", "matrix"])
+def test_what_is_the_same_for_every_image_is_no_gate(what: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.register_buffer("scale", torch.full((1, 3, 1, 1), 0.5))
+            self.register_buffer("colours", torch.eye(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if what == "matrix":
+                return self.conv((x.movedim(1, -1) @ self.colours).movedim(-1, 1))
+            scale = {"buffer": self.scale, "computed": 1 / self.scale, "number": self.scale.mean()}
+            return self.conv(x * scale[what])
+
+    assert sites_of(Scaled(), nn.ReLU()) == [("0.conv", 8, "layer", "0.conv")]
 
 
 def test_a_network_that_multiplies_activations_itself_keeps_its_blocks() -> None:

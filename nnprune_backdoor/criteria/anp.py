@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data import CleanData, like
 from ..masking import MaskedModel, Silencing
-from ..norms import Statistics, use_statistics_
+from ..norms import Statistics
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import Criterion, register_criterion
@@ -117,7 +117,7 @@ class ANP(Criterion):
         halves the memory and gives the same gradient. Returns the masks and the number of steps.
         """
         settled = Settling(self.settle)
-        use_statistics_(masked.model, self.statistics)
+        masked.use_statistics_(self.statistics, clean.few())
         optimiser = torch.optim.SGD([masked.masks], lr=self.mask_lr, momentum=self.mask_momentum)
         stop = self.steps == 0
         with progress_bar(self.steps, "adversarial pruning", progress) as bar:
@@ -147,7 +147,7 @@ class ANP(Criterion):
     ) -> Tensor:
         """Mean pull of the loss under fresh adversarial noise, against the clean sensitivity."""
         stiffness = sensitivity(masked.model, clean, masked.sites, generator, self.probe_size)
-        use_statistics_(masked.model, self.statistics)
+        masked.use_statistics_(self.statistics, clean.few())
         return successive_scores(
             masked,
             lambda: self.pull(masked, clean, generator),

@@ -30,7 +30,7 @@ from ..data import CleanData, like, wide
 from ..errors import DataError, ScoringError
 from ..inversion import PixelRange, RecoveredTrigger, check_labels, predict_labels
 from ..masking import MaskedModel
-from ..norms import Statistics, use_statistics_
+from ..norms import Statistics
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from ..sites import find_classifiers, find_sites
@@ -128,15 +128,14 @@ class CNP(TriggerCriterion):
             stamp, details = self.recover(model, unlabelled, generator, progress)
             triggers = (stamp,)
         views = _Views(model, sites, heads, stamp)
-        use_statistics_(model, self.statistics)
         if self.ranking == "masks":
+            views.masked.use_statistics_(self.statistics, clean.few())
             flat, trained = self.train_masks(views, unlabelled, generator, progress)
             details |= trained
         else:
-            use_statistics_(model, "running")
             own = CleanData(clean.images, predict_labels(model, clean.images))
             stiffness = sensitivity(model, own, sites, generator, self.probe_size)
-            use_statistics_(model, self.statistics)
+            views.masked.use_statistics_(self.statistics, clean.few())
             flat = successive_scores(
                 views.masked,
                 lambda: self.pull(views, unlabelled, generator),

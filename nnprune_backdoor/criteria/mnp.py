@@ -175,7 +175,7 @@ class MNP(UnlearningCriterion):
         masks = parts[0][1].masks
         steepness = self.penalty * weights.to(masks)
         for _, masked in parts:
-            use_statistics_(masked.model, self.mask_statistics)
+            masked.use_statistics_(self.mask_statistics, clean.few())
         optimiser = torch.optim.SGD([masks], lr=self.mask_lr, momentum=self.mask_momentum)
         closed_at = torch.full_like(masks, torch.inf, requires_grad=False)
         steps, saturated = 0, False

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..data import CleanData
 from ..masking import MaskedModel, Silencing
-from ..norms import Statistics, use_statistics_
+from ..norms import Statistics
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import register_criterion
@@ -109,7 +109,7 @@ class RNP(UnlearningCriterion):
         """
         settled = Settling(self.settle, every=5)
         masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
-        use_statistics_(unlearned, self.recover_statistics)
+        masked.use_statistics_(self.recover_statistics, clean.few())
         optimiser = torch.optim.SGD(
             [masked.masks], lr=self.recover_lr, momentum=self.recover_momentum
         )
