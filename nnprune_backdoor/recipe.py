@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DataError, UnsupportedModelError
+from .guard import how_to_make_plain
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> N
             tensor = weight.new_empty(len(weight))  # the one that will be made
         if tensor is None:
             raise UnsupportedModelError(
-                f"layer {name!r} has no plain {tensor_name!r} to cut; where it is computed (weight "
-                "norm), make it plain with torch.nn.utils.parametrize.remove_parametrizations"
+                f"layer {name!r} has no plain {tensor_name!r} to cut; make it plain first with "
+                f"{how_to_make_plain(module, tensor_name)}"
             )
         if holders.get(id(tensor), 1) > 1:
             raise UnsupportedModelError(f"layer {name!r} shares {tensor_name!r} with another layer")

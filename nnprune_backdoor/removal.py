@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .cutting import recipe_of
 from .errors import DataError
-from .guard import private_copy
+from .guard import copied, private_copy, usual_passes
 from .liveness import Lane, coupled, merge, split, unneeded
 from .passes import Network, OutOfTime, is_dense
 from .recipe import Recipe
@@ -31,7 +31,15 @@ TOLERANCE = 1e-4  # largest difference of logits, relative to their scale, that 
 _TRIAL = 4  # images on which each cut is tried; the result is held against all
 _PATIENCE = 1.0  # seconds after which a latency is not measured again
 
+_LOOSE = 1e-2  # what half precision's rounding makes of equal logits, at most
+
 STAYS = "read together with channels that stay (a residual sum, a norm over channels, attention)"
+AWAKE = "it is not silent in the model; run silence_ on it before"
+
+
+def allowed_drift(dtype: torch.dtype, tolerance: float = TOLERANCE) -> float:
+    """`tolerance`, or for logits in half precision a hundredth at least."""
+    return max(tolerance, _LOOSE) if dtype in (torch.float16, torch.bfloat16) else tolerance
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Size:
     @classmethod
     def of(cls, model: nn.Module, example: Tensor, repeats: int = 5) -> Size:
         """Measure a model in eval mode on images (N, C, H, W); a slow one fewer times."""
-        with torch.no_grad():
+        with usual_passes(), torch.no_grad():
             with FlopCounterMode(display=False) as flops:
                 model(example[:1])
             seconds: list[float] = []
@@ -66,6 +74,9 @@ class RemovalPlan:
     removed: tuple[Neuron, ...]
     silenced: dict[Neuron, str]  # reason
     channels: int  # output channels that go, those which serve removed neurons only included
+    # of those, how many nobody would miss even if all that were selected still spoke, so that the
+    # selection did not free them; None: not found out
+    unused: int | None
     recipe: Recipe
     drift: float  # largest difference to the silenced model's logits, relative to their scale
 
@@ -89,11 +100,15 @@ class RemovalReport(RemovalPlan):
             f"({new.parameters / old.parameters - 1:+.1%}), "
             f"MACs {old.macs:,} -> {new.macs:,} ({new.macs / old.macs - 1:+.1%})",
         ]
+        if self.unused != 0:
+            some = "some, how many was not found out," if self.unused is None else f"{self.unused}"
+            lines.append(f"{some} of the {self.channels} channels that went were of no use before")
         reasons = list(self.silenced.values())
         lines += [f"{reasons.count(why)} silenced: {why}" for why in dict.fromkeys(reasons)]
         return "\n".join(lines)
 
 
+@usual_passes()
 def compact(
     model: nn.Module,
     selection: Selection,
@@ -109,15 +124,17 @@ def compact(
     in the copy.
     """
     start = time.monotonic()
+    example = _plain(example)
     plan = plan_removal(
         model, selection, example, tolerance=tolerance, seconds=seconds, groups=groups
     )
-    smaller = plan.recipe.apply_(copy.deepcopy(model))
+    smaller = plan.recipe.apply_(copied(model))
     before, after = (Size.of(private_copy(some), example) for some in (model, smaller))
     taken = time.monotonic() - start
     return smaller, RemovalReport(**vars(plan), before=before, after=after, seconds=taken)
 
 
+@usual_passes()
 def plan_removal(
     model: nn.Module,
     selection: Selection,
@@ -145,11 +162,13 @@ def plan_removal(
     """
     if example.ndim != 4 or len(example) < 2:
         raise DataError(f"expected two images (N, C, H, W) or more, got {tuple(example.shape)}")
+    example = _plain(example)
     own = private_copy(model)
     loose = copy.deepcopy(own).float()  # noise of any scale goes through single precision
     names = {module: name for name, module in loose.named_modules()}
-    allowed = tolerance if example.dtype == torch.float32 else 1e-2
+    allowed = allowed_drift(example.dtype, tolerance)
     bench = _Bench(own, names, example, allowed)
+    started = time.monotonic()
     nothing = Lane({}, {}, {}, {})
     lane, reasons = nothing, dict[Neuron, str]()
     if len(selection):
@@ -166,10 +185,12 @@ def plan_removal(
         if complaint:
             lane, reasons = nothing, dict.fromkeys(selection.neurons, complaint)
     recipe = recipe_of(names, lane)
+    left = seconds - (time.monotonic() - started)
     return RemovalPlan(
         removed=tuple(neuron for neuron in selection.neurons if neuron not in reasons),
         silenced=reasons,
         channels=sum(int(marks.sum()) for marks in lane.outputs.values()),
+        unused=_unused(loose, selection, lane, example[:2].float(), left),
         recipe=recipe,
         drift=bench.drift(recipe),
     )
@@ -289,19 +310,60 @@ def _reasons(
         marks = lane.outputs.get(module) if is_dense(module) else passed
         return marks is not None and bool(marks[channel])
 
+    def silent(neuron: Neuron) -> bool:
+        weight = model.get_submodule(neuron.site).weight
+        assert isinstance(weight, Tensor)
+        return not weight[neuron.channel].any()
+
     reasons = {}
     producers = {site.name: model.get_submodule(site.producer) for site in selection.sites}
     for neuron in selection.neurons:
         place = producers[neuron.site], neuron.channel
         if not has(done, *place):
             found = [why for why, lane in causes.items() if has(lane, *place)]
-            reasons[neuron] = found[0] if found else STAYS
+            reasons[neuron] = (found[0] if found else STAYS) if silent(neuron) else AWAKE
     return reasons
+
+
+def _unused(
+    loose: nn.Module, selection: Selection, lane: Lane, example: Tensor, seconds: float
+) -> int | None:
+    """Channels of the lane that would go as well if the selected neurons spoke, which they now do.
+
+    Args:
+        loose: is done with afterwards: weights of selected neurons become ones.
+    """
+    others = {module: marks.clone() for module, marks in lane.outputs.items()}
+    for site in selection.sites:
+        marks = others.get(loose.get_submodule(site.producer))
+        chosen = [neuron.channel for neuron in selection.neurons if neuron.site == site.name]
+        if marks is not None and chosen:
+            marks[chosen] = False
+    if not any(bool(marks.any()) for marks in others.values()):
+        return 0
+    with torch.no_grad():
+        for name, channels in selection.by_site().items():
+            weight = loose.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            weight[channels] = 1
+    try:
+        alone, _ = unneeded(Network(loose, example, seconds))
+    except (OutOfTime, RuntimeError, ValueError, TypeError):
+        return None  # as in `plan_removal`: a network may object
+    return sum(
+        int((marks & alone.outputs[m]).sum()) for m, marks in others.items() if m in alone.outputs
+    )
 
 
 def _short(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:100] if text else ''}"
+
+
+def _plain(example: Tensor) -> Tensor:
+    """Images without history, made outside of inference mode."""
+    with torch.inference_mode(False):
+        return example.detach().clone() if example.is_inference() else example.detach()
 
 
 def _wait(example: Tensor) -> None:

@@ -19,7 +19,16 @@ from nnprune_backdoor.liveness import LAST, UNEVEN, Lane
 from nnprune_backdoor.masking import Silencing, silence_
 from nnprune_backdoor.passes import Network, OutOfTime
 from nnprune_backdoor.recipe import Recipe
-from nnprune_backdoor.removal import STAYS, RemovalReport, Size, _Bench, compact
+from nnprune_backdoor.removal import (
+    AWAKE,
+    STAYS,
+    TOLERANCE,
+    RemovalReport,
+    Size,
+    _Bench,
+    allowed_drift,
+    compact,
+)
 from nnprune_backdoor.scores import neurons_of
 
 IMAGES = noise_images(8)
@@ -640,3 +649,69 @@ def test_a_recipe_for_another_width_is_refused_before_anything_is_cut() -> None:
     with pytest.raises(UnsupportedModelError, match="too small"):
         report.recipe.apply_(other)
     assert_same_state(before, state_of(other))
+
+
+# --- honest reports ----------------------------------------------------------------------------
+
+
+def test_channels_that_were_of_no_use_before_are_told_apart() -> None:
+    model = Chain()
+    with torch.no_grad():
+        for dead in (0, 3):
+            model.bn1.weight[dead] = model.bn1.bias[dead] = 0
+    report = cut(model, bn1=[4])
+    assert (len(report.removed), report.channels, report.unused) == (1, 3, 2)
+    assert "2 of the 3 channels that went were of no use before" in str(report)
+    again = cut(Chain(), bn1=[4])
+    assert (again.channels, again.unused) == (1, 0)
+    assert "of no use" not in str(again)
+
+
+class Depthwise(Net):
+    def __init__(self) -> None:
+        super().__init__(
+            conv1=nn.Conv2d(3, 6, 3, padding=1),
+            conv2=nn.Conv2d(6, 6, 3, padding=1, groups=6),
+            bn2=nn.BatchNorm2d(6),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn2(self.conv2(self.conv1(x))).relu().mean((2, 3)))
+
+
+def test_channels_that_serve_a_removed_one_alone_are_its_own() -> None:
+    report = cut(Depthwise(), bn2=[1, 5])
+    assert (len(report.removed), report.channels, report.unused) == (2, 2, 0)
+
+
+def test_neurons_that_are_not_silent_are_called_so() -> None:
+    model = Chain().eval()
+    with torch.no_grad():
+        model(IMAGES)
+        model.bn1.weight[2] = model.bn1.bias[2] = 0
+    selection = Selection((_site(model, "bn1"),), (Neuron("bn1", 1), Neuron("bn1", 2)))
+    _, report = compact(model, selection, IMAGES)
+    assert report.removed == (Neuron("bn1", 2),)
+    assert report.silenced == {Neuron("bn1", 1): AWAKE}
+
+
+def test_double_precision_is_held_to_the_same_tolerance_as_single() -> None:
+    assert allowed_drift(torch.float64) == allowed_drift(torch.float32) == TOLERANCE
+    assert allowed_drift(torch.float64, 1e-9) == 1e-9
+    assert allowed_drift(torch.bfloat16) == allowed_drift(torch.float16, 1e-9) == 1e-2
+
+
+@pytest.mark.parametrize("history", ["gradient", "inference", "both"])
+def test_images_with_a_history_are_taken(history: str) -> None:
+    model = Chain().eval()
+    with torch.no_grad():
+        model(IMAGES)
+    selection = Selection((_site(model, "bn1"),), (Neuron("bn1", 1),))
+    silence_(model, selection)
+    with torch.inference_mode(history != "gradient"):
+        images = IMAGES.clone().requires_grad_(history != "inference")
+    _, report = compact(model, selection, images)
+    assert report.removed
+    with torch.inference_mode():  # and in it
+        smaller, _ = compact(model, selection, images)
+    assert not any(weight.is_inference() for weight in smaller.parameters())
