@@ -7,7 +7,6 @@ fresh network by the recipe; nothing is unpickled.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -25,13 +24,13 @@ from torch import Tensor, nn
 
 from .architecture import complete, create, fill_
 from .checkpoint import MAX_BYTES, read_safetensors
-from .data import like, refuse_wrapped
+from .data import like
 from .errors import CheckpointError
-from .guard import private_copy, private_randomness
+from .guard import copied, private_copy, private_randomness
 from .purify import Purified
 from .recipe import Recipe
 from .record_file import LIBRARY, RECORD, REPORT, read_record, record_of, written
-from .removal import TOLERANCE
+from .removal import allowed_drift
 
 _WEIGHTS = "model.safetensors"
 _FILES = (_WEIGHTS, RECORD, REPORT)
@@ -104,7 +103,8 @@ def load_purified(
 
     Args:
         model: a network of the original architecture, where timm does not have it; it is copied,
-            and taken in place of a recorded architecture.
+            and taken in place of a recorded architecture. It has weights (any), is not on "meta":
+            what a network keeps beside its state could not be filled.
         max_bytes: largest weights file, and largest original architecture.
 
     Returns:
@@ -113,7 +113,8 @@ def load_purified(
     Raises:
         CheckpointError: see `read_record`; the weights are not those of the record, or do not
             fit; no architecture is recorded and no model given.
-        DataError, UnsupportedModelError: the recipe is malformed, or for another architecture.
+        DataError, UnsupportedModelError: the recipe is malformed, or for another architecture; the
+            given model cannot be copied (see `guard.copied`).
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -126,8 +127,7 @@ def load_purified(
     recipe = Recipe.from_dict(record["recipe"])
     name, arguments = (record["architecture"].get(entry) for entry in ("name", "arguments"))
     if model is not None:
-        refuse_wrapped(model)
-        fresh = copy.deepcopy(model)
+        fresh = copied(model).cpu()
     elif name is None:
         raise CheckpointError(
             f"{folder}: saved without an architecture; give a fresh one: load_purified(folder, "
@@ -171,7 +171,7 @@ def _check_computes_the_same(purified: Purified, draft: Path) -> None:
             found = f"computes something else (relative drift {drift:.1e})"
         except Exception as error:  # whatever a network does with images it was not made for
             drift, found = math.inf, f"does not run on images {tuple(shape)} ({error})"
-    if not drift <= (TOLERANCE if wanted.dtype == torch.float32 else 1e-2):
+    if not drift <= allowed_drift(wanted.dtype):
         raise CheckpointError(
             f"the model that was rebuilt from arch and model_args {found}; give the arguments that "
             "the original was made with, img_size among them, or save with arch=None"

@@ -218,6 +218,16 @@ def test_a_model_that_timm_does_not_have(tmp_path: Path) -> None:
         save_purified(result, tmp_path / "two", arch=None, model_args={"num_classes": 4})
 
 
+def test_a_network_without_weights_and_one_that_has_run_are_given(tmp_path: Path) -> None:
+    result = tiny()
+    save_purified(result, tmp_path / "out", arch=None)
+    with pytest.raises(UnsupportedModelError, match='device "meta"'):
+        load_purified(tmp_path / "out", model=Tiny().to("meta"))
+    used = Tiny()
+    used.last = used(noise_images(2))  # a result with a history
+    assert torch.equal(logits(load_purified(tmp_path / "out", model=used)), logits(result.model))
+
+
 # --- the record ------------------------------------------------------------------------------
 
 
