@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import CleanData, like
-from .errors import DataError
+from .errors import DataError, ScoringError
 from .parallel import Processes
 
 Precision = Literal["float32", "bfloat16"]
@@ -31,11 +31,13 @@ class Compute:
     the parts are averaged, so that the step is that of the whole batch; parts stay that small
     until the criterion is done. Under BatchNorm's batch statistics each part is normalised by
     itself, and CNP then finds its noise for each part; both change scores by more than rounding.
+    One image has no batch statistics where a layer has one value of it for each channel: one that
+    is left over joins a part of two.
     """
 
     precision: Precision = "float32"  # "bfloat16": autocast of convolutions and matrix products
     channels_last: bool = False  # memory layout of convolutions; left alone where it does not work
-    micro_batch: int | None = None  # images a pass with gradients, at most
+    micro_batch: int | None = None  # images a pass with gradients, at most; 3 where 2 leave one
     processes: bool = False  # of torch.distributed (torchrun) share each batch; see `parallel`
 
     def __post_init__(self) -> None:
@@ -135,7 +137,8 @@ def _in_parts(
         part = todo[0]
         found = _unless_out_of_memory(run, part, passes)
         if found is None:
-            run.limit = -(-len(part) // 2)
+            # three become one and one and one: of two and one, the one would join again
+            run.limit = 1 if len(part) == 3 else -(-len(part) // 2)
             todo = [piece for each in todo for piece in _parts(run, each)]
             continue
         gradients, row = found
@@ -157,6 +160,8 @@ def _parts(run: _Run, batch: CleanData, of: int | None = None) -> Iterator[Clean
         yield batch
         return
     count = min(-(-most // run.limit), fewest)
+    if run.limit > 1 and fewest == most:
+        count = min(count, most // 2)
     for indices in torch.arange(len(batch)).tensor_split(count):
         yield batch.take(indices)
 
@@ -167,6 +172,13 @@ def _unless_out_of_memory(
     """None: memory ran out, and by now what filled it is gone."""
     try:
         return passes(part)
+    except ValueError as error:
+        if len(part) > 1 or "more than 1 value per channel" not in str(error):  # BatchNorm's words
+            raise
+        raise ScoringError(
+            "a pass of one image (micro_batch=1, or no memory for two) has no batch statistics; "
+            "give micro_batch=2 or more, or the criterion a setting with the statistics 'running'"
+        ) from error
     except torch.OutOfMemoryError:
         if len(part) == 1 or run.processes is not None:  # the others would wait for ever
             raise

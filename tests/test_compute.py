@@ -10,10 +10,21 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from conftest import build, noise_images
 from torch import Tensor, nn
 
-from nnprune_backdoor import ANP, CNP, MNP, RNP, CleanData, Compute, Criterion, DataError
+from nnprune_backdoor import (
+    ANP,
+    CNP,
+    MNP,
+    RNP,
+    CleanData,
+    Compute,
+    Criterion,
+    DataError,
+    ScoringError,
+)
 from nnprune_backdoor.compute import mean_gradients
 from nnprune_backdoor.masking import MaskedModel
 
@@ -268,3 +279,53 @@ def test_two_processes_find_the_scores_of_one(
         torch.testing.assert_close(first[f"{name}, apart"], alone, rtol=1e-3, atol=apart)
     alone = QUICK["anp masks"](*exact).flat
     torch.testing.assert_close(first["parts"], alone, rtol=1e-3, atol=1e-3)
+
+
+# --- batch statistics need two images ----------------------------------------------------------
+
+
+def needs_two(fits: int, sizes: list[int]) -> Any:
+    """Passes of a network with a BatchNorm on one value a channel, on a device of a size."""
+
+    def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
+        if len(part) > fits:
+            raise torch.OutOfMemoryError
+        F.batch_norm(part.images.mean((2, 3)), None, None, training=True)
+        sizes.append(len(part))
+        return (part.images.mean(0),), part.images.sum((1, 2, 3))
+
+    return passes
+
+
+@pytest.mark.parametrize(("limit", "count"), [(2, 7), (2, 3), (3, 7), (3, 4), (5, 11), (2, 8)])
+def test_no_part_is_left_with_one_image(limit: int, count: int) -> None:
+    sizes: list[int] = []
+    images = noise_images(count)
+    with Compute(micro_batch=limit).applied(torch.device("cpu")):
+        (mean,), rows = mean_gradients(CleanData(images), needs_two(99, sizes))
+    torch.testing.assert_close(mean, images.mean(0))
+    assert rows is not None and len(rows) == sum(sizes) == count
+    assert min(sizes) >= 2
+    assert max(sizes) <= max(limit, 3)
+
+
+def test_no_part_is_left_with_one_image_when_memory_runs_out() -> None:
+    sizes: list[int] = []
+    mean_gradients(CleanData(noise_images(14)), needs_two(4, sizes))
+    assert sum(sizes) == 14 and min(sizes) >= 2 and max(sizes) <= 4
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(1, 9), (2, 1), (3, 2)])
+def test_one_image_without_statistics_is_refused_in_our_words(limit: int, fits: int) -> None:
+    passes = needs_two(fits, [])
+    refused = pytest.raises(ScoringError, match="micro_batch=2 or more")
+    with Compute(micro_batch=limit).applied(torch.device("cpu")), refused:
+        mean_gradients(CleanData(noise_images(3)), passes)
+
+
+def test_other_complaints_are_let_through() -> None:
+    def passes(part: CleanData) -> Any:
+        raise ValueError("of the model's own")
+
+    with pytest.raises(ValueError, match="of the model's own"):
+        mean_gradients(CleanData(noise_images(1)), passes)
