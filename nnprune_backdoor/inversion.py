@@ -13,10 +13,9 @@ that a valid pixel has there.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
-from .guard import private_randomness
+from .guard import as_integer, checked_seed, private_copy, private_randomness
 from .progress import progress_bar
 
 
@@ -143,7 +142,7 @@ class Inversion:
         self,
         model: nn.Module,
         clean: CleanData | Iterable[Any],
-        labels: Sequence[int] | None = None,
+        labels: Iterable[SupportsIndex] | None = None,
         *,
         pixels: PixelRange | None = None,
         seed: int = 0,
@@ -162,28 +161,29 @@ class Inversion:
 
         Raises:
             DataError: images outside the range, too few to split, no such label.
+            UnsupportedModelError: see `guard.copied`.
             ScoringError: the loss became NaN or inf.
         """
-        with private_randomness(seed):  # a loader may shuffle
-            data = CleanData.collect(clean, near=model)
-        data = CleanData(data.images)  # stratifying would look at the labels
-        if pixels is None:
-            pixels = PixelRange.seen_in(data.images)
-        pixels.check(data.images)
-        with evaluating(model):
-            classes = data.check_against(model)
-            wanted = list(range(classes)) if labels is None else list(labels)
-            check_labels(wanted, classes)
+        seed = checked_seed(seed)
+        with private_randomness(seed), torch.enable_grad():  # a loader may shuffle
+            own = private_copy(model)
+            data = CleanData.collect(clean, near=own)
+            data = CleanData(data.images)  # stratifying would look at the labels
+            if pixels is None:
+                pixels = PixelRange.seen_in(data.images)
+            pixels.check(data.images)
+            classes = data.check_against(own)
+            wanted = check_labels(range(classes) if labels is None else labels, classes)
             fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, at_once(fit.images, model) // min(self.batch_size, len(fit)))
+            size = max(1, at_once(fit.images, own) // min(self.batch_size, len(fit)))
             found: list[RecoveredTrigger] = []
             with progress_bar(
                 self.steps * -(-len(wanted) // size), "recovering triggers", progress
             ) as bar:
                 for start in range(0, len(wanted), size):
                     group = wanted[start : start + size]
-                    found += self._descend(model, fit, group, pixels, seed=seed, bar=bar)
-            return tuple(trigger.tested_on(model, held) for trigger in found)
+                    found += self._descend(own, fit, group, pixels, seed=seed, bar=bar)
+            return tuple(trigger.tested_on(own, held) for trigger in found)
 
     def _descend(
         self,
@@ -311,11 +311,16 @@ def relative_sizes(sizes: Tensor) -> Tensor:
     return sizes / sizes.quantile(0.5)
 
 
-def check_labels(labels: Sequence[int], classes: int) -> None:
-    """Raise DataError unless there are labels, all in [0, classes) and none twice."""
-    good = all(0 <= label < classes for label in labels)
-    if not len(labels) or not good or len(set(labels)) < len(labels):
-        raise DataError(f"expected different labels in [0, {classes}), got {list(labels)}")
+def check_labels(labels: Iterable[SupportsIndex], classes: int) -> list[int]:
+    """The labels as plain integers; DataError if none, one not in [0, classes) or one twice."""
+    try:
+        found = [as_integer(label, "a label") for label in labels]
+    except TypeError:  # also a tensor without an axis
+        raise DataError(f"expected a list of labels, got {labels!r}") from None
+    good = all(0 <= label < classes for label in found)
+    if not found or not good or len(set(found)) < len(found):
+        raise DataError(f"expected different labels in [0, {classes}), got {found}")
+    return found
 
 
 @torch.no_grad()
@@ -345,19 +350,6 @@ def _mask_and_pattern(logits: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor
     """(K, 1 + C, H, W) -> masks (K, 1, H, W) in [0, 1], patterns (K, C, H, W) in [low, high]."""
     unit = logits.sigmoid()
     return unit[:, :1], low + (high - low) * unit[:, 1:]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients on; every module's own mode comes back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 _AT_ONCE = 256  # images a forward pass

@@ -8,9 +8,9 @@ networks give.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
-from .guard import private_randomness
-from .inversion import PixelRange, at_once, check_labels, evaluating, predict_labels
+from .guard import checked_seed, private_copy, private_randomness
+from .inversion import PixelRange, at_once, check_labels, predict_labels
 from .progress import progress_bar
 
 
@@ -74,7 +74,7 @@ class UniversalPerturbation:
         self,
         model: nn.Module,
         clean: CleanData | Iterable[Any],
-        labels: Sequence[int] | None = None,
+        labels: Iterable[SupportsIndex] | None = None,
         *,
         pixels: PixelRange | None = None,
         seed: int = 0,
@@ -83,28 +83,28 @@ class UniversalPerturbation:
         """One a label, several labels to a forward pass; arguments as of `Inversion.recover`.
 
         Raises:
-            DataError: images outside the range, too few to split, no such label.
+            DataError, UnsupportedModelError: as there.
             ScoringError: the loss became NaN or inf.
         """
-        with private_randomness(seed):
-            data = CleanData(CleanData.collect(clean, near=model).images)
-        pixels = pixels or PixelRange.seen_in(data.images)
-        pixels.check(data.images)
-        with evaluating(model):
-            classes = data.check_against(model)
-            wanted = list(range(classes)) if labels is None else list(labels)
-            check_labels(wanted, classes)
+        seed = checked_seed(seed)
+        with private_randomness(seed), torch.enable_grad():
+            net = private_copy(model)
+            data = CleanData(CleanData.collect(clean, near=net).images)
+            pixels = pixels or PixelRange.seen_in(data.images)
+            pixels.check(data.images)
+            classes = data.check_against(net)
+            wanted = check_labels(range(classes) if labels is None else labels, classes)
             fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, at_once(fit.images, model) // min(self.batch_size, len(fit)))
+            size = max(1, at_once(fit.images, net) // min(self.batch_size, len(fit)))
             groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
             found: list[RecoveredPerturbation] = []
-            own = predict_labels(model, held.images)
+            own = predict_labels(net, held.images)
             with progress_bar(self.steps * len(groups), "universal perturbations", progress) as bar:
                 for group in groups:
-                    patterns = self._descend(model, fit, group, pixels, seed=seed, bar=bar)
+                    patterns = self._descend(net, fit, group, pixels, seed=seed, bar=bar)
                     for label, pattern in zip(group, patterns, strict=True):
                         made = RecoveredPerturbation(label, pattern, pixels, 0.0, 0)
-                        sent = predict_labels(model, made(held.images[own != label])) == label
+                        sent = predict_labels(net, made(held.images[own != label])) == label
                         success = sent.float().mean().item() if len(sent) else 0.0
                         found.append(
                             RecoveredPerturbation(label, pattern, pixels, success, len(sent))

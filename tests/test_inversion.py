@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from nnprune_backdoor import (
     RecoveredTrigger,
     ScoringError,
     TargetEvidence,
+    UniversalPerturbation,
+    UnsupportedModelError,
     find_sites,
 )
 from nnprune_backdoor.criteria.tac import activation_change
@@ -464,3 +467,54 @@ def test_a_shuffling_loader_leaves_the_global_generator_alone(
     before = torch.get_rng_state()
     Inversion(steps=2, batch_size=8).recover(model, loader, [1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- labels, seeds and models of any kind -------------------------------------------------------
+
+SEARCHES = [replace(QUICK, steps=3), UniversalPerturbation(steps=3)]
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal"])
+def test_integers_of_any_kind_are_labels_and_seeds(
+    search: Any, model: Handmade, images: CleanData
+) -> None:
+    wanted = search.recover(model, images, [1, 0], seed=4)
+    for labels in (np.array([1, 0]), torch.tensor([1, 0]), (np.uint8(1), torch.tensor(0))):
+        found = search.recover(model, images, labels, seed=np.int64(4))
+        assert [type(one.target) for one in found] == [int, int]
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one.pattern, other.pattern)
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal"])
+@pytest.mark.parametrize("labels", [0, torch.tensor(0), ["0"], [0.0], "01", [[0]], [-1], [1, True]])
+def test_what_is_no_list_of_labels_is_refused(
+    search: Any, model: Handmade, images: CleanData, labels: Any
+) -> None:
+    with pytest.raises(DataError, match="label"):
+        search.recover(model, images, labels)
+
+
+class Counts(Handmade):
+    """Counts its passes in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal"])
+def test_buffers_are_left_as_they_were(search: Any, images: CleanData) -> None:
+    model = Counts().eval()
+    search.recover(model, images, [0])
+    assert model.calls == 0
+
+
+def test_what_is_no_model_is_refused(model: Handmade, images: CleanData) -> None:
+    for search in SEARCHES:
+        with pytest.raises(UnsupportedModelError, match="load_state_dict"):
+            search.recover(model.state_dict(), images)
