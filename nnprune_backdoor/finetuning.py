@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError, UnsupportedModelError
-from .guard import private_copy, private_randomness, restore_modes_
+from .guard import checked_seed, private_copy, private_randomness, restore_modes_
 from .inversion import RecoveredTrigger
 from .masking import Silencing, silence_
 from .norms import Statistics, use_statistics_
@@ -73,8 +73,8 @@ def fine_tune(
 
     Raises:
         DataError: see `CleanData`; or no labels, or a setting out of range.
-        UnsupportedModelError: see `CleanData.check_against` and `silence_`; or the selection is of
-            a model of another shape.
+        UnsupportedModelError: see `CleanData.check_against`, `silence_` and `check_trainable`; or
+            the selection is of a model of another shape.
         ScoringError: training diverged.
     """
     if epochs < 0 or not lr > 0 or batch_size < 2 or shift < 0 or not 0 <= stamped <= 1:
@@ -93,19 +93,22 @@ def fine_tune(
             "expected silencing 'zero' or 'constant' and statistics 'batch' or 'running', got "
             f"{silencing!r} and {statistics!r}"
         )
+    seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean)
         data.targets  # noqa: B018 - raises where there are none
         tuned = private_copy(model)
+        weights = check_trainable(tuned)
         data.check_against(tuned)
         data = data.near(tuned)
         silent = Selection((), ()) if selection is None else selection
         check_fits(tuned, silent)
         silence_(tuned, silent, silencing=silencing)
-        use_statistics_(tuned.requires_grad_(True), statistics)
+        use_statistics_(tuned, statistics)
+        for weight in weights:
+            weight.requires_grad_(True)
         generator = torch.Generator().manual_seed(seed)
         where = like(tuned)
-        weights = list(tuned.parameters())
         steps: torch.optim.Optimizer = (
             torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=5e-4)
             if optimiser == "sgd"
@@ -146,6 +149,24 @@ def _stamp(
         return images
     trigger = triggers[int(torch.randint(len(triggers), (), generator=generator))]
     return torch.cat([trigger(images[:count]), images[count:]])
+
+
+def check_trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that can be trained: all but integers.
+
+    Raises:
+        UnsupportedModelError: there are none, or they are of several precisions.
+    """
+    weights = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in weights if not p.is_complex()})
+    if not weights:
+        raise UnsupportedModelError("the model has no weights that could be trained")
+    if len(kinds) > 1:
+        raise UnsupportedModelError(
+            f"the model's weights are of several types ({', '.join(kinds)}), and are not trained "
+            "so; give it in one: model.float()"
+        )
+    return weights
 
 
 def check_fits(model: nn.Module, selection: Selection) -> None:

@@ -53,16 +53,22 @@ def recalibrate_norms_(
     held = dict(model.named_buffers()) if buffers is None else buffers
     modes = {module: module.training for module in model.modules()}
     momenta = {name: layer.momentum for name, layer in layers.items()}
+    uncounted = [layer for layer in layers.values() if layer.num_batches_tracked is None]
     use_statistics_(model, "batch")
     try:
         for name, layer in layers.items():
             layer.momentum = None  # a cumulative average, which starts where the count is 0
-            held[f"{name}.num_batches_tracked"].zero_()
+            if layer in uncounted:
+                layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
+            else:
+                held[f"{name}.num_batches_tracked"].zero_()
         with torch.no_grad():
             for images in batches:
                 (run or model)(images)
     finally:
         for name, layer in layers.items():
             layer.momentum = momenta[name]
+            if layer in uncounted:
+                layer.num_batches_tracked = None
         for module, training in modes.items():
             module.training = training

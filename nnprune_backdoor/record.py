@@ -83,7 +83,8 @@ class PairedAccuracy:
         hits = [predict(model, clean.images) == clean.labels for model in (before, after)]
         drop, error = paired_drop(*hits)
         old, new = (Rate(int(right.sum()), len(right)) for right in hits)
-        return cls(old, new, drop, (drop - 1.96 * error, drop + 1.96 * error))
+        low, high = max(-1.0, drop - 1.96 * error), min(1.0, drop + 1.96 * error)
+        return cls(old, new, drop, (low, high))
 
     def __str__(self) -> str:
         low, high = self.interval

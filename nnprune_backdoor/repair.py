@@ -7,17 +7,17 @@ trigger, all with their own labels. What it gives here: docs/repair.md.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .criteria import Criterion
-from .data import CleanData, like
+from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
-from .finetuning import check_fits, fine_tune
-from .guard import private_copy, private_randomness
+from .finetuning import check_fits, check_trainable, fine_tune
+from .guard import checked_seed, copied, private_copy, private_randomness
 from .inversion import Inversion, RecoveredTrigger
 from .masking import Silencing, silence_
 from .record import PairedAccuracy, Repair
@@ -74,12 +74,15 @@ def unlearn_triggers(
         raise DataError(
             f"expected triggers of one label, got labels {labels}; repair one at a time"
         )
+    seed = checked_seed(seed)
     with private_randomness(seed):  # a loader may shuffle
+        given = copied(model)
+        check_trainable(given)  # before the search, too
         data = CleanData.collect(clean)
     data.targets  # noqa: B018 - raises where there are none
     more: Sequence[RecoveredTrigger] = ()
     if search is not None:
-        silenced = private_copy(model).float()
+        silenced = private_copy(given).float()
         if selection is not None:
             check_fits(silenced, selection)
             silence_(silenced, selection, silencing=silencing)
@@ -87,7 +90,7 @@ def unlearn_triggers(
         label = triggers[0].target
         more = search.recover(silenced, data, [label], seed=seed + 5, progress=progress)
     tuned = fine_tune(
-        copy.deepcopy(model).float(),  # small steps are lost in half precision
+        copied(given).to(_precision(given)),  # small steps are lost in half precision
         data,
         **REPAIR,
         selection=selection,
@@ -97,7 +100,18 @@ def unlearn_triggers(
         seed=seed,
         progress=progress,
     )
-    return tuned.to(like(model)["dtype"])
+    for own, theirs in zip(_state(tuned), _state(given), strict=True):
+        own.data = own.data.to(theirs.dtype)
+    return tuned
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    """Single, or that of the model if it is higher."""
+    return wide(torch.empty(0, dtype=like(model)["dtype"])).dtype
 
 
 def check_repair(repair: Repair, criterion: Criterion, selector: Selector) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Arbitrary, assert_same_state, state_of
-from torch import nn
+from torch import Tensor, nn
 
 from nnprune_backdoor import (
     RNP,
@@ -21,7 +21,9 @@ from nnprune_backdoor import (
     LowestCount,
     RecoveredTrigger,
     ScoringError,
+    Site,
     TriggerGone,
+    UnsupportedModelError,
     find_sites,
     fine_tune,
     purify,
@@ -32,6 +34,9 @@ from nnprune_backdoor import (
 )
 from nnprune_backdoor.attacks import train_classifier
 from nnprune_backdoor.evaluation import predict
+from nnprune_backdoor.masking import MaskedModel
+from nnprune_backdoor.norms import recalibrate_norms_
+from nnprune_backdoor.record import PairedAccuracy
 from nnprune_backdoor.repair import REPAIR
 
 QUICK = Inversion(steps=120, batch_size=32)
@@ -304,3 +309,84 @@ def test_a_probe_of_nothing_is_refused(
             relearn(backdoored, clean, patch, label, progress=False)
     with pytest.raises(ScoringError, match="diverged"):
         relearn(backdoored, clean, patch, 1, lr=1e38, progress=False)
+
+
+# --- models that are not all of one kind -------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """A convolution in half precision between layers in single."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3).bfloat16()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.norm(x.float()).to(self.conv.weight.dtype)).float()
+        logits: Tensor = self.head(x.relu().mean((2, 3)))
+        return logits
+
+
+def test_weights_of_several_types_are_not_trained(
+    clean: CleanData, patch: RecoveredTrigger
+) -> None:
+    model = Mixed().eval()
+    with pytest.raises(UnsupportedModelError, match=r"\(bfloat16, float32\).*model.float\(\)"):
+        fine_tune(model, clean, epochs=1, progress=False)
+    with pytest.raises(UnsupportedModelError, match="bfloat16, float32"):
+        unlearn_triggers(model, clean, [patch], progress=False)
+    assert fine_tune(model.float(), clean, epochs=1, progress=False)
+
+
+def test_weights_that_are_integers_stay_as_they_are(
+    backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger
+) -> None:
+    model = copy.deepcopy(backdoored)
+    model.table = nn.Parameter(torch.arange(3), requires_grad=False)
+    tuned = fine_tune(model, clean, epochs=1, progress=False)
+    mended = unlearn_triggers(model, clean, [patch], search=None, progress=False)
+    for net in (tuned, mended):
+        assert torch.equal(net.get_parameter("table"), torch.arange(3))
+        assert not torch.equal(net.get_parameter("0.weight"), model.get_parameter("0.weight"))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_every_tensor_keeps_its_type_in_a_repair(
+    backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger, kind: torch.dtype
+) -> None:
+    model = copy.deepcopy(backdoored).to(kind)
+    model.register_buffer("scale", torch.ones(2))  # in single precision, as it was registered
+    mended = unlearn_triggers(model, clean, [patch], search=None, progress=False)
+    assert mended.get_buffer("scale").dtype == torch.float32
+    assert {weight.dtype for weight in mended.parameters()} == {kind}
+
+
+def test_no_interval_leaves_what_is_possible(backdoored: nn.Module, clean: CleanData) -> None:
+    never = copy.deepcopy(backdoored)
+    never[-1].bias.data[3] = 1e4  # type: ignore[index,union-attr]
+    few = clean.take((clean.targets != 3).nonzero().flatten()[:9])
+    for before, after, end in ((backdoored, never, 1.0), (never, backdoored, -1.0)):
+        cost = PairedAccuracy.of(before, after, few)
+        assert cost is not None and cost.drop == end
+        assert -1 <= cost.interval[0] <= cost.interval[1] <= 1
+
+
+def test_layers_that_count_no_batches_are_estimated_anew() -> None:
+    images = torch.randn(32, 3, 4, 4) * 3 + 2
+    norms = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    norms[1].num_batches_tracked = None
+    masked = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval().requires_grad_(False)
+    masked[1].num_batches_tracked = None  # type: ignore[union-attr]
+    for norm in norms:
+        recalibrate_norms_(nn.Sequential(norm).eval(), [images[:16], images[16:]])
+    assert norms[1].num_batches_tracked is None
+    assert norms[0].running_mean is not None and norms[1].running_mean is not None
+    assert norms[0].running_mean.any()
+    assert torch.equal(norms[0].running_mean, norms[1].running_mean)
+    view = MaskedModel(masked, (Site("1", 3, "norm", "0"),))
+    recalibrate_norms_(masked, [images], run=view, buffers=view.buffers)
+    wanted = masked[0](images).mean((0, 2, 3))
+    torch.testing.assert_close(view.buffers["1.running_mean"], wanted, rtol=1e-4, atol=1e-4)
+    assert not masked.get_buffer("1.running_mean").any()
+    assert masked[1].num_batches_tracked is None
