@@ -205,10 +205,18 @@ def _size(report: Report) -> Section:
     drift = "not finite" if size["drift"] is None else f"{size['drift']:.1e}"
     text = (
         f"Neurons removed from the tensors: {size['removed']}, only silenced: {size['silenced']}. "
-        f"Channels that went, those that only served removed neurons included: {size['channels']}. "
+        f"Channels that went: {size['channels']}, {_others(size.get('unused'))}. "
         f"Logits differ from the silenced model's by {drift} of their scale."
     )
     return Section(title, [text], table=Table("lrrr", rows, ["", "before", "after", "change"]))
+
+
+def _others(unused: int | None) -> str:
+    """What went beside removed neurons' channels; reports of old do not tell it apart."""
+    served = "those that only served removed neurons included"
+    if unused is None:
+        return f"{served}, and so are any that were of no use before"
+    return f"{served}" + (f", and {unused} that were of no use before" if unused else "")
 
 
 def _given(report: Report) -> Section:

@@ -296,6 +296,19 @@ def test_both_pages_say_what_matters(purified: Purified) -> None:
     assert "because &lt;nine&gt; \\| is enough" in markdown
 
 
+def test_channels_of_no_use_before_are_not_credited_to_the_removal(purified: Purified) -> None:
+    report = Report.of(purified)
+    assert report.size is not None
+    for unused, said in (
+        (None, ", and so are any that were of no use before. "),
+        (0, "neurons included. "),
+        (2, "neurons included, and 2 that were of no use before. "),
+    ):
+        page = to_markdown(replace(report, size={**report.size, "unused": unused}))
+        assert f"{report.size['channels']}, those that only served removed" in page
+        assert said in page
+
+
 def test_no_verdict_is_given(purified: Purified, plainest: Purified) -> None:
     verdict = re.compile(
         r"\b(ASR|safe|certified|(is|now|was) clean|no backdoor (in|found))\b", re.I
