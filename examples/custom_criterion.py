@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch_pruning as tp
@@ -48,11 +48,6 @@ class OneSided(Criterion):
     cost: ClassVar[str] = "one backward pass a class over the images"
 
     batch_size: int = 64
-
-    @classmethod
-    def paper(cls) -> Self:
-        """There is none: the defaults."""
-        return cls()
 
     def score(
         self,

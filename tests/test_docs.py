@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import nnprune_backdoor
-from nnprune_backdoor import TAC, CleanData, LowestFraction
+from nnprune_backdoor import TAC, CleanData, LowestFraction, selection
 from nnprune_backdoor.criteria import base
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,24 +29,42 @@ STAND_INS = {
     '"rnp", selector=strict': "quick, selector=strict",
     "TriggerGone(max_drop=0.01)": "AccuracyBudget(points=3)",
     "RNPImportance(model, clean_loader)": "RNPImportance(model, clean_loader, **brief)",
+    "RNP.paper()": "RNP(**brief)",
     "epochs=10": "epochs=1",
     "Inversion(steps=150": "Inversion(steps=5",
 }
+SHORT: dict[str, Any] = {"steps": 10, "min_success": 0.0}
+HELP = {  # names in the stand-ins
+    "short": SHORT,
+    "quick": TAC(target=1, **SHORT),
+    "brief": {"unlearn_epochs": 2, "unlearn_missed": "flag"},
+    "amount": LowestFraction(0.05),
+}
+FROM_FILES = {"A ViT checkpoint and a folder of images"}  # has a model of its own
 
 
 def blocks(page: str) -> dict[str, list[str]]:
-    """Title of a section -> its Python, block by block."""
+    """Title of a section -> its Python, block by block; sections without any are left out."""
     found: dict[str, list[str]] = {}
     for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:
         title, _, rest = section.partition("\n")
-        found[title] = re.findall(r"^```python\n(.*?)^```$", rest, re.M | re.S)
+        if python := re.findall(r"^```python\n(.*?)^```$", rest, re.M | re.S):
+            found[title] = python
     return found
 
 
-def run(block: str, names: dict[str, Any]) -> None:
+def shortened(block: str) -> str:
     for theirs, ours in STAND_INS.items():
         block = block.replace(theirs, ours)
-    exec(compile(block, "how_to.md", "exec"), names)
+    return block
+
+
+def run(section: list[str], own: dict[str, Any]) -> dict[str, Any]:
+    """Run the blocks in a fresh namespace that has `own` alone; what it holds in the end."""
+    names = HELP | own
+    for block in section:
+        exec(compile(shortened(block), "how_to.md", "exec", dont_inherit=True), names)
+    return names
 
 
 HOW_TO = blocks("how_to.md")
@@ -60,7 +81,7 @@ def folder(tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     vit = nnprune_backdoor.architecture.create("test_vit", {"num_classes": 2})
     torch.save(vit.state_dict(), "vit.pth")
-    torch.save(trained.state_dict(), "stranger.pth")
+    torch.save(Answer(trained).state_dict(), "stranger.pth")
     for i in range(16):
         path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,29 +89,49 @@ def folder(tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
+class Answer(nn.Module):
+    """As models are whose output is an object."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(body)
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.body(images))
+
+
+def smaller(names: dict[str, Any]) -> bool:
+    return bool(names["smaller"](names["images"]).shape == (64, 10))
+
+
+# title -> what must hold of the namespace once the section has run
+PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "A ViT checkpoint and a folder of images": lambda _: Path("purified/record.json").exists(),
+    "How much to prune": smaller,
+    "Keep the shape of the model": smaller,
+    "Add a criterion": lambda _: "idle" in nnprune_backdoor.list_criteria(),
+    "Add a selector": lambda _: "each_class" in nnprune_backdoor.list_selectors(),
+}
+
+
 @pytest.mark.filterwarnings("ignore:no neuron:UserWarning")  # of groups that are left alone
-def test_what_how_to_says_can_be_done(
-    folder: Path, trained: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("title", HOW_TO)
+def test_each_section_of_how_to_runs_by_itself(
+    title: str, folder: Path, trained: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registered = dict(base._CRITERIA._classes)
-    monkeypatch.setattr(base._CRITERIA, "_classes", registered)  # not for the other tests
-    loader = [(clean.images, clean.targets)]
-    names: dict[str, Any] = {
-        "MyNet": lambda: copy.deepcopy(trained),
-        "short": (short := {"steps": 10, "min_success": 0.0}),
-        "quick": TAC(target=1, **short),
-        "brief": {"unlearn_epochs": 2, "unlearn_missed": "flag"},
-        "amount": LowestFraction(0.05),
-    }
-    for title, section in HOW_TO.items():
-        if title != "A ViT checkpoint and a folder of images":  # has its own
-            names |= {"model": copy.deepcopy(trained), "clean_loader": loader}
-        for block in section:
-            run(block, names)
-    assert (folder / "purified" / "model.safetensors").exists()
-    assert len(names["tuned"](clean.images)) == len(clean)
-    assert "idle" in registered
-    assert names["purified"].selection.reason
+    for registry in (base._CRITERIA, selection._SELECTORS):  # not for the other tests
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    mine = ModuleType("my_models")
+    mine.MyNet = lambda: Answer(trained)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_models", mine)
+    own = {"model": trained, "clean_loader": [(clean.images, clean.targets)]}
+    names = run(HOW_TO[title], {} if title in FROM_FILES else own)
+    assert PROMISED.get(title, bool)(names)
+    assert "purified" not in names or names["purified"].selection.reason
+
+
+def test_every_promise_is_of_a_section() -> None:
+    assert PROMISED.keys() | FROM_FILES <= HOW_TO.keys()
 
 
 def test_the_reference_has_every_public_name() -> None:
