@@ -7,7 +7,6 @@ recovered anew, on the silenced network, gives no evidence any more.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from .data import CleanData
 from .diagnosis import Diagnosis
 from .errors import DataError
 from .evidence import Evidence
-from .guard import private_copy
+from .guard import copied, private_copy
 from .inversion import RecoveredTrigger
 from .masking import silence_
 from .scanning import Scan
@@ -134,7 +133,7 @@ class Auto(Selector):
         looked: list[dict[str, Any]] = []
         given = diagnosis.to_dict()["triggers"]
         for point in points:
-            silenced = copy.deepcopy(held_out.model)
+            silenced = copied(held_out.model)
             silence_(silenced, prefix(scores, point.neurons), silencing=held_out.silencing)
             left = self._remaining(silenced, held_out, images, diagnosis.target, given)
             looked.append(_look(point.neurons, point.success, left))

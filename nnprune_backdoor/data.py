@@ -18,6 +18,7 @@ from .errors import DataError, UnsupportedModelError
 
 _IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "data")
 _ENOUGH = 100  # labelled images that do, however many classes there are
+_RENAMED = 0.3  # share of the images; a model that only guesses gains a few hundredths
 _ALONE = 0.05  # of the logits' scale: more than any precision's rounding
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
@@ -66,9 +67,13 @@ class CleanData:
             return (clean if isinstance(clean, CleanData) else cls.collect(clean)).near(near)
         if isinstance(clean, CleanData):
             labels_there = clean.labels is not None and clean.labels.device.type != "cpu"
-            if clean.images.device.type == "cpu" and not labels_there:
+            plain = not clean.images.requires_grad and not clean.images.is_inference()
+            if clean.images.device.type == "cpu" and not labels_there and plain:
                 return clean
-            return cls(clean.images.cpu(), None if clean.labels is None else clean.labels.cpu())
+            own = clean.images.detach().cpu()
+            # one of inference mode can be copied and not be made another
+            own = own.clone() if own.is_inference() else own
+            return cls(own, None if clean.labels is None else clean.labels.cpu())
         if isinstance(clean, Tensor):
             raise DataError(
                 "expected a loader (an iterable of batches), got a tensor; "
@@ -120,7 +125,12 @@ class CleanData:
             DataError: it does not accept these images; labels out of range, too few, all alike.
         """
         state = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-        finite = [torch.isfinite(tensor).all() for tensor in state.values()]
+        weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        # a buffer may hold -inf, as the mask of causal attention does
+        finite = [
+            torch.isfinite(tensor).all() if name in weights else ~torch.isnan(tensor).any()
+            for name, tensor in state.items()
+        ]
         here = like(model)["device"]
         # one wait for a GPU, not one a tensor
         sound = torch.stack([each.to(here) for each in finite]).tolist() if finite else []
@@ -130,14 +140,28 @@ class CleanData:
                     f"the model's {name!r} holds NaN or inf; it cannot be scored. Check how the "
                     "checkpoint was loaded"
                 )
+        images = self.images[:2].to(**like(model)).clone()
+        written = images._version
         try:
             with torch.no_grad():
-                logits = model(self.images[:2].to(**like(model)))
-        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+                logits = model(images)
+        except (
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise DataError(
                 f"the model does not accept images of shape {tuple(self.images.shape[1:])}: "
                 f"{error}. Give images of the channels and size that it was trained on"
             ) from error
+        if images._version != written:
+            raise UnsupportedModelError(
+                "the model writes into the images that it is given, so that they are others the "
+                "next time; have its forward pass work on a copy (x = x - mean in place of x.sub_)"
+            )
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UnsupportedModelError(
@@ -175,6 +199,38 @@ class CleanData:
                 "what the model says of an image changes with chance, or with the images beside it "
                 f"(logits by {gap:.0%}); make its forward pass repeatable in eval mode"
             )
+
+    def check_order(self, predicted: Tensor) -> None:
+        """The labels must be in the order of the model's classes, not in another one.
+
+        Each image is given the label that most *others* have of which the model says the same. If
+        that is right far more often than what the model says, the classes only have other numbers,
+        and whatever is done with these labels teaches the model wrong ones.
+
+        Args:
+            predicted: what the model says of each image, (N,).
+
+        Raises:
+            DataError: they are in another order.
+        """
+        labels = self.targets
+        width = 1 + int(max(labels.max(), predicted.max()))
+        table = torch.zeros(width, width).index_put_(
+            (predicted, labels), torch.ones(len(labels)), accumulate=True
+        )
+        others = table[predicted]
+        others[torch.arange(len(labels)), labels] -= 1  # an image does not vouch for itself
+        vouched = (others.argmax(1) == labels) & (others.amax(1) > 0)
+        right, renamed = (predicted == labels).float().mean(), vouched.float().mean()
+        if renamed - right <= _RENAMED:
+            return
+        said = int((table.sum(1) - table.diagonal()).argmax())
+        raise DataError(
+            f"the model gets {right:.0%} of the clean images right, but would get {renamed:.0%} if "
+            f"its classes had other numbers: what it calls {said} is mostly labelled "
+            f"{int(table[said].argmax())}. The labels are not in the order of the model's classes; "
+            "give them in the order that it was trained with"
+        )
 
     def _check_coverage(self, classes: int) -> None:
         labels = self.targets

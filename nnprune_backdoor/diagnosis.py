@@ -115,7 +115,7 @@ class Diagnosis:
             f"labels, seed {self.seed}",
         ]
         for item in self.evidence:
-            line = f"{item.kind:<13}{item.value:.3g}"
+            line = f"{item.kind:<14}{item.value:.3g}"
             if item.label is not None:
                 line += f", label {item.label}"
             if item.null:

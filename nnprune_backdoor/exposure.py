@@ -8,7 +8,6 @@ mu = wd / 2.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from .compute import mean_gradients
 from .data import CleanData, like, wide
 from .errors import ScoringError
-from .guard import private_copy, private_randomness
+from .guard import checked_seed, copied, private_copy, private_randomness
 from .inversion import predict_labels
 from .norms import Statistics, use_statistics_
 from .progress import progress_bar
+from .settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Unlearning:
     unlearn_statistics: Statistics = "batch"  # of BatchNorm while unlearning
     unlearn_missed: Literal["error", "flag"] = "error"  # the stop was not reached
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @property
     def weight_decay(self) -> float:
         """Of all weights while unlearning."""
@@ -74,7 +77,7 @@ class Unlearning:
         """
         if self.unlearn_statistics == "running":
             return self
-        tried, where = copy.deepcopy(model), like(model)
+        tried, where = copied(model), like(model)
         use_statistics_(tried, self.unlearn_statistics)
         parts = -(-len(clean) // self.batch_size)  # of about equal size: one image has no variance
         with torch.no_grad():
@@ -100,9 +103,11 @@ class Unlearning:
             ScoringError: the loss or a weight became NaN or inf, or accuracy did not fall to
                 `unlearn_stop` within `unlearn_epochs` (with `unlearn_missed="error"`).
         """
-        unlearned = copy.deepcopy(model).requires_grad_(True)
+        unlearned = copied(model)
+        weights = [weight for weight in unlearned.parameters() if weight.is_floating_point()]
+        for weight in weights:
+            weight.requires_grad_(True)
         use_statistics_(unlearned, self.unlearn_statistics)
-        weights = list(unlearned.parameters())
         optimiser = torch.optim.SGD(
             weights,
             lr=self.unlearn_lr,
@@ -230,6 +235,7 @@ def expose(
         ScoringError: it diverged.
     """
     settings = unlearning or Unlearning(unlearn_missed="flag", unlearn_stop=None)
+    seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean, near=model)
         own = private_copy(model)
@@ -245,7 +251,7 @@ def expose(
 
 def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
     """Leave the gradients of ascent on a batch in the weights; its logits (N, classes), on CPU."""
-    weights, where = list(model.parameters()), like(model)
+    weights, where = [w for w in model.parameters() if w.is_floating_point()], like(model)
 
     def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
         logits = wide(model(part.images.to(**where)))

@@ -219,6 +219,12 @@ def _others(unused: int | None) -> str:
     return f"{served}" + (f", and {unused} that were of no use before" if unused else "")
 
 
+def _compute(compute: dict[str, Any]) -> str:
+    """What of `Compute` was not as the model is."""
+    changed = [f"{name} {value}" for name, value in compute.items() if value not in (None, False)]
+    return ", ".join(text for text in changed if text != "precision float32") or "as the model is"
+
+
 def _given(report: Report) -> Section:
     given = report.given
     scoring, selecting, measuring = given["parts"]
@@ -235,6 +241,7 @@ def _given(report: Report) -> Section:
         ["removal", given["removal"]],
         ["BatchNorm estimated anew", "yes" if given["recalibrate_norms"] else "no"],
         ["repair", given.get("repair", "none")],  # older reports do not have it
+        ["passes", _compute(given.get("compute", {}))],
     ]
     return Section("What was given", table=Table("lc", rows))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,22 @@ from .compute import Compute
 from .criteria import Criterion, create_criterion
 from .data import CleanData, like
 from .errors import DataError, PurifyError, UnsupportedModelError
-from .guard import private_copy, private_randomness
+from .finetuning import check_trainable
+from .guard import (
+    checked_seed,
+    copied,
+    private_copy,
+    private_randomness,
+    refuse_computed_weights,
+)
+from .inversion import predict_labels
 from .masking import MaskedModel, Silencing, silence_
 from .norms import recalibrate_norms_
 from .pages import to_html, to_markdown
 from .progress import Clock, progress_bar
 from .recipe import Recipe
 from .record import Given, PairedAccuracy, ProxySuccess, Record, Removal, Repair
-from .removal import TOLERANCE, compact
+from .removal import allowed_drift, compact
 from .repair import check_repair, repaired, triggers_of
 from .report import Report
 from .scores import Selection
@@ -99,6 +106,7 @@ class Purified(Record):
             *self._removal(),
             *self._repair(),
             f"accuracy   {self.accuracy or 'not measured: the clean images have no labels'}",
+            *([f"caution    {self.guessing}"] if self.guessing else []),
             *(f"proxy      {proxy}" for proxy in self.triggers),
             f"seconds    {sum(self.seconds.values()):.1f} ("
             + ", ".join(f"{stage} {taken:.1f}" for stage, taken in self.seconds.items())
@@ -132,7 +140,7 @@ def purify(
     method: str | Criterion = "rnp",
     *,
     selector: str | Selector = "accuracy",
-    silencing: Silencing = "zero",
+    silencing: Silencing | None = None,
     removal: Removal = "exact",
     recalibrate_norms: bool = False,
     repair: Repair = "none",
@@ -153,7 +161,8 @@ def purify(
         method: name of a criterion (`list_criteria()`), or one already made.
         selector: how much goes; name of a selector that needs no settings, or one already made.
         silencing: "zero" switches weight and bias of a neuron off, which is what removing it
-            would do; "constant" keeps the bias (see `masking`).
+            would do; "constant" keeps the bias (see `masking`). None: as the criterion means it
+            (`Criterion.silencing`), which is "zero", and for trained masks what these meant.
         removal: "exact" takes silent neurons out of the tensors where that changes nothing, so
             the model gets smaller; "group" also takes out what these neurons are added to, whole
             coupled groups, which costs more than was measured when selecting; "none" leaves the
@@ -176,22 +185,26 @@ def purify(
 
     Raises:
         UnknownNameError: method, selector or hyper-parameter; before any work is done.
-        DataError, UnsupportedModelError, ScoringError: see there. Nothing half done is returned.
+        DataError: also where the labels fit the model's answers only in another order of classes.
+        UnsupportedModelError, ScoringError: see there. Nothing half done is returned.
     """
     criterion, chooser = _criterion(method, hyperparameters), _selector(selector)
-    if silencing not in ("zero", "constant"):
-        raise DataError(f"expected silencing 'zero' or 'constant', got {silencing!r}")
-    if removal not in ("exact", "group", "none"):
-        raise DataError(f"expected removal 'exact', 'group' or 'none', got {removal!r}")
+    silencing = criterion.silencing if silencing is None else silencing
+    _check_options(silencing, removal, shares)
     check_repair(repair, criterion, chooser)
+    seed = checked_seed(seed)
     clock = Clock()
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
         own = private_copy(model)
+        if repair != "none":
+            check_trainable(own)
         classes = clean.check_against(own)
         clean.check_repeatable(own)
         if criterion.needs_labels or chooser.needs_labels or repair != "none":
             clean.targets  # noqa: B018 - raises where there are none
+        if clean.labels is not None:
+            clean.check_order(predict_labels(own, clean.images))
         parts = scoring, selecting, certifying = clean.split(*shares, seed=seed)
         probe = scoring.images[:_PROBE].to(**like(own))
         given = Given.of(
@@ -205,25 +218,26 @@ def purify(
             removal=removal,
             recalibrate_norms=recalibrate_norms,
             repair=repair,
+            shares=shares,
+            compute=compute,
         )
         sites = find_sites(own, scoring.images[:2].to(**like(own)))
+        refuse_computed_weights(own, [site.name for site in sites])
         clock.lap("checks")
         scores = criterion(own, scoring, sites=sites, seed=seed, progress=progress, compute=compute)
         clock.lap("scoring")
-        held_out = None
-        if clean.labels is not None:
-            held_out = HeldOut(
-                own,
-                sites,
-                selecting,
-                silencing=silencing,
-                recalibrate=scoring if recalibrate_norms else None,
-                scored=scoring,
-                progress=progress,
-            )
+        held_out = HeldOut(
+            own,
+            sites,
+            selecting,
+            silencing=silencing,
+            recalibrate=scoring if recalibrate_norms else None,
+            scored=scoring,
+            progress=progress,
+        )
         selection = chooser(scores, held_out)
         clock.lap("selecting")
-        product, undone = copy.deepcopy(model), ""
+        product, undone = copied(model), ""
         silence_(product, selection, silencing=silencing)
         _check_same(product, own, selection, certifying, silencing)
         if recalibrate_norms and len(selection):
@@ -241,7 +255,6 @@ def purify(
                 progress=progress,
             )
             if not undone:
-                assert held_out is not None  # a repair needs labels
                 selection = chooser.review(selection, product, held_out)
             clock.lap("repairing")
         report = None
@@ -266,6 +279,15 @@ def purify(
         clock.laps,
         undone=undone,
     )
+
+
+def _check_options(silencing: str, removal: str, shares: tuple[float, ...]) -> None:
+    if silencing not in ("zero", "constant"):
+        raise DataError(f"expected silencing 'zero' or 'constant', got {silencing!r}")
+    if removal not in ("exact", "group", "none"):
+        raise DataError(f"expected removal 'exact', 'group' or 'none', got {removal!r}")
+    if len(shares) != 3:
+        raise DataError(f"expected shares for scoring, selecting and measuring, got {shares}")
 
 
 def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Criterion:
@@ -298,7 +320,7 @@ def _check_same(
     for module, mode in training.items():
         module.training = mode
     drift = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1e-12))
-    if not drift <= (TOLERANCE if wanted.dtype == torch.float32 else 1e-2):
+    if not drift <= allowed_drift(wanted.dtype):
         raise UnsupportedModelError(
             f"the silenced weights do not compute what the masks do (relative drift {drift:.1e}); "
             "weights that are shared between layers, or computed from others, can cause this"

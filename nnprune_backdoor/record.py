@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
+from .compute import Compute
 from .criteria import Criterion
 from .data import CleanData, like
 from .evaluation import Rate, predict
@@ -41,6 +42,8 @@ class Given:
     removal: Removal
     recalibrate_norms: bool
     repair: Repair
+    shares: tuple[float, float, float]  # of the images: scoring, selecting, measuring
+    compute: Compute  # how the criterion's passes were run
     sha256: dict[str, str]  # "weights" of the model, "clean": images and labels
 
     @classmethod
@@ -155,6 +158,16 @@ class Record:
     # where model and images came from, as plain data and as the caller says: `purify` cannot know
     source: dict[str, Any] = field(default_factory=dict)
     undone: str = ""  # why a repair that was asked for was not kept
+
+    @property
+    def guessing(self) -> str:
+        """Why little here means anything, where the model as given only guessed; else ""."""
+        if self.accuracy is None or self.accuracy.before.value > 1.5 / self.given.classes:
+            return ""
+        return (
+            "the model as given is hardly better than guessing on these images; look at the order "
+            "of the classes, the labels and the normalisation"
+        )
 
     @property
     def repaired(self) -> bool:

@@ -37,8 +37,14 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "seconds": (dict,),
 }
 # entries that records may lack, written before there were any, and what is read in their place
-_LATER: dict[str, tuple[type, ...]] = {"source": (dict,), "repair": (str,)}
-_MISSING: dict[str, Any] = {"source": {}, "repair": "none"}
+_LATER: dict[str, tuple[type, ...]] = {
+    "source": (dict,),
+    "repair": (str,),
+    "recalibrate_norms": (bool, type(None)),  # null: not on record
+    "shares": (list, type(None)),  # of the images: scoring, selecting, measuring
+    "compute": (dict, type(None)),  # how the criterion's passes were run, see `Compute`
+}
+_MISSING: dict[str, Any] = dict.fromkeys(_LATER) | {"source": {}, "repair": "none"}
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -142,6 +148,9 @@ def record_of(
         "seconds": report["seconds"],
         "source": report["source"],
         "repair": purified.given.repair if purified.repaired else "none",  # what was done
+        "recalibrate_norms": purified.given.recalibrate_norms,
+        "shares": report["given"]["shares"],
+        "compute": report["given"]["compute"],
     }
     assert entries.keys() == _ENTRIES.keys() | _LATER.keys()
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}

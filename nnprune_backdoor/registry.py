@@ -20,10 +20,14 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[_Class], _Class]:
-        """Class decorator; a name that is taken raises ValueError."""
+        """Class decorator; a name that another class has raises ValueError.
+
+        The same class may come again, as it does when a notebook's cell is run twice.
+        """
 
         def add(cls: _Class) -> _Class:
-            if name in self._classes:
+            there = self._classes.get(name, cls)
+            if (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ValueError(f"the {self.kind} {name!r} is registered already")
             self._classes[name] = cls
             return cls

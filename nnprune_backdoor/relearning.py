@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like, wide
 from .errors import DataError, ScoringError
-from .guard import private_copy, private_randomness
+from .guard import checked_seed, private_copy, private_randomness
 from .inversion import check_labels, predict_labels
 from .norms import use_statistics_
 from .progress import progress_bar
@@ -78,11 +78,12 @@ def relearn(
             "expected steps >= 1, batch_size >= 2, poisoned in (0, 1) and lr > 0, got "
             f"{steps}, {batch_size}, {poisoned:g} and {lr:g}"
         )
+    seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean)
         data.targets  # noqa: B018 - raises where there are none
         own = private_copy(model).float()
-        check_labels([target], data.check_against(own))
+        (target,) = check_labels([target], data.check_against(own))
         fit, look = data.split(0.5, 0.5, seed=seed)
         with torch.no_grad():
             labels = predict_labels(own, look.images)

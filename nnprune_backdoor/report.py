@@ -61,13 +61,14 @@ class Report:
         given, scores, selection = record.given, record.scores, record.selection
         facts = (
             "architecture", "classes", "parameters", "where", "images", "labelled", "parts",
-            "removal", "recalibrate_norms", "repair", "sha256",
+            "removal", "recalibrate_norms", "repair", "shares", "sha256",
         )  # fmt: skip
         return cls(
             given={
                 **{name: plain(getattr(given, name)) for name in facts},
                 "shape": list(given.example.shape),
                 "silencing": record.silencing,
+                "compute": _settings(given.compute),
             },
             criterion={
                 "name": type(given.criterion).__name__,
@@ -248,6 +249,7 @@ def _size(removal: RemovalReport, batch: int) -> Data:
         "removed": len(removal.removed),
         "silenced": len(removal.silenced),
         "channels": removal.channels,
+        "unused": removal.unused,
         "drift": plain(removal.drift),
     }
 
@@ -288,6 +290,8 @@ def _limits(record: Record) -> list[str]:
             f"Clean accuracy was measured on {accuracy.before.count} images; with few images or "
             "rare classes a loss can stay unseen. The interval says how far the number goes."
         )
+    if record.guessing:
+        said.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
     if record.given.recalibrate_norms and len(record.selection):
         said.append(
             "BatchNorm statistics were estimated anew, which often brings a backdoor back along "

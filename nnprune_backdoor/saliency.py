@@ -16,7 +16,7 @@ from .criteria.mnp import Norm, magnitudes
 from .criteria.response import loss_gradient
 from .data import CleanData, like
 from .errors import ScoringError
-from .guard import private_copy, private_randomness, refuse_recomputing
+from .guard import private_copy, private_randomness, refuse_recomputing, usual_passes
 from .masking import MaskedModel
 from .scores import Site
 from .sites import find_sites
@@ -45,6 +45,7 @@ class MagnitudeSaliency:
     spearman: float
 
 
+@usual_passes()
 def magnitude_saliency_correlation(
     model: nn.Module,
     clean: CleanData | Iterable[Any],

@@ -14,7 +14,7 @@ from .data import CleanData, like
 from .diagnosis import Diagnosis
 from .evidence import KINDS, Evidence, evidence_of
 from .exposure import Unlearning, expose
-from .guard import private_copy, private_randomness, refuse_recomputing
+from .guard import checked_seed, private_copy, private_randomness, refuse_recomputing
 from .inversion import (
     Inversion,
     PixelRange,
@@ -72,6 +72,7 @@ class Scan:
         progress: bool = False,
     ) -> Diagnosis:
         """As `scan`."""
+        seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
             data = CleanData(CleanData.collect(clean).images)
             own = private_copy(model)
@@ -81,7 +82,7 @@ class Scan:
             sites = find_sites(own, data.images[:2].to(**like(own)))
             data = data.near(own)
             if labels is not None:
-                check_labels(labels, classes)
+                labels = check_labels(labels, classes)
             found: dict[str, dict[int, float]] = {}
             clock = Clock()
             given: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
@@ -271,6 +272,7 @@ class Scan:
                 `Diagnosis.to_dict()`; the relative size is that of the label's new one among them.
         """
         own = private_copy(model)
+        seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
             data = CleanData(clean.images).near(own)
             classes = data.check_against(own)

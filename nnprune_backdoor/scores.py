@@ -68,6 +68,14 @@ class ChannelScores:
         pieces = self.flat.split([site.channels for site in self.sites])
         return {site.name: piece for site, piece in zip(self.sites, pieces, strict=True)}
 
+    @property
+    def ranks_only(self) -> bool:
+        """Whether the scores have an order and no scale on which a threshold would mean anything.
+
+        A criterion says so in `details["ranks_only"]`.
+        """
+        return bool(self.details.get("ranks_only", False))
+
     def order(self) -> Tensor:
         """Indices into `flat`, lowest score first; ties keep site order, then channel order."""
         return self.flat.argsort(stable=True)

@@ -125,11 +125,16 @@ def list_selectors() -> list[str]:
 @register_selector("below")
 @dataclass(frozen=True)
 class BelowThreshold(Selector):
-    """Every neuron whose score is at most `threshold` (the published codes compare with <=)."""
+    """Every neuron whose score is at most `threshold` (the published codes compare with <=).
 
-    threshold: float  # in the criterion's own unit; 0.2 is usual for masks
+    Raises:
+        DataError: the scores have an order and no scale (`ChannelScores.ranks_only`).
+    """
+
+    threshold: float  # in the criterion's own unit; 0.2 is usual for trained masks
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        _check_scale(scores)
         count = _removable(scores, scores.flat <= self.threshold)
         return prefix(scores, count, f"score <= {self.threshold:g}")
 
@@ -172,11 +177,15 @@ class Outlier(Selector):
 
     The median and the median absolute deviation, so that the outliers do not hide themselves.
     Where more than half of the scores are alike the MAD is 0 and the mean deviation serves.
+
+    Raises:
+        DataError: the scores have an order and no scale (`ChannelScores.ranks_only`).
     """
 
     deviations: float = 3.0
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        _check_scale(scores)
         flat = scores.flat.double()
         gap = (flat - flat.median()).abs()
         spread = 1.4826 * gap.median()
@@ -288,6 +297,15 @@ def prefix(scores: ChannelScores, count: int, reason: str = "", **details: Any) 
             left[neuron.site] -= 1
             chosen.append(neuron)
     return Selection(scores.sites, tuple(chosen), reason, details)
+
+
+def _check_scale(scores: ChannelScores) -> None:
+    if scores.ranks_only:
+        raise DataError(
+            "these scores say in which order neurons should go, and no more: a threshold on them "
+            "takes hundreds of neurons of a benign network. Use 'accuracy', 'trigger', 'count' or "
+            "'fraction', or a criterion with a scale: 'clp', 'bnp', or trained masks (paper())"
+        )
 
 
 def _removable(scores: ChannelScores, low: Tensor) -> int:

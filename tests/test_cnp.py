@@ -500,7 +500,7 @@ def test_a_stamp_of_ones_own_needs_no_target(model: Handmade, images: CleanData)
 
     scores = CNP(stamp=board)(model, images)
     assert scores.ranking()[0] == ("conv", TRIGGER)
-    assert scores.details == {"trigger": "given"}
+    assert scores.details == {"trigger": "given", "ranks_only": True}
     assert scores.triggers == ()
     assert "board" not in scores.criterion
 

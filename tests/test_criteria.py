@@ -31,6 +31,7 @@ from nnprune_backdoor import (
     scan,
 )
 from nnprune_backdoor.criteria import criterion_class
+from nnprune_backdoor.criteria.base import _CRITERIA
 
 # settings that make a criterion quick, each of its branches once; one that is not named here is
 # tested with its defaults
@@ -207,6 +208,33 @@ def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="'rnp' is registered already"):
         register_criterion("rnp")(criterion_class("anp"))
     assert criterion_class("rnp").__name__ == "RNP"
+
+
+def test_a_notebook_cell_can_be_run_twice() -> None:
+    def cell() -> type[Criterion]:
+        @register_criterion("of a notebook")
+        @dataclass(frozen=True, kw_only=True)
+        class Mine(Criterion):
+            def score(
+                self,
+                model: nn.Module,
+                clean: CleanData,
+                sites: tuple[Site, ...],
+                generator: torch.Generator,
+                progress: bool,
+            ) -> ChannelScores:
+                return ChannelScores(sites, torch.rand(sum(s.channels for s in sites)), repr(self))
+
+        return Mine
+
+    try:
+        cell()
+        latest = cell()
+        assert criterion_class("of a notebook") is latest
+        assert latest.paper() == latest()  # one method is enough
+        assert latest.needs_labels
+    finally:
+        del _CRITERIA._classes["of a notebook"]
 
 
 # ---- scores -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import noise_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -369,3 +370,59 @@ def test_images_go_where_the_model_is_and_labels_do_not(monkeypatch: pytest.Monk
     monkeypatch.setattr("nnprune_backdoor.data._free", lambda device: 8 * size - 1)
     assert data.near(elsewhere).images is data.images  # too little room
     assert data.near(nn.Linear(1, 1)).images is data.images
+
+
+# ---- the order of classes, and images that must not change ---------------------------------------
+
+
+def labelled(labels: Tensor) -> CleanData:
+    return CleanData(noise_images(len(labels)), labels)
+
+
+@pytest.mark.parametrize("shift", [1, 3])
+def test_labels_of_another_order_are_refused(shift: int) -> None:
+    said = torch.arange(60) % 10
+    with pytest.raises(DataError, match=r"0% of the clean images right, but would get 100% if"):
+        labelled((said + shift) % 10).check_order(said)
+
+
+def test_folders_in_the_order_of_their_digits_are_refused() -> None:
+    names = sorted(str(number) for number in range(12))  # 0, 1, 10, 11, 2, ...
+    said = torch.arange(120) % 12
+    data = labelled(torch.tensor([names.index(str(n)) for n in said.tolist()]))
+    with pytest.raises(DataError, match=r"17% of the clean images right.* is mostly labelled"):
+        data.check_order(said)
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("classes", [2, 10, 500])
+def test_a_poor_model_is_no_matter_of_order(accuracy: float, classes: int) -> None:
+    draw = torch.Generator().manual_seed(classes)
+    labels = torch.randint(classes, (300,), generator=draw)
+    guessed = torch.randint(classes, (300,), generator=draw)
+    right = torch.rand(300, generator=draw) < accuracy
+    labelled(labels).check_order(torch.where(right, labels, guessed))
+
+
+def test_a_model_that_always_says_the_same_is_no_matter_of_order() -> None:
+    labelled(torch.arange(40) % 4).check_order(torch.full((40,), 3))
+
+
+class InPlace(nn.Module):
+    def __init__(self, write: str) -> None:
+        super().__init__()
+        self.write, self.layer = write, nn.Linear(3 * 32 * 32, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images.clamp_(-9, 9) if self.write == "clamp_" else images.sub_(0.1).div_(0.5)
+        return self.layer(images.flatten(1))
+
+
+@pytest.mark.parametrize("write", ["clamp_", "sub_"])
+def test_a_model_that_writes_into_the_images_is_refused_and_writes_into_none(write: str) -> None:
+    """Also where it changes nothing that can be seen, as clamping does."""
+    images = noise_images(8)
+    data = CleanData(images.clone(), torch.arange(8) % 4)
+    with pytest.raises(UnsupportedModelError, match="writes into the images"):
+        data.check_against(InPlace(write).eval())
+    assert torch.equal(data.images, images)

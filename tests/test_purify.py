@@ -17,13 +17,20 @@ from nnprune_backdoor import (
     ANP,
     RNP,
     AccuracyBudget,
+    BelowThreshold,
+    ChannelScores,
     CleanData,
+    Compute,
     DataError,
+    HeldOut,
     LowestCount,
     LowestFraction,
     MaskedModel,
+    Outlier,
     Purified,
     Recipe,
+    Selection,
+    Selector,
     UnknownNameError,
     UnsupportedModelError,
     create_criterion,
@@ -33,7 +40,7 @@ from nnprune_backdoor import (
 )
 from nnprune_backdoor.attacks import photo_patches
 from nnprune_backdoor.demo import Drill, run_drill
-from nnprune_backdoor.evaluation import accuracy
+from nnprune_backdoor.evaluation import accuracy, predict
 from nnprune_backdoor.purify import Removal
 from nnprune_backdoor.removal import STAYS
 from nnprune_backdoor.selection import prefix
@@ -339,3 +346,79 @@ def test_accuracy_is_what_evaluation_says(model: nn.Module, clean: CleanData) ->
     assert accuracy(model, clean.images, clean.targets) == accuracy(
         result.model, clean.images, clean.targets
     )
+
+
+# ---- what is on record, and what is refused ------------------------------------------------------
+
+
+def test_a_run_can_be_repeated_from_its_record(model: nn.Module, clean: CleanData) -> None:
+    how = Compute(precision="bfloat16", micro_batch=16)
+    result = purify(
+        model, clean, "magnitude", selector=LowestCount(3), shares=(0.5, 0.3, 0.2), compute=how,
+        progress=False,
+    )  # fmt: skip
+    given = result.to_dict()["given"]
+    assert given["shares"] == [0.5, 0.3, 0.2]
+    assert Compute(**given["compute"]) == how
+    assert "precision bfloat16, micro" in result.to_markdown()
+
+
+def test_trained_masks_are_silenced_as_they_were_trained(
+    model: nn.Module, clean: CleanData
+) -> None:
+    """gamma alone, as published, unless something else is asked for."""
+    masks = ANP(optimise="masks", steps=2, batch_size=32)
+    given = {"selector": LowestCount(3), "progress": False}
+    assert purify(model, clean, masks, **given).silencing == "constant"
+    assert purify(model, clean, masks, silencing="zero", **given).silencing == "zero"
+    assert purify(model, clean, QUICK, **given).silencing == "zero"
+
+
+@pytest.mark.parametrize("selector", [Outlier(), BelowThreshold(0.2)])
+def test_thresholds_on_scores_that_only_rank_are_refused(
+    model: nn.Module, clean: CleanData, selector: Selector
+) -> None:
+    with pytest.raises(DataError, match="in which order neurons should go"):
+        purify(model, clean, QUICK, selector=selector, progress=False)
+
+
+def test_shares_are_three(model: nn.Module, clean: CleanData) -> None:
+    with pytest.raises(DataError, match="shares for scoring, selecting and measuring"):
+        purify(model, clean, QUICK, shares=(0.5, 0.5), progress=False)  # type: ignore[arg-type]
+
+
+def test_labels_in_another_order_are_refused_before_any_work(
+    model: nn.Module, clean: CleanData
+) -> None:
+    said = predict(model, clean.images)
+    wrong = CleanData(clean.images, (predict(model, clean.images) + 1) % 4)
+    if len(said.unique()) < 2:
+        pytest.skip("this machine's random network says the same of all")
+    with pytest.raises(DataError, match="not in the order of the model's classes"):
+        purify(model, wrong, QUICK, progress=False)
+
+
+def test_a_model_that_guesses_is_said_to(model: nn.Module) -> None:
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randn(120, 3, 32, 32, generator=draw)
+    labels = torch.randint(4, (120,), generator=draw)
+    result = purify(
+        model, CleanData(images, labels), "magnitude", selector=LowestCount(1), progress=False
+    )
+    assert result.accuracy is not None and result.accuracy.before.value <= 0.375
+    assert "hardly better than guessing" in result.summary()
+    assert "hardly better than guessing" in result.to_dict()["limits"][0]
+
+
+def test_a_selector_without_labels_can_look_at_images(model: nn.Module, clean: CleanData) -> None:
+    class Agreeing(Selector):
+        def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+            assert held_out is not None
+            same = held_out.predict(prefix(scores, 0), held_out.clean.images)
+            assert len(same) == len(held_out.clean) > 0
+            return prefix(scores, 2, "two of them")
+
+    result = purify(
+        model, CleanData(clean.images), "magnitude", selector=Agreeing(), progress=False
+    )
+    assert len(result.selection) == 2

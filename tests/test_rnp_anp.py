@@ -441,7 +441,8 @@ def test_a_stop_that_is_not_reached_raises_or_is_recorded(
     assert details["unlearn_steps"] == 6
     assert len(details["unlearn_accuracies"]) == 3
     scores = RNP(unlearn_missed="flag", **settings)(net, clean)
-    assert scores.details == details | {"unlearn_accuracies": scores.details["unlearn_accuracies"]}
+    details["unlearn_accuracies"] = scores.details["unlearn_accuracies"]
+    assert scores.details == details | {"ranks_only": True}
 
 
 @pytest.mark.parametrize("check", ["step", "epoch"])

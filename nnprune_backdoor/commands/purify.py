@@ -101,8 +101,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--silencing",
         choices=("zero", "constant"),
-        default="zero",
-        help="zero: weight and bias off; constant: the bias stays (zero)",
+        help="zero: weight and bias off; constant: the bias stays (as the criterion means it: "
+        "zero, or what trained masks meant)",
     )
     group.add_argument(
         "--removal",

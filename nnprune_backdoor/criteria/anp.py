@@ -68,8 +68,15 @@ class ANP(Criterion):
 
     @classmethod
     def authors_code(cls) -> Self:
-        """The released code: as the paper, but the noise may leave its bound after the step."""
+        """The released code: as the paper, but the noise may leave its bound after the step.
+
+        Less its random crops and mirror images, here as in `paper`.
+        """
         return cls(optimise="masks", project_noise=False)
+
+    @property
+    def silencing(self) -> Silencing:
+        return self.mask_means if self.optimise == "masks" else "zero"
 
     def score(
         self,
@@ -86,6 +93,7 @@ class ANP(Criterion):
             flat, details["mask_steps"] = self.train_masks(masked, clean, generator, progress)
         else:
             flat = self.respond(masked, clean, generator, progress)
+            details["ranks_only"] = True
         return ChannelScores(sites, flat, repr(self), details)
 
     def adversarial_noise(

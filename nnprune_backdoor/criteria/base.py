@@ -13,10 +13,12 @@ from torch import nn
 from ..compute import Compute
 from ..data import CleanData, like
 from ..errors import ScoringError, UnsupportedModelError
-from ..guard import private_copy, private_randomness, refuse_recomputing
+from ..guard import checked_seed, private_copy, private_randomness, refuse_recomputing
+from ..masking import Silencing
 from ..norms import keeps_statistics
 from ..registry import Registry
 from ..scores import ChannelScores, Site
+from ..settings import check_settings
 from ..sites import find_sites
 
 _C = TypeVar("_C", bound=type)
@@ -29,22 +31,36 @@ class Criterion(ABC):
     Concrete criteria are frozen dataclasses: their fields are the hyper-parameters.
     """
 
-    reference: ClassVar[str]  # authors, title, venue
-    needs_labels: ClassVar[bool]
+    reference: ClassVar[str] = "not published"  # authors, title, venue
+    needs_labels: ClassVar[bool] = True
     needs_images: ClassVar[bool] = True  # False: two show how the network runs, no more
     needs_gradients: ClassVar[bool] = True  # False: forward passes alone
     needs_batchnorm: ClassVar[bool] = False  # True: models without running statistics are refused
     cost: ClassVar[str] = "not known"  # of the default settings, roughly, for people
 
     @property
+    def silencing(self) -> Silencing:
+        """What silencing a neuron means to this criterion; `purify` takes it unless told otherwise.
+
+        Of masks that are trained: what they meant while they were.
+        """
+        return "zero"
+
+    @property
     def recovers_triggers(self) -> bool:
         """Whether the scores carry triggers that inversion found."""
         return False
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @classmethod
-    @abstractmethod
     def paper(cls) -> Self:
-        """The published settings (the authors' code where the paper is silent)."""
+        """The published settings (the authors' code where the paper is silent).
+
+        Of a criterion of one's own: its defaults, unless it says otherwise.
+        """
+        return cls()
 
     @abstractmethod
     def score(
@@ -83,6 +99,7 @@ class Criterion(ABC):
         Raises:
             DataError, UnsupportedModelError, ScoringError: see there.
         """
+        seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
             data = CleanData.collect(clean)
             if self.needs_labels:

@@ -29,7 +29,7 @@ from ..compute import mean_gradients
 from ..data import CleanData, like, wide
 from ..errors import DataError, ScoringError
 from ..inversion import PixelRange, RecoveredTrigger, check_labels, predict_labels
-from ..masking import MaskedModel
+from ..masking import MaskedModel, Silencing
 from ..norms import Statistics
 from ..progress import progress_bar
 from ..scores import ChannelScores, Site
@@ -87,10 +87,14 @@ class CNP(TriggerCriterion):
     settle: float | None = None  # masks: stop before the last step, see `Settling`
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         labels = 1 if self.candidates is None else self.candidates
         if min(labels, self.rounds, self.mask_batch, self.mask_look) < 1:
             raise DataError("expected rounds, mask_batch, mask_look and candidates of at least 1")
+        super().__post_init__()
+
+    @property
+    def silencing(self) -> Silencing:
+        return "constant" if self.ranking == "masks" else "zero"
 
     @property
     def recovers_triggers(self) -> bool:
@@ -145,6 +149,7 @@ class CNP(TriggerCriterion):
                 share=self.stage_share,
                 progress=progress,
             )
+            details["ranks_only"] = True
         return ChannelScores(sites, flat, repr(self), details, triggers)
 
     # ---- target and trigger -----------------------------------------------------------------
@@ -203,7 +208,7 @@ class CNP(TriggerCriterion):
         """
         if self.inversion == "smallest":
             return super().invert(model, clean, target, seed, progress)
-        check_labels([target], clean.check_against(model))
+        (target,) = check_labels([target], clean.check_against(model))
         pixels = self.pixels or PixelRange.seen_in(clean.images)
         pixels.check(clean.images)
         where, generator = like(model), torch.Generator().manual_seed(seed)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ..data import CleanData
-from ..errors import DataError
 from ..scores import ChannelScores, Site
 from .base import Criterion, register_criterion
 from .layers import relative, watch
@@ -42,10 +41,6 @@ class FP(Criterion):
     cost: ClassVar[str] = "one pass over the images"
 
     layers: Literal["last", "all"] = "last"
-
-    def __post_init__(self) -> None:
-        if self.layers not in ("last", "all"):
-            raise DataError(f"expected layers 'last' or 'all', got {self.layers!r}")
 
     @classmethod
     def paper(cls) -> Self:

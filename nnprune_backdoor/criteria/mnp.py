@@ -15,7 +15,7 @@ what this class gives as the paper's results. docs/mnp.md has the choices and wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -77,16 +77,11 @@ class MNP(UnlearningCriterion):
     closed_share: float = 0.1  # masks: stop once so many are, or the penalty closes them all
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.preserve <= 1:
             raise DataError(f"expected preserve in [0, 1], got {self.preserve}")
-        for name in ("penalty", "mu"):
-            if not getattr(self, name) >= 0:
-                raise DataError(f"expected {name} of at least 0, got {getattr(self, name)}")
         if self.steps < 1:
             raise DataError(f"expected at least one step, got {self.steps}")
-        if self.norm not in (norms := get_args(Norm)):
-            names = ", ".join(map(repr, norms[:-1]))
-            raise DataError(f"expected the norm {names} or {norms[-1]!r}, got {self.norm!r}")
 
     @classmethod
     def paper(cls) -> Self:
@@ -98,6 +93,10 @@ class MNP(UnlearningCriterion):
             unlearn_check="epoch",
             ranking="masks",
         )
+
+    @property
+    def silencing(self) -> Silencing:
+        return self.mask_means if self.ranking == "masks" else "zero"
 
     @property
     def weight_decay(self) -> float:
@@ -133,6 +132,7 @@ class MNP(UnlearningCriterion):
                 share=self.stage_share,
                 progress=progress,
             )
+            details["ranks_only"] = True
         return ChannelScores(sites, flat, repr(self), details)
 
     def losses(

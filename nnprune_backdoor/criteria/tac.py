@@ -85,6 +85,7 @@ class TAC(TriggerCriterion):
                 share=self.stage_share,
                 progress=progress,
             )
+            details["ranks_only"] = True
         return ChannelScores(sites, flat, repr(self), details, (trigger,))
 
 

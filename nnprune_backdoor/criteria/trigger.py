@@ -11,6 +11,7 @@ from torch import nn
 
 from ..data import CleanData
 from ..errors import DataError, ScoringError
+from ..guard import as_integer
 from ..inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .base import Criterion
 
@@ -30,6 +31,7 @@ class TriggerCriterion(Criterion):
     min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.mean is None) != (self.std is None):
             raise DataError("expected both mean and std of the normalisation, or neither")
 
@@ -53,7 +55,7 @@ class TriggerCriterion(Criterion):
             ScoringError: no trigger works on `min_success` of the held-out images.
         """
         seeds = torch.randint(2**31, (2,), generator=generator).tolist()
-        target = self.target
+        target = None if self.target is None else as_integer(self.target, "target")
         details: dict[str, Any] = {}
         if target is None:
             target, details = self.find_target(model, clean, seeds[0], progress)
