@@ -8,7 +8,7 @@ A channel is pruned if its bound exceeds the mean of its layer by u standard dev
 
 Which norm follows which layer is seen in a forward pass, not guessed from the order in which they
 were registered. A linear layer's channel has the norm of its row. Without a norm layer the factor
-is 1; with GroupNorm it is |gamma|, since what that divides by depends on the image.
+is 1; with Group- or InstanceNorm it is |gamma|, since what that divides by depends on the image.
 """
 
 from __future__ import annotations
