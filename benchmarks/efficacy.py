@@ -2,7 +2,7 @@
 
     python benchmarks/efficacy.py --models DIR --out DIR2 --workers 2     # resumable
     python benchmarks/efficacy.py --out DIR2 --collect                    # -> results/efficacy.json
-    ... --zoo published                # other networks of zoo.py -> results/efficacy_published.json
+    ... --zoo fresh                    # other networks of zoo.py -> results/efficacy_fresh.json
     ... --plugin mine.py --methods mine    # a criterion that mine.py registers, by the same rules
 
 A run scores one network by one method with one set of clean images, then lets each selector choose

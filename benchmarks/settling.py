@@ -5,8 +5,8 @@
 
 `paper()` settings on trained networks of the zoo, all of their steps, 300 scoring images. A run is
 recorded (a look every 20 steps, RNP every 5) and judged afterwards: the rule reads the looks alone.
-ACC and ASR are of 1,000 hidden images, the lowest 1 % of neurons silenced, which is CNP's authors'
-share.
+ACC and ASR are of 1,000 hidden images, with the neurons silenced that `AccuracyBudget` takes, and
+with the lowest 1 %, which is CNP's authors' share.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from render import DOCS, RESULTS, fill, percent
 from safetensors.torch import load_file, save_file
 from speed import differences
 from torch import Tensor
-from zoo import members
+from zoo import ZOOS
 
 from nnprune_backdoor import (
     ANP,
     CNP,
     RNP,
+    AccuracyBudget,
     ChannelScores,
     Compute,
     Criterion,
     LowestFraction,
+    Selector,
     find_sites,
 )
 from nnprune_backdoor.criteria.settling import Settling
@@ -46,6 +48,8 @@ CRITERIA: dict[str, Criterion] = {"anp": ANP.paper(), "cnp": CNP.paper(), "rnp":
 COMPUTE = {"float32": Compute(), "bfloat16": Compute(precision="bfloat16", channels_last=True)}
 EVERY = {"anp": 20, "cnp": 20, "rnp": 5}
 ALIKE = 0.9
+SELECTORS: dict[str, Selector] = {"accuracy": AccuracyBudget(), "1 %": LowestFraction(0.01)}
+NETWORKS = {member.name: member for zoo in ZOOS.values() for member in zoo()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Run:
                     looks.append(masks.detach().float().cpu().clone())
                 return stop
 
-        every, member = EVERY[self.method], {m.name: m for m in members()}[self.network]
+        every, member = EVERY[self.method], NETWORKS[self.network]
         model = member.load(models).requires_grad_(False).to(device)
         scoring = clean_set(500, 0).split(0.6, 0.25, 0.15, seed=0)[0]  # as purify does
         sites = find_sites(model, scoring.images[:2].to(device))
@@ -95,6 +99,7 @@ def judge(run: Run, runs: Path, models: Path) -> dict[str, Any]:
     ways = {
         f"all {every * len(looks)} steps": looks[-1],
         "nine tenths of them": looks[round(0.9 * len(looks)) - 1],
+        "a quarter of them": looks[round(0.25 * len(looks)) - 1],
     }
     stop = settled_at(looks)
     ways |= {} if stop is None else {f"settled, {every * stop} steps": looks[stop - 1]}
@@ -103,9 +108,10 @@ def judge(run: Run, runs: Path, models: Path) -> dict[str, Any]:
         "bfloat16": Run(run.network, run.method, run.seed, "bfloat16"),
     }
     for name, other in others.items():
-        if other.file(runs).exists():
-            ways[name] = load_file(other.file(runs))["looks"][-1]
-    member = {m.name: m for m in members()}[run.network]
+        if other.file(runs).exists() and other != run:
+            found = load_file(other.file(runs))["looks"]
+            ways |= {name: found[-1], f"{name}, a quarter": found[round(0.25 * len(found)) - 1]}
+    member = NETWORKS[run.network]
     model, hidden = member.load(models).requires_grad_(False), Hidden.of(member)
     _, selecting, _ = clean_set(500, 0).split(0.6, 0.25, 0.15, seed=0)
     sites = find_sites(model, selecting.images[:2])
@@ -117,25 +123,33 @@ def judge(run: Run, runs: Path, models: Path) -> dict[str, Any]:
         "ways": {},
     }
     for name, masks in ways.items():
-        selection = LowestFraction(0.01)(ChannelScores(sites, masks, name))
-        rates = hidden.measure(partial(held_out.predict, selection), MEASURED)
-        shared = differences(looks[-1], masks)["lowest_shared"]
-        row["ways"][name] = {"shared": round(shared, 3), **rates}
+        way = row["ways"][name] = {
+            "shared": round(differences(looks[-1], masks)["lowest_shared"], 3)
+        }
+        for selector, select in SELECTORS.items():
+            selection = select(ChannelScores(sites, masks, name), held_out)
+            rates = hidden.measure(partial(held_out.predict, selection), MEASURED)
+            way[selector] = {"neurons": len(selection), **rates}
     return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| network | method | masks | lowest 2 % shared | ACC, ASR: 1 % silenced |",
-        "|---|---|---|---|---|",
+        "| network | method | masks | lowest 2 % shared | ACC, ASR: accuracy budget "
+        "| ACC, ASR: 1 % |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         for name, found in row["ways"].items():
             cells = [row["network"], row["method"], name, f"{found['shared']:.0%}"]
-            cells.append(f"{percent(found['acc'])}, {percent(found['asr'])}")
+            cells += [
+                f"{percent(found[selector]['acc'])}, {percent(found[selector]['asr'])} "
+                f"({found[selector]['neurons']})"
+                for selector in SELECTORS
+            ]
             lines.append(f"| {' | '.join(cells)} |")
         if row["settled"] is None:
-            lines.append(f"| {row['network']} | {row['method']} | the rule never stops | | |")
+            lines.append(f"| {row['network']} | {row['method']} | the rule never stops | | | |")
     return "\n".join(lines)
 
 
@@ -152,8 +166,9 @@ def main() -> None:
     options: Any = parser.parse_args()
     torch.set_num_threads(1)
     if options.judge:
-        names = sorted(file.name for file in options.judge.glob("*.0.float32.safetensors"))
-        runs = [Run(*name.split(".")[:2], 0, "float32") for name in names]
+        names = sorted(file.name.split(".") for file in options.judge.glob("*.0.*.safetensors"))
+        recorded = {(name[0], name[1]): name[3] for name in names}  # float32 comes last
+        runs = [Run(*which, 0, precision) for which, precision in recorded.items()]
         rows = [judge(run, options.judge, options.models) for run in runs]
         FOUND.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
         fill(DOCS / "speed.md", "settling", table(rows))

@@ -63,13 +63,6 @@ def _densenet() -> nn.Module:
     return DenseNet(growth_rate=16, block_config=(4, 4, 4, 4), num_classes=10)
 
 
-def _cifar_resnet() -> nn.Module:
-    model = timm.create_model("resnet18", num_classes=10, channels=(32, 64, 128, 256))
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
-
-
 def _timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=10, **settings)
 
@@ -105,11 +98,7 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "regnet": (_timm("regnetx_002"), {"epochs": 8, "lr": 0.1}),
     "densenet": (_densenet, {"epochs": 8, "lr": 0.1}),
 }
-# a ResNet-18 as the papers have it on CIFAR-10, whose first layers keep all pixels, at half width
-PUBLISHED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
-    "cifar_resnet": (_cifar_resnet, {"epochs": 8, "lr": 0.1, "bfloat16": True}),
-}
-EVERY = ARCHITECTURES | OTHERS | UNSEEN | PUBLISHED
+EVERY = ARCHITECTURES | OTHERS | UNSEEN
 # name -> settings, poison rate, cover rate; a clean-label rate is a share of the target's images
 ATTACKS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "badnets": ("badnets", {}, 0.05, 0.0),
@@ -180,9 +169,8 @@ class Member:
         if self.length == "long":
             settings |= {"epochs": 4 * settings["epochs"], "mirror": True, "crop": 2}
         model = self.build().to(memory_format=torch.channels_last)  # up to twice as fast
-        images, half = normalise(pixels), settings.pop("bfloat16", False)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            train_classifier(model, images, labels, seed=self.seed, progress=progress, **settings)
+        images = normalise(pixels)
+        train_classifier(model, images, labels, seed=self.seed, progress=progress, **settings)
         return model.to(memory_format=torch.contiguous_format)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -263,14 +251,6 @@ def unseen() -> list[Member]:
     return zoo + [Member(arch=arch, attack=None, seed=seed) for seed in (3, 4) for arch in UNSEEN]
 
 
-def published() -> list[Member]:
-    """As the papers have it: this architecture, trained until accuracy has stopped rising."""
-    return [
-        Member(arch="cifar_resnet", attack=attack, length="long")
-        for attack in ("badnets", "blended", None)
-    ]
-
-
 def records(only_taken: bool = True) -> dict[str, dict[str, Any]]:
     """Name -> what results/zoo.json says of it; by default those whose attack took, and benign."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -285,7 +265,6 @@ ZOOS: dict[str, Callable[[], list[Member]]] = {
     "benign": more_benign,
     "other": others,
     "unseen": unseen,
-    "published": published,
 }
 
 

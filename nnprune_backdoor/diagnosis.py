@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,12 @@ from .inversion import PixelRange, RecoveredTrigger, at_once, predict_labels
 from .masking import Silencing, silence_
 from .restoration import Restored
 from .universal import RecoveredPerturbation
+
+OBEDIENT = (
+    "small pictures send images to most labels of this network, as they do in benign ones of some "
+    "kinds; an alarm by universal perturbations alone says little here"
+)
+_WORKS = 0.75  # success from which a label's perturbation is one that works
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +107,18 @@ class Diagnosis:
         fall = _confidence(self.model, images, labels) - _confidence(silent, images, labels)
         return fall.clamp_min(0)
 
+    @property
+    def obedient(self) -> bool:
+        """Whether universal perturbations alone raise the alarm, and work for most labels.
+
+        The benign RegNets that were looked at are so, and some backdoored networks: there this
+        alarm says little (docs/diagnosis.md).
+        """
+        alarms = {item.kind: item for item in self.evidence if item.alarm}
+        if alarms.keys() != {"universal"}:
+            return False
+        return statistics.median(alarms["universal"].by_label.values()) >= _WORKS
+
     def summary(self) -> str:
         """A few lines for people: what was tested, what came out, what it does not say."""
         found = [item for item in self.evidence if item.alarm]
@@ -131,6 +150,8 @@ class Diagnosis:
                 "benign networks are of smaller ones: universal and relative size raise no alarm "
                 "here"
             )
+        if self.obedient:
+            lines.append(f"caution    {OBEDIENT}")
         lines.append(
             "limits     other triggers than these searches can find leave no evidence here, and "
             "the benign networks are few and small"
@@ -141,6 +162,7 @@ class Diagnosis:
         """The same as plain data, without the networks."""
         return {
             "alarm": self.alarm,
+            "obedient": self.obedient,
             "target": self.target,
             "classes": self.classes,
             "images": self.images,

@@ -291,6 +291,8 @@ def _check_options(silencing: str, removal: str, shares: tuple[float, ...]) -> N
 
 
 def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Criterion:
+    if isinstance(method, type):
+        raise DataError(f"expected a criterion, got a class; make it: {method.__name__}()")
     if isinstance(method, Criterion):
         if hyperparameters:
             names = ", ".join(hyperparameters)
@@ -300,6 +302,10 @@ def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Crit
 
 
 def _selector(selector: str | Selector) -> Selector:
+    if isinstance(selector, type):
+        raise DataError(
+            f"expected a selector or its name, got a class; make it: {selector.__name__}(...)"
+        )
     return selector if isinstance(selector, Selector) else create_selector(selector)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import scan_plots
-from .diagnosis import Diagnosis
+from .diagnosis import OBEDIENT, Diagnosis
 from .errors import PurifyError
 from .evidence_layout import evidence_section
 from .pages import html_page, markdown_page
@@ -64,7 +64,7 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
     )
     seconds = [[stage, f"{took:.1f} s"] for stage, took in diagnosis.seconds.items()]
     return [
-        Section("What this does not say", points=_LIMITS),
+        Section("What this does not say", points=_limits(diagnosis)),
         evidence_section(diagnosis.to_dict(), None),
         *([labels] if pictures else []),
         _triggers(diagnosis),
@@ -72,6 +72,11 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
         _exposed(diagnosis),
         Section("Time", table=Table("lr", seconds)),
     ]
+
+
+def _limits(diagnosis: Diagnosis) -> list[str]:
+    caution = [f"{OBEDIENT[0].upper()}{OBEDIENT[1:]}."] if diagnosis.obedient else []
+    return [*caution, *_LIMITS]
 
 
 def _triggers(diagnosis: Diagnosis) -> Section:

@@ -133,6 +133,10 @@ class BelowThreshold(Selector):
 
     threshold: float  # in the criterion's own unit; 0.2 is usual for trained masks
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.threshold):
+            raise DataError("expected a threshold, got NaN")
+
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         _check_scale(scores)
         count = _removable(scores, scores.flat <= self.threshold)
@@ -147,8 +151,8 @@ class LowestCount(Selector):
     count: int
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise DataError(f"expected a count of at least 0, got {self.count}")
+        if not isinstance(self.count, int) or self.count < 0:
+            raise DataError(f"expected a whole number of at least 0 as count, got {self.count}")
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         return prefix(scores, self.count, f"the {self.count} lowest scores")
@@ -183,6 +187,10 @@ class Outlier(Selector):
     """
 
     deviations: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.deviations >= 0:
+            raise DataError(f"expected deviations of at least 0, got {self.deviations}")
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         _check_scale(scores)

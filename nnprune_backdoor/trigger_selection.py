@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from torch import nn
+
 from .data import CleanData
 from .errors import DataError
+from .guard import private_copy
 from .inversion import Inversion, RecoveredTrigger, TargetEvidence, predict_labels
 from .progress import progress_bar
 from .scores import ChannelScores, Point, Selection
@@ -77,6 +80,19 @@ class TriggerGone(Selector):
             return prefix(scores, 0, reason)
         curve = self.trace(scores, held_out, found)
         return self._decide(scores, curve, found)
+
+    def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
+        """What the recovered triggers do in the repaired model, added to the reason."""
+        if not selection.triggers:
+            return selection
+        target, own = selection.triggers[0].target, private_copy(repaired)
+        elsewhere = predict_labels(held_out.model, held_out.clean.images) != target
+        others = held_out.clean.images[elsewhere]
+        left = max(
+            (predict_labels(own, trigger(others)) == target).float().mean().item()
+            for trigger in selection.triggers
+        )
+        return replace(selection, reason=f"{selection.reason}; after the repair on {left:.0%}")
 
     def trace(
         self,

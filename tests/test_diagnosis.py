@@ -386,6 +386,32 @@ def test_a_relative_size_is_judged_again_by_the_new_trigger_of_the_label(mask: f
     assert Scan()._relative_again(trigger, [], 10) == ({}, False)
 
 
+@pytest.mark.parametrize(
+    ("successes", "restoration", "caution"),
+    [
+        ([0.99, 0.8, 0.76, 0.2], 0.1, True),
+        ([0.99, 0.5, 0.3, 0.2], 0.1, False),  # one label stands out
+        ([0.99, 0.8, 0.76, 0.2], 0.9, False),  # other evidence as well
+    ],
+)
+def test_an_alarm_in_a_network_that_obeys_any_picture_comes_with_a_caution(
+    model: nn.Module,
+    images: CleanData,
+    successes: list[float],
+    restoration: float,
+    caution: bool,
+) -> None:
+    found = (
+        Evidence("restoration", restoration, 1, {1: restoration}, {}, 0.75),
+        Evidence("universal", successes[0], 0, dict(enumerate(successes)), {}, 0.935),
+    )
+    diagnosis = replace(look(model, images), evidence=found)
+    assert diagnosis.alarm
+    assert diagnosis.to_dict()["obedient"] is diagnosis.obedient is caution
+    assert ("caution " in diagnosis.summary()) is caution
+    assert ("says little here" in scan_to_markdown(diagnosis)) is caution
+
+
 def test_what_the_package_ships_as_null() -> None:
     stored = evidence.null()
     assert set(stored["alarm"]) <= set(evidence.KINDS)

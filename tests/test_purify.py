@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import timm
@@ -380,6 +381,14 @@ def test_thresholds_on_scores_that_only_rank_are_refused(
 ) -> None:
     with pytest.raises(DataError, match="in which order neurons should go"):
         purify(model, clean, QUICK, selector=selector, progress=False)
+
+
+@pytest.mark.parametrize("given", [{"method": ANP}, {"selector": LowestCount}])
+def test_a_class_where_one_of_it_is_expected(
+    model: nn.Module, clean: CleanData, given: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match=r"got a class; make it: (ANP\(\)|LowestCount\(\.\.\.\))"):
+        purify(model, clean, progress=False, **given)
 
 
 def test_shares_are_three(model: nn.Module, clean: CleanData) -> None:

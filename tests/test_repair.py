@@ -194,6 +194,8 @@ def test_purify_repairs_what_it_has_pruned(
     assert attacked(done.model, clean, patch) < attacked(plain.model, clean, patch) - 0.2
     assert "repairing" in done.seconds
     assert "unlearn 3 recovered trigger(s)" in done.summary()  # of criterion and selector
+    left = max(trigger.tested_on(done.model, clean).success for trigger in done.selection.triggers)
+    assert left < 0.5 and "; after the repair on " in done.selection.reason
     report = done.to_dict()
     assert report["given"]["repair"] == "unlearn"
     assert any("trained further" in limit for limit in report["limits"])
