@@ -212,7 +212,7 @@ def _size(report: Report) -> Section:
 
 
 def _others(unused: int | None) -> str:
-    """What went beside removed neurons' channels; reports of old do not tell it apart."""
+    """What went beside removed neurons' channels; None: it was not told apart."""
     served = "those that only served removed neurons included"
     if unused is None:
         return f"{served}, and so are any that were of no use before"

@@ -75,7 +75,7 @@ class RemovalPlan:
     silenced: dict[Neuron, str]  # reason
     channels: int  # output channels that go, those which serve removed neurons only included
     # of those, how many nobody would miss even if all that were selected still spoke, so that the
-    # selection did not free them; None: not found out
+    # selection did not free them; None: nobody asked, or it was not found out
     unused: int | None
     recipe: Recipe
     drift: float  # largest difference to the silenced model's logits, relative to their scale
@@ -100,9 +100,10 @@ class RemovalReport(RemovalPlan):
             f"({new.parameters / old.parameters - 1:+.1%}), "
             f"MACs {old.macs:,} -> {new.macs:,} ({new.macs / old.macs - 1:+.1%})",
         ]
-        if self.unused != 0:
-            some = "some, how many was not found out," if self.unused is None else f"{self.unused}"
-            lines.append(f"{some} of the {self.channels} channels that went were of no use before")
+        if self.unused:
+            lines.append(
+                f"{self.unused} of the {self.channels} channels that went were of no use before"
+            )
         reasons = list(self.silenced.values())
         lines += [f"{reasons.count(why)} silenced: {why}" for why in dict.fromkeys(reasons)]
         return "\n".join(lines)
@@ -117,6 +118,7 @@ def compact(
     tolerance: float = TOLERANCE,
     seconds: float = 300.0,
     groups: bool = False,
+    count_unused: bool = False,
 ) -> tuple[nn.Module, RemovalReport]:
     """A smaller copy of a silenced model that computes the same.
 
@@ -126,7 +128,13 @@ def compact(
     start = time.monotonic()
     example = _plain(example)
     plan = plan_removal(
-        model, selection, example, tolerance=tolerance, seconds=seconds, groups=groups
+        model,
+        selection,
+        example,
+        tolerance=tolerance,
+        seconds=seconds,
+        groups=groups,
+        count_unused=count_unused,
     )
     smaller = plan.recipe.apply_(copied(model))
     before, after = (Size.of(private_copy(some), example) for some in (model, smaller))
@@ -143,6 +151,7 @@ def plan_removal(
     tolerance: float = TOLERANCE,
     seconds: float = 300.0,
     groups: bool = False,
+    count_unused: bool = False,
 ) -> RemovalPlan:
     """What `compact` would do, tried on copies.
 
@@ -155,6 +164,7 @@ def plan_removal(
         seconds: time limit. What is not settled by then stays silenced.
         groups: afterwards remove neurons that are added to others together with those others, the
             whole coupled group. This changes what the model computes; `drift` says by how much.
+        count_unused: find out `RemovalPlan.unused` as well, by a second analysis.
 
     Raises:
         DataError: fewer than two images.
@@ -190,7 +200,7 @@ def plan_removal(
         removed=tuple(neuron for neuron in selection.neurons if neuron not in reasons),
         silenced=reasons,
         channels=sum(int(marks.sum()) for marks in lane.outputs.values()),
-        unused=_unused(loose, selection, lane, example[:2].float(), left),
+        unused=_unused(loose, selection, lane, example[:2].float(), left) if count_unused else None,
         recipe=recipe,
         drift=bench.drift(recipe),
     )

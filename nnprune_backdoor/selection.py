@@ -152,7 +152,7 @@ class LowestCount(Selector):
 
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or self.count < 0:
-            raise DataError(f"expected a whole number of at least 0 as count, got {self.count}")
+            raise DataError(f"expected a count of at least 0, got {self.count}")
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         return prefix(scores, self.count, f"the {self.count} lowest scores")

@@ -183,7 +183,7 @@ def cut(model: nn.Module, silencing: Silencing = "zero", **channels: list[int]) 
     neurons = tuple(Neuron(name, c) for name, some in channels.items() for c in some)
     selection = Selection(sites, neurons)
     product, wanted = silenced(model, selection, silencing)
-    smaller, report = compact(product, selection, IMAGES)
+    smaller, report = compact(product, selection, IMAGES, count_unused=True)
     assert drift(smaller, wanted) <= 1e-4
     assert sorted([*report.removed, *report.silenced]) == sorted(neurons)
     return report
