@@ -270,7 +270,10 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
     """Silencing the lowest scores hurts the backdoor more than silencing random neurons does."""
     model, clean, triggered, target = planted()
     others = clean.targets != target
-    scores = create_criterion(name)(model, clean)
+    criterion = create_criterion(name)
+    if getattr(criterion, "stages", 1) > 4:
+        criterion = create_criterion(name, stages=4, stage_share=0.0125)  # as far, in fewer steps
+    scores = criterion(model, clean)
     masked = MaskedModel(model.requires_grad_(False), scores.sites, silencing="zero")
     masked.masks.requires_grad_(False)
 
@@ -300,24 +303,23 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
 def test_end_to_end_on_real_photographs() -> None:
     """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays."""
     drill = Drill(width=0.25)
-    backdoored = drill.train(photo_patches())  # a minute: one test, so that no second worker does
-    for method in ("rnp", "tac"):
-        outcome = run_drill(
-            drill, method=method, selector="trigger", repair="unlearn", trained=backdoored
-        )
-        before, after = outcome.before, outcome.after
-        assert before.attack.asr.value >= 0.95
-        assert before.acc.value >= 0.9
-        assert after.attack.asr.value <= 0.15, method
-        assert after.attack.ra.value >= 0.7, method
-        assert after.acc.value >= before.acc.value - 0.03, method
-        removal = outcome.purified.removal
-        assert removal is not None
-        smaller = removal.after.parameters < removal.before.parameters
-        assert smaller == (len(removal.removed) > 0)  # few may all be ones that blocks share
-        table = outcome.table()
-        assert f"{after.attack.asr}" in table
-        assert f"{removal.after.parameters:,}" in table
+    backdoored = drill.train(photo_patches())  # most of a minute
+    outcome = run_drill(
+        drill, method="tac", selector="trigger", repair="unlearn", trained=backdoored
+    )
+    before, after = outcome.before, outcome.after
+    assert before.attack.asr.value >= 0.95
+    assert before.acc.value >= 0.9
+    assert after.attack.asr.value <= 0.15
+    assert after.attack.ra.value >= 0.7
+    assert after.acc.value >= before.acc.value - 0.03
+    removal = outcome.purified.removal
+    assert removal is not None
+    smaller = removal.after.parameters < removal.before.parameters
+    assert smaller == (len(removal.removed) > 0)  # few may all be ones that blocks share
+    table = outcome.table()
+    assert f"{after.attack.asr}" in table
+    assert f"{removal.after.parameters:,}" in table
 
 
 def test_unlabelled_images_do_for_a_selector_that_needs_no_labels(
