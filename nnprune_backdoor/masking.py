@@ -113,8 +113,10 @@ class MaskedModel:
     def _pulls(self, images: Tensor) -> list[float]:
         """How the sum of squared logits pulls at each site's masks; buffers do not drift."""
         drifting, self.buffers = self.buffers, {k: b.clone() for k, b in self.buffers.items()}
+        images = images.to(next(self.model.parameters()))
         try:
-            size = self(images.to(next(self.model.parameters()))).float().square().sum()
+            with torch.autocast(images.device.type, enabled=False):  # rounding would be a pull
+                size = self(images).float().square().sum()
             (pull,) = torch.autograd.grad(size, self.masks)
         finally:
             self.buffers = drifting

@@ -161,12 +161,12 @@ class Record:
 
     @property
     def guessing(self) -> str:
-        """Why little here means anything, where the model as given only guessed; else ""."""
-        if self.accuracy is None or self.accuracy.before.value > 1.5 / self.given.classes:
+        """Why little here means anything, where the model as given may have guessed; else ""."""
+        if self.accuracy is None or self.accuracy.before.interval[0] > 1 / self.given.classes:
             return ""
         return (
-            "the model as given is hardly better than guessing on these images; look at the order "
-            "of the classes, the labels and the normalisation"
+            "what the model as given gets right of these images cannot be told from guessing; look "
+            "at the order of the classes, the labels and the normalisation"
         )
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .data import CleanData, like
 from .errors import DataError
+from .guard import as_integer
 from .inversion import at_once
 from .masking import MaskedModel, Silencing
 from .norms import recalibrate_norms_
@@ -151,7 +152,7 @@ class LowestCount(Selector):
     count: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.count, int) or self.count < 0:
+        if as_integer(self.count, "count") < 0:
             raise DataError(f"expected a count of at least 0, got {self.count}")
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from .errors import UnsupportedModelError
@@ -80,8 +81,17 @@ class _Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
-        """Watch every module; all hooks are gone afterwards, also on error."""
+        """Watch every module; all hooks are gone afterwards, also on error, and buffers as before.
+
+        A forward pass may count in them.
+        """
         handles = []
+        buffers = [
+            (module, name, buffer, buffer._version, buffer.clone())
+            for module in self._names
+            for name, buffer in module._buffers.items()
+            if buffer is not None and not is_lazy(buffer) and not buffer.is_inference()
+        ]
         for module in self._names:
             handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
@@ -90,6 +100,10 @@ class _Recorder(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+            for module, name, buffer, version, before in buffers:
+                module._buffers[name] = buffer
+                if buffer._version != version:
+                    buffer.copy_(before)
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         keys = tuple(_key(tensor) for tensor in inputs if isinstance(tensor, Tensor))

@@ -85,13 +85,8 @@ class TriggerGone(Selector):
         """What the recovered triggers do in the repaired model, added to the reason."""
         if not selection.triggers:
             return selection
-        target, own = selection.triggers[0].target, private_copy(repaired)
-        elsewhere = predict_labels(held_out.model, held_out.clean.images) != target
-        others = held_out.clean.images[elsewhere]
-        left = max(
-            (predict_labels(own, trigger(others)) == target).float().mean().item()
-            for trigger in selection.triggers
-        )
+        own, clean = private_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        left = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
         return replace(selection, reason=f"{selection.reason}; after the repair on {left:.0%}")
 
     def trace(

@@ -126,6 +126,13 @@ def test_ties_go_by_site_order_then_channel() -> None:
     )
 
 
+def test_a_count_may_be_any_kind_of_integer() -> None:
+    scores = scored([0.5, 0.1, 0.3], 3)
+    assert LowestCount(torch.tensor(2))(scores).neurons == LowestCount(2)(scores).neurons  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"expected count to be an integer, got 2\.5"):
+        LowestCount(2.5)  # type: ignore[arg-type]
+
+
 def test_a_last_channel_is_passed_over_for_the_next_neuron() -> None:
     scores = scored([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], 1, 2, 3)
     wanted = (Neuron("y", 0), Neuron("x", 0), Neuron("x", 1))

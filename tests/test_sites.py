@@ -408,6 +408,26 @@ def test_no_hook_stays_and_the_users_own_hook_does() -> None:
     assert seen == [True]
 
 
+@pytest.mark.parametrize("how", ["in place", "anew"])
+def test_what_a_forward_pass_counts_is_as_before(how: str) -> None:
+    class Counting(Classifier):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(3, 8, 3))
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, images: Tensor) -> Tensor:
+            if how == "in place":
+                self.passes += 1
+            else:
+                self.passes = self.passes + 1
+            return super().forward(images)
+
+    model = Counting().eval()
+    before = model.passes
+    find_sites(model, IMAGES)
+    assert model.passes is before and before == 0
+
+
 def test_no_hook_stays_when_the_forward_raises() -> None:
     model = build("test_resnet")
     before = hooks_of(model)
