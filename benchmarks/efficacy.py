@@ -228,7 +228,8 @@ def _pruned(
         scores = criterion_of(run.method)(model, scoring, sites=sites, seed=run.seed)
     row: dict[str, Any] = {"scoring_seconds": round(time.process_time() - start, 1)}
     scores.save(out / f"{run.key}.safetensors")
-    held_out = HeldOut(model, sites, selecting)
+    silencing = "zero" if run.method in INFORMED else criterion_of(run.method).silencing
+    held_out = HeldOut(model, sites, selecting, silencing=silencing)
 
     def measure(selection: Selection, count: int) -> dict[str, float]:
         return hidden.measure(partial(held_out.predict, selection), count)

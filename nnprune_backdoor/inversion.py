@@ -264,7 +264,7 @@ class TargetEvidence:
     whole image. `anomaly` says how far below the bulk log(size) lies, (median - x) / spread with
     the spread from the median absolute deviation. Neural Cleanse takes sizes as they are and calls
     2 suspicious; ours span two orders of magnitude. It points to the target, and does not tell
-    whether there is one: a benign network reached 4.5 (docs/diagnosis.md).
+    whether there is one: a benign network reached 5.5 (docs/diagnosis.md).
     """
 
     triggers: tuple[RecoveredTrigger, ...]
