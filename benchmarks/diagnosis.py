@@ -48,15 +48,10 @@ LATEST = ALARM | {"relative size": 0.065}  # halfway in log: benign .078, missed
 EARLIER = {"restoration": 0.75, "universal": 0.9}
 ZOOS = {  # file in results/, and the alarms of its day
     "fresh": ("diagnosis_fresh", ALARM),
-    "fresh again": ("diagnosis_fresh_again", ALARM),  # as the selector `auto` looks
     "unseen": ("diagnosis_unseen", LATEST),
-    "unseen again": ("diagnosis_unseen_again", LATEST),
     "other": ("diagnosis_other", WITH_ANOMALY),
-    "other again": ("diagnosis_other_again", WITH_ANOMALY),
     "benign": ("diagnosis_benign", ALARM),
-    "benign again": ("diagnosis_benign_again", ALARM),
     "null": ("diagnosis_null", ALARM),
-    "null again": ("diagnosis_null_again", ALARM),
     "evaluation": ("diagnosis", EARLIER),
     "development": ("diagnosis_development", EARLIER),
 }

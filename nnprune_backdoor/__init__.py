@@ -36,7 +36,6 @@ from .finetuning import fine_tune
 from .images import FolderImages, read_images
 from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
 from .masking import MaskedModel, silence_
-from .norms import recalibrate_norms_
 from .preprocessing import Preprocessing
 from .purify import Purified, purify
 from .recipe import Cut, Recipe
@@ -47,7 +46,6 @@ from .removal import RemovalPlan, RemovalReport, compact, plan_removal
 from .repair import unlearn_triggers
 from .report import Report
 from .restoration import Restoration, Restored
-from .saliency import MagnitudeSaliency, magnitude_saliency_correlation
 from .saving import load_purified, save_purified
 from .scan_pages import scan_to_html, scan_to_markdown
 from .scanning import Scan, scan
@@ -101,7 +99,6 @@ __all__ = [
     "LowestCount",
     "LowestFraction",
     "Magnitude",
-    "MagnitudeSaliency",
     "MaskedModel",
     "Neuron",
     "Outlier",
@@ -147,7 +144,6 @@ __all__ = [
     "load_model",
     "load_purified",
     "load_weights",
-    "magnitude_saliency_correlation",
     "paired_drop",
     "plan_removal",
     "prefix",
@@ -155,7 +151,6 @@ __all__ = [
     "read_images",
     "read_record",
     "read_report",
-    "recalibrate_norms_",
     "register_criterion",
     "register_selector",
     "relearn",

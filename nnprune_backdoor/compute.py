@@ -1,4 +1,4 @@
-"""How passes are run: precision, memory layout, images at a time, processes.
+"""How passes are run: precision, memory layout, images at a time.
 
 None of it says what is computed. The effect on scores is rounding, but for what the fields'
 remarks name.
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .data import CleanData, like
 from .errors import DataError, ScoringError
-from .parallel import Processes
 
 Precision = Literal["float32", "bfloat16"]
 Passes = Callable[[CleanData], tuple[Sequence[Tensor], Tensor | None]]
@@ -38,7 +37,6 @@ class Compute:
     precision: Precision = "float32"  # "bfloat16": autocast of convolutions and matrix products
     channels_last: bool = False  # memory layout of convolutions; left alone where it does not work
     micro_batch: int | None = None  # images a pass with gradients, at most; 3 where 2 leave one
-    processes: bool = False  # of torch.distributed (torchrun) share each batch; see `parallel`
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -68,13 +66,8 @@ class Compute:
 
     @contextlib.contextmanager
     def applied(self, device: torch.device) -> Iterator[None]:
-        """Passes inside the block run like this.
-
-        Raises:
-            DataError: processes are asked for and there are none.
-        """
-        run = _Run(self.micro_batch, Processes() if self.processes else None)
-        token = _RUN.set(run)
+        """Passes inside the block run like this."""
+        token = _RUN.set(_Run(self.micro_batch))
         cast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self.precision == "bfloat16":
             # no cache: weights that are unlearned change inside the block
@@ -89,7 +82,6 @@ class Compute:
 @dataclass
 class _Run:
     limit: int | None = None  # images a pass
-    processes: Processes | None = None
     inside: bool = False  # a part of a batch is being worked on
 
 
@@ -97,7 +89,7 @@ _RUN: ContextVar[_Run | None] = ContextVar("compute", default=None)
 
 
 def mean_gradients(batch: CleanData, passes: Passes) -> tuple[list[Tensor], Tensor | None]:
-    """Gradients of a mean loss over a batch, in as many parts as memory and processes need.
+    """Gradients of a mean loss over a batch, in as many parts as memory needs.
 
     Args:
         passes: for some images, the gradients of their mean loss and, if wanted, a row for each
@@ -109,30 +101,21 @@ def mean_gradients(batch: CleanData, passes: Passes) -> tuple[list[Tensor], Tens
     run = _RUN.get() or _Run()
     if run.inside:
         gradients, rows = passes(batch)
-        return _over_processes(run, gradients, len(batch)), rows
-    mine = torch.arange(len(batch)) if run.processes is None else run.processes.share(len(batch))
+        return list(gradients), rows
     run.inside = True
     try:
-        if run.processes is None:
-            found = _in_parts(run, batch, passes)
-        else:
-            with run.processes.common_statistics():
-                found = _in_parts(run, batch.take(mine), passes, len(batch))
+        return _in_parts(run, batch, passes)
     finally:
         run.inside = False
-    gradients, rows = found
-    if run.processes is not None and rows is not None:
-        rows = run.processes.together(rows, mine, len(batch))
-    return _over_processes(run, gradients, len(mine)), rows
 
 
 def _in_parts(
-    run: _Run, batch: CleanData, passes: Passes, of: int | None = None
+    run: _Run, batch: CleanData, passes: Passes
 ) -> tuple[list[Tensor], Tensor | None]:
-    """`passes` over a batch whose parts are as small as they must be; `of`: over all processes."""
+    """`passes` over a batch whose parts are as small as they must be."""
     total: list[Tensor] = []
     rows: list[Tensor] = []
-    todo = list(_parts(run, batch, of))
+    todo = list(_parts(run, batch))
     while todo:
         part = todo[0]
         found = _unless_out_of_memory(run, part, passes)
@@ -151,18 +134,16 @@ def _in_parts(
     return total, torch.cat(rows) if rows else None
 
 
-def _parts(run: _Run, batch: CleanData, of: int | None = None) -> Iterator[CleanData]:
-    """About equal parts within the limit; as many in each process, since they wait for another."""
-    fewest = most = len(batch)
-    if of is not None and run.processes is not None:
-        fewest, most = run.processes.shares(of)
-    if run.limit is None or most <= run.limit:
+def _parts(run: _Run, batch: CleanData) -> Iterator[CleanData]:
+    """About equal parts within the limit."""
+    size = len(batch)
+    if run.limit is None or size <= run.limit:
         yield batch
         return
-    count = min(-(-most // run.limit), fewest)
-    if run.limit > 1 and fewest == most:
-        count = min(count, most // 2)
-    for indices in torch.arange(len(batch)).tensor_split(count):
+    count = -(-size // run.limit)
+    if run.limit > 1:
+        count = min(count, size // 2)
+    for indices in torch.arange(size).tensor_split(count):
         yield batch.take(indices)
 
 
@@ -180,14 +161,10 @@ def _unless_out_of_memory(
             "give micro_batch=2 or more, or the criterion a setting with the statistics 'running'"
         ) from error
     except torch.OutOfMemoryError:
-        if len(part) == 1 or run.processes is not None:  # the others would wait for ever
+        if len(part) == 1:
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 
 
-def _over_processes(run: _Run, gradients: Sequence[Tensor], images: int) -> list[Tensor]:
-    if run.processes is None or not gradients:
-        return list(gradients)
-    return run.processes.mean(gradients, images)

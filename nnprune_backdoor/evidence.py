@@ -29,7 +29,6 @@ KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
         "success of the best small picture that is added to any image, mean of three searches",
     ),
     "exposure": ("high", "most frequent label once the clean task is unlearned, as a share"),
-    "noise": ("high", "most frequent label under adversarial noise on neurons, as a share"),
 }
 
 

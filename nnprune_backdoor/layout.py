@@ -205,18 +205,11 @@ def _size(report: Report) -> Section:
     drift = "not finite" if size["drift"] is None else f"{size['drift']:.1e}"
     text = (
         f"Neurons removed from the tensors: {size['removed']}, only silenced: {size['silenced']}. "
-        f"Channels that went: {size['channels']}, {_others(size.get('unused'))}. "
+        f"Channels removed: {size['channels']}, including those that only served removed neurons "
+        "or that nothing read before. "
         f"Logits differ from the silenced model's by {drift} of their scale."
     )
     return Section(title, [text], table=Table("lrrr", rows, ["", "before", "after", "change"]))
-
-
-def _others(unused: int | None) -> str:
-    """What went beside removed neurons' channels; None: it was not told apart."""
-    served = "those that only served removed neurons included"
-    if unused is None:
-        return f"{served}, and so are any that were of no use before"
-    return f"{served}" + (f", and {unused} that were of no use before" if unused else "")
 
 
 def _compute(compute: dict[str, Any]) -> str:
@@ -239,7 +232,6 @@ def _given(report: Report) -> Section:
         ["of these", f"{scoring} to score, {selecting} to select, {measuring} to measure"],
         ["silencing", given["silencing"]],
         ["removal", given["removal"]],
-        ["BatchNorm estimated anew", "yes" if given["recalibrate_norms"] else "no"],
         ["repair", given.get("repair", "none")],  # older reports do not have it
         ["passes", _compute(given.get("compute", {}))],
     ]

@@ -24,7 +24,6 @@ from .guard import (
 )
 from .inversion import predict_labels
 from .masking import MaskedModel, Silencing, silence_
-from .norms import recalibrate_norms_
 from .pages import to_html, to_markdown
 from .progress import Clock, progress_bar
 from .recipe import Recipe
@@ -33,7 +32,7 @@ from .removal import allowed_drift, compact
 from .repair import check_repair, repaired, triggers_of
 from .report import Report
 from .scores import Selection
-from .selection import HeldOut, Selector, create_selector, even_parts
+from .selection import HeldOut, Selector, create_selector
 from .sites import find_sites
 
 if TYPE_CHECKING:
@@ -142,7 +141,6 @@ def purify(
     selector: str | Selector = "accuracy",
     silencing: Silencing | None = None,
     removal: Removal = "exact",
-    recalibrate_norms: bool = False,
     repair: Repair = "none",
     shares: tuple[float, float, float] = (0.6, 0.25, 0.15),
     seed: int = 0,
@@ -167,8 +165,6 @@ def purify(
             the model gets smaller; "group" also takes out what these neurons are added to, whole
             coupled groups, which costs more than was measured when selecting; "none" leaves the
             model in its shape.
-        recalibrate_norms: estimate BatchNorm statistics anew on the scoring images after
-            silencing. It often gives accuracy back, and the backdoor with it (docs/ranking.md).
         repair: "unlearn" trains the silenced model further on the scoring images, a part of them
             stamped with recovered triggers, so that what is left of the backdoor is forgotten
             (Neural Cleanse's second mitigation, see `unlearn_triggers`). Silent neurons stay
@@ -216,7 +212,6 @@ def purify(
             criterion=criterion,
             selector=chooser,
             removal=removal,
-            recalibrate_norms=recalibrate_norms,
             repair=repair,
             shares=shares,
             compute=compute,
@@ -231,7 +226,6 @@ def purify(
             sites,
             selecting,
             silencing=silencing,
-            recalibrate=scoring if recalibrate_norms else None,
             scored=scoring,
             progress=progress,
         )
@@ -240,9 +234,6 @@ def purify(
         product, undone = copied(model), ""
         silence_(product, selection, silencing=silencing)
         _check_same(product, own, selection, certifying, silencing)
-        if recalibrate_norms and len(selection):
-            where = like(product)
-            recalibrate_norms_(product, [x.to(**where) for x in even_parts(scoring.images)])
         if repair != "none" and len(selection):
             product, undone = repaired(
                 product,

@@ -40,7 +40,6 @@ class Given:
     criterion: Criterion
     selector: Selector
     removal: Removal
-    recalibrate_norms: bool
     repair: Repair
     shares: tuple[float, float, float]  # of the images: scoring, selecting, measuring
     compute: Compute  # how the criterion's passes were run

@@ -40,7 +40,6 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
 _LATER: dict[str, tuple[type, ...]] = {
     "source": (dict,),
     "repair": (str,),
-    "recalibrate_norms": (bool, type(None)),  # null: not on record
     "shares": (list, type(None)),  # of the images: scoring, selecting, measuring
     "compute": (dict, type(None)),  # how the criterion's passes were run, see `Compute`
 }
@@ -148,7 +147,6 @@ def record_of(
         "seconds": report["seconds"],
         "source": report["source"],
         "repair": purified.given.repair if purified.repaired else "none",  # what was done
-        "recalibrate_norms": purified.given.recalibrate_norms,
         "shares": report["given"]["shares"],
         "compute": report["given"]["compute"],
     }

@@ -74,9 +74,6 @@ class RemovalPlan:
     removed: tuple[Neuron, ...]
     silenced: dict[Neuron, str]  # reason
     channels: int  # output channels that go, those which serve removed neurons only included
-    # of those, how many nobody would miss even if all that were selected still spoke, so that the
-    # selection did not free them; None: nobody asked, or it was not found out
-    unused: int | None
     recipe: Recipe
     drift: float  # largest difference to the silenced model's logits, relative to their scale
 
@@ -100,10 +97,6 @@ class RemovalReport(RemovalPlan):
             f"({new.parameters / old.parameters - 1:+.1%}), "
             f"MACs {old.macs:,} -> {new.macs:,} ({new.macs / old.macs - 1:+.1%})",
         ]
-        if self.unused:
-            lines.append(
-                f"{self.unused} of the {self.channels} channels that went were of no use before"
-            )
         reasons = list(self.silenced.values())
         lines += [f"{reasons.count(why)} silenced: {why}" for why in dict.fromkeys(reasons)]
         return "\n".join(lines)
@@ -118,7 +111,6 @@ def compact(
     tolerance: float = TOLERANCE,
     seconds: float = 300.0,
     groups: bool = False,
-    count_unused: bool = False,
 ) -> tuple[nn.Module, RemovalReport]:
     """A smaller copy of a silenced model that computes the same.
 
@@ -134,7 +126,6 @@ def compact(
         tolerance=tolerance,
         seconds=seconds,
         groups=groups,
-        count_unused=count_unused,
     )
     smaller = plan.recipe.apply_(copied(model))
     before, after = (Size.of(private_copy(some), example) for some in (model, smaller))
@@ -151,7 +142,6 @@ def plan_removal(
     tolerance: float = TOLERANCE,
     seconds: float = 300.0,
     groups: bool = False,
-    count_unused: bool = False,
 ) -> RemovalPlan:
     """What `compact` would do, tried on copies.
 
@@ -164,7 +154,6 @@ def plan_removal(
         seconds: time limit. What is not settled by then stays silenced.
         groups: afterwards remove neurons that are added to others together with those others, the
             whole coupled group. This changes what the model computes; `drift` says by how much.
-        count_unused: find out `RemovalPlan.unused` as well, by a second analysis.
 
     Raises:
         DataError: fewer than two images.
@@ -178,7 +167,6 @@ def plan_removal(
     names = {module: name for name, module in loose.named_modules()}
     allowed = allowed_drift(example.dtype, tolerance)
     bench = _Bench(own, names, example, allowed)
-    started = time.monotonic()
     nothing = Lane({}, {}, {}, {})
     lane, reasons = nothing, dict[Neuron, str]()
     if len(selection):
@@ -195,12 +183,10 @@ def plan_removal(
         if complaint:
             lane, reasons = nothing, dict.fromkeys(selection.neurons, complaint)
     recipe = recipe_of(names, lane)
-    left = seconds - (time.monotonic() - started)
     return RemovalPlan(
         removed=tuple(neuron for neuron in selection.neurons if neuron not in reasons),
         silenced=reasons,
         channels=sum(int(marks.sum()) for marks in lane.outputs.values()),
-        unused=_unused(loose, selection, lane, example[:2].float(), left) if count_unused else None,
         recipe=recipe,
         drift=bench.drift(recipe),
     )
@@ -333,36 +319,6 @@ def _reasons(
             found = [why for why, lane in causes.items() if has(lane, *place)]
             reasons[neuron] = (found[0] if found else STAYS) if silent(neuron) else AWAKE
     return reasons
-
-
-def _unused(
-    loose: nn.Module, selection: Selection, lane: Lane, example: Tensor, seconds: float
-) -> int | None:
-    """Channels of the lane that would go as well if the selected neurons spoke, which they now do.
-
-    Args:
-        loose: is done with afterwards: weights of selected neurons become ones.
-    """
-    others = {module: marks.clone() for module, marks in lane.outputs.items()}
-    for site in selection.sites:
-        marks = others.get(loose.get_submodule(site.producer))
-        chosen = [neuron.channel for neuron in selection.neurons if neuron.site == site.name]
-        if marks is not None and chosen:
-            marks[chosen] = False
-    if not any(bool(marks.any()) for marks in others.values()):
-        return 0
-    with torch.no_grad():
-        for name, channels in selection.by_site().items():
-            weight = loose.get_submodule(name).weight
-            assert isinstance(weight, Tensor)
-            weight[channels] = 1
-    try:
-        alone, _ = unneeded(Network(loose, example, seconds))
-    except (OutOfTime, RuntimeError, ValueError, TypeError):
-        return None  # as in `plan_removal`: a network may object
-    return sum(
-        int((marks & alone.outputs[m]).sum()) for m, marks in others.items() if m in alone.outputs
-    )
 
 
 def _short(error: Exception) -> str:

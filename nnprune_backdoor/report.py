@@ -61,7 +61,7 @@ class Report:
         given, scores, selection = record.given, record.scores, record.selection
         facts = (
             "architecture", "classes", "parameters", "where", "images", "labelled", "parts",
-            "removal", "recalibrate_norms", "repair", "shares", "sha256",
+            "removal", "repair", "shares", "sha256",
         )  # fmt: skip
         return cls(
             given={
@@ -249,7 +249,6 @@ def _size(removal: RemovalReport, batch: int) -> Data:
         "removed": len(removal.removed),
         "silenced": len(removal.silenced),
         "channels": removal.channels,
-        "unused": removal.unused,
         "drift": plain(removal.drift),
     }
 
@@ -292,11 +291,6 @@ def _limits(record: Record) -> list[str]:
         )
     if record.guessing:
         said.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
-    if record.given.recalibrate_norms and len(record.selection):
-        said.append(
-            "BatchNorm statistics were estimated anew, which often brings a backdoor back along "
-            "with accuracy."
-        )
     if record.undone:
         said.append(f"A repair was asked for and undone: {record.undone}.")
     if record.repaired:

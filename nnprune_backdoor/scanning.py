@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .criteria.noise import adversarial_noise
 from .data import CleanData, like
 from .diagnosis import Diagnosis
 from .evidence import KINDS, Evidence, evidence_of
@@ -20,19 +19,16 @@ from .inversion import (
     PixelRange,
     RecoveredTrigger,
     TargetEvidence,
-    at_once,
     check_labels,
-    predict_labels,
     relative_sizes,
 )
-from .masking import MaskedModel, Silencing
+from .masking import Silencing
 from .progress import Clock, progress_bar
 from .restoration import Restoration, Restored
 from .scores import Site
 from .sites import find_sites
 from .universal import RecoveredPerturbation, UniversalPerturbation
 
-_BATCH = 128  # images a pass
 _LABELS = 10  # of the networks of the null
 
 
@@ -57,8 +53,6 @@ class Scan:
     )
     screen_images: int = 40
     unlearning: Unlearning | None = None  # how the model is exposed; None: as `expose` does
-    noise_budget: float = 0.4  # largest relative change of a weight or bias
-    noise_steps: int = 3
 
     def __call__(
         self,
@@ -113,8 +107,6 @@ class Scan:
             )
             found |= kinds
             clock.lap("restoration")
-            found["noise"] = self._noise(own, data, sites, classes, seed=seed, progress=progress)
-            clock.lap("noise")
         area = data.images[0, 0].numel()
         evidence = tuple(
             evidence_of(
@@ -214,42 +206,6 @@ class Scan:
         shares = {item.label: item.share for item in restored}
         best = max(restored, key=lambda item: item.share, default=None)
         return {"trigger size": sizes, "restoration": shares}, best
-
-    def _noise(
-        self,
-        model: nn.Module,
-        data: CleanData,
-        sites: tuple[Site, ...],
-        classes: int,
-        *,
-        seed: int,
-        progress: bool,
-    ) -> dict[int, float]:
-        """How often each label is predicted under adversarial noise on all neurons at once.
-
-        Wu and Wang, NeurIPS 2021, saw that backdoored networks then say the target.
-        """
-        masked, where = MaskedModel(model, sites), like(model)
-        generator = torch.Generator().manual_seed(seed)
-        counts = torch.zeros(classes)
-        size = min(_BATCH, max(16, at_once(data.images, model)))
-        with progress_bar(-(-len(data) // size), "noise on neurons", progress) as bar:
-            for batch in data.batches(size, generator):
-                images = batch.images.to(**where)
-                own = predict_labels(model, images).to(where["device"])
-                noise = adversarial_noise(
-                    masked,
-                    images,
-                    own,
-                    generator,
-                    budget=self.noise_budget,
-                    steps=self.noise_steps,
-                )
-                with torch.no_grad():
-                    logits = masked(images, **noise)
-                counts += torch.bincount(logits.argmax(1).cpu(), minlength=classes)
-                bar.update()
-        return dict(enumerate((counts / counts.sum()).tolist()))
 
     def remaining(
         self,

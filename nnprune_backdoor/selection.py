@@ -16,7 +16,6 @@ from .errors import DataError
 from .guard import as_integer
 from .inversion import at_once
 from .masking import MaskedModel, Silencing
-from .norms import recalibrate_norms_
 from .progress import progress_bar
 from .registry import Registry
 from .scores import ChannelScores, Neuron, Point, Selection, Site, neurons_of
@@ -28,8 +27,6 @@ class HeldOut:
     Args:
         model: in eval mode, frozen; it is not changed.
         clean: labelled images that the criterion did not see.
-        recalibrate: clean images on which BatchNorm statistics are estimated anew under each
-            selection, as they will be in the product; None leaves the statistics alone.
         scored: clean images that the criterion saw: no measure of accuracy, but of use to a
             selector that looks for evidence.
     """
@@ -41,7 +38,6 @@ class HeldOut:
         clean: CleanData,
         *,
         silencing: Silencing = "zero",
-        recalibrate: CleanData | None = None,
         scored: CleanData | None = None,
         progress: bool = False,
     ) -> None:
@@ -51,7 +47,6 @@ class HeldOut:
         self.progress = progress
         self._masked = MaskedModel(model, sites, silencing=silencing)
         self._masked.masks.requires_grad_(False)
-        self._recalibrate = recalibrate
 
     @property
     def model(self) -> nn.Module:
@@ -68,13 +63,6 @@ class HeldOut:
         masked = self._masked
         masked.masks.copy_(selection.keep())
         where = like(masked.model)
-        if self._recalibrate is not None:
-            # from the model's own statistics each time; nothing silenced means nothing changed
-            for name, buffer in masked.model.named_buffers():
-                masked.buffers[name].copy_(buffer)
-            if len(selection):
-                batches = [part.to(**where) for part in even_parts(self._recalibrate.images)]
-                recalibrate_norms_(masked.model, batches, run=masked, buffers=masked.buffers)
         parts = images.split(max(16, at_once(images, masked.model)))
         return torch.cat([masked(part.to(**where)).argmax(1).cpu() for part in parts])
 
@@ -353,9 +341,3 @@ def isotonic(values: Iterable[float]) -> list[float]:
     return [mean for mean, length in pools for _ in range(length)]
 
 
-def even_parts(images: Tensor) -> tuple[Tensor, ...]:
-    """Images (N, ...) in parts of about equal size, since batch statistics need two or more."""
-    return torch.tensor_split(images, -(-len(images) // _BATCH))
-
-
-_BATCH = 256  # images whose statistics are taken together

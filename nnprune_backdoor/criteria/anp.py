@@ -11,7 +11,9 @@ docs/ranking.md: the masks' `response` to the noise replaces 2000 steps of mask 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -25,7 +27,6 @@ from ..scores import ChannelScores, Site
 from .base import Criterion, register_criterion
 from .noise import adversarial_noise
 from .response import loss_gradient, sensitivity, successive_scores
-from .settling import Settling
 
 
 @register_criterion("anp")
@@ -59,7 +60,6 @@ class ANP(Criterion):
     mask_lr: float = 0.2  # masks
     mask_momentum: float = 0.9  # masks
     alpha: float = 0.2  # masks: weight of the clean loss, 1 - alpha of the loss under noise
-    settle: float | None = None  # masks: stop before `steps`, see `Settling`; the authors do not
 
     @classmethod
     def paper(cls) -> Self:
@@ -90,7 +90,8 @@ class ANP(Criterion):
         masked = MaskedModel(model, sites, silencing=self.mask_means)
         details: dict[str, Any] = {}
         if self.optimise == "masks":
-            flat, details["mask_steps"] = self.train_masks(masked, clean, generator, progress)
+            flat = self.train_masks(masked, clean, generator, progress)
+            details["mask_steps"] = self.steps
         else:
             flat = self.respond(masked, clean, generator, progress)
             details["ranks_only"] = True
@@ -118,33 +119,32 @@ class ANP(Criterion):
         clean: CleanData,
         generator: torch.Generator,
         progress: bool,
-    ) -> tuple[Tensor, int]:
+    ) -> Tensor:
         """min over m of alpha L(m w, b) + (1 - alpha) max over noise L((m + delta) w, (1 + xi) b).
 
         The noise is a constant of the outer problem. Each term is back-propagated by itself, which
-        halves the memory and gives the same gradient. Returns the masks and the number of steps.
+        halves the memory and gives the same gradient. Returns the masks, (number of neurons,).
         """
-        settled = Settling(self.settle)
         masked.use_statistics_(self.statistics, clean.few())
         optimiser = torch.optim.SGD([masked.masks], lr=self.mask_lr, momentum=self.mask_momentum)
-        stop = self.steps == 0
         with progress_bar(self.steps, "adversarial pruning", progress) as bar:
-            while not stop:
-                for batch in clean.batches(self.batch_size, generator, replacement=True):
-                    gradient = torch.zeros_like(masked.masks)
-                    if self.noise_budget > 0:
-                        noise = self.adversarial_noise(masked, batch, generator)
-                        gradient += loss_gradient(masked, batch, 1 - self.alpha, **noise)
-                    gradient += loss_gradient(masked, batch, self.alpha)
-                    masked.masks.grad = gradient
-                    optimiser.step()
-                    with torch.no_grad():
-                        masked.masks.clamp_(0, 1)
-                    bar.update()
-                    stop = settled(masked.masks) or settled.steps == self.steps
-                    if stop:
-                        break
-        return masked.masks.detach().float().cpu(), settled.steps
+            for batch in islice(self.draws(clean, generator), self.steps):
+                gradient = torch.zeros_like(masked.masks)
+                if self.noise_budget > 0:
+                    noise = self.adversarial_noise(masked, batch, generator)
+                    gradient += loss_gradient(masked, batch, 1 - self.alpha, **noise)
+                gradient += loss_gradient(masked, batch, self.alpha)
+                masked.masks.grad = gradient
+                optimiser.step()
+                with torch.no_grad():
+                    masked.masks.clamp_(0, 1)
+                bar.update()
+        return masked.masks.detach().float().cpu()
+
+    def draws(self, clean: CleanData, generator: torch.Generator) -> Iterator[CleanData]:
+        """Batches without end, each image drawn by itself."""
+        while True:
+            yield from clean.batches(self.batch_size, generator, replacement=True)
 
     def respond(
         self,

@@ -94,7 +94,7 @@ class Criterion(ABC):
             clean: a loader of clean images, normalised as the model expects (see `CleanData`).
             sites: the neurons to score; by default all that `find_sites` finds.
             seed: same seed, same machine, same scores.
-            compute: how passes are run: precision, memory layout, images at a time, processes.
+            compute: how passes are run: precision, memory layout, images at a time.
 
         Raises:
             DataError, UnsupportedModelError, ScoringError: see there.

@@ -37,7 +37,6 @@ from ..sites import find_classifiers, find_sites
 from .base import register_criterion
 from .noise import adversarial_noise
 from .response import sensitivity, successive_scores
-from .settling import Settling
 from .trigger import TriggerCriterion
 
 
@@ -84,7 +83,6 @@ class CNP(TriggerCriterion):
     mask_lr_least: float = 0.01  # masks: the rate halves, down to this, where recovery stalls ...
     mask_patience: int = 2  # masks: ... for more than so many looks
     mask_look: int = 40  # masks: steps between two looks
-    settle: float | None = None  # masks: stop before the last step, see `Settling`
 
     def __post_init__(self) -> None:
         labels = 1 if self.candidates is None else self.candidates
@@ -337,7 +335,6 @@ class CNP(TriggerCriterion):
         )
         shares: list[float] = []
         looks: list[float] = []
-        settled = Settling(self.settle)
         with progress_bar(self.mask_steps, "contrasting features", progress) as bar:
             for images in islice(self.draws(clean, generator), self.mask_steps):
                 masks.grad, share = self.gradient(views, images, generator)
@@ -350,9 +347,7 @@ class CNP(TriggerCriterion):
                     schedule.step(looks[-1])
                     shares.clear()
                 bar.update()
-                if settled(masks):
-                    break
-        return masks.detach().float().cpu(), {"mask_steps": settled.steps, "recovered": looks}
+        return masks.detach().float().cpu(), {"mask_steps": self.mask_steps, "recovered": looks}
 
 
 def contrastive_loss(similarities: Tensor, temperature: float) -> Tensor:

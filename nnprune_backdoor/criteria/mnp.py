@@ -30,8 +30,6 @@ from .base import register_criterion
 from .response import loss_gradient, sensitivity, successive_scores
 from .unlearning import UnlearningCriterion
 
-Norm = Literal["l1", "l2", "gamma", "fold", "none"]
-
 
 @register_criterion("mnp")
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +53,9 @@ class MNP(UnlearningCriterion):
 
     unlearn_stop: float | None = None  # twice the accuracy of guessing, within 0.2 and 0.5
     mu: float = 2.5e-4  # clean suppression ascends L - mu ||theta||^2
-    skip_suppression: bool = False  # masks on the original model alone
 
     preserve: float = 0.5  # a: weight of the original's clean loss, 1 - a of the suppressed one's
     penalty: float = 5e-3  # lambda: of the sum over neurons of mask times magnitude
-    penalty_on: Literal["suppressed", "original"] = "suppressed"  # whose magnitudes
-    norm: Norm = "l1"  # see `magnitudes`
     mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
 
     ranking: Literal["masks", "response"] = "response"  # paper: masks
@@ -112,12 +107,9 @@ class MNP(UnlearningCriterion):
         progress: bool,
     ) -> ChannelScores:
         """Suppress the clean task, then let penalty and clean loss settle the masks."""
-        suppressed, details = model, dict[str, Any]()
-        if not self.skip_suppression:
-            suppressed, details = self.careful(model).unlearn(model, clean, generator, progress)
+        suppressed, details = self.careful(model).unlearn(model, clean, generator, progress)
         parts = self.losses(model, suppressed, sites)
-        heavy = suppressed if self.penalty_on == "suppressed" else model
-        weights = magnitudes(heavy, sites, self.norm)
+        weights = magnitudes(suppressed, sites)
         if self.ranking == "masks":
             masks, closed_at, steps = self.train_masks(parts, weights, clean, generator, progress)
             flat = tie_free(masks, closed_at, weights)
@@ -139,7 +131,7 @@ class MNP(UnlearningCriterion):
         self, model: nn.Module, suppressed: nn.Module, sites: tuple[Site, ...]
     ) -> list[tuple[float, MaskedModel]]:
         """The weighted models whose clean losses defend the masks; one mask tensor for all."""
-        a = 1.0 if self.skip_suppression else self.preserve
+        a = self.preserve
         parts = [
             (weight, MaskedModel(each, sites, silencing=self.mask_means))
             for weight, each in ((a, model), (1 - a, suppressed))
@@ -221,35 +213,20 @@ class MNP(UnlearningCriterion):
         return total + self.penalty * weights
 
 
-def magnitudes(model: nn.Module, sites: tuple[Site, ...], norm: Norm = "l1") -> Tensor:
+@torch.no_grad()
+def magnitudes(model: nn.Module, sites: tuple[Site, ...]) -> Tensor:
     """M (number of neurons,), on the CPU: the size of the weights that feed each neuron.
 
-    "l1" and "l2" are norms of the filter (of the row, in a linear layer) before the norm layer;
-    "gamma" is the norm layer's |gamma|, "fold" the l1 norm as the norm layer scales it. These are
-    divided by their mean over the site: sums over 27 weights and over 4608 do not compare. "none"
-    is the bare l1 norm. Without a norm layer "gamma" and "fold" are "l1".
+    The l1 norm of the filter (of the row, in a linear layer) before the norm layer, divided by its
+    mean over the site: sums over 27 weights and over 4608 do not compare.
     """
-    return torch.cat([_site_magnitudes(model, site, norm) for site in sites])
-
-
-@torch.no_grad()
-def _site_magnitudes(model: nn.Module, site: Site, norm: Norm) -> Tensor:
-    module: Any = model.get_submodule(site.name)
-    producer: Any = model.get_submodule(site.producer)
-    filters: Tensor = producer.weight.float().flatten(1)
-    found: Tensor = filters.norm(p=2 if norm == "l2" else 1, dim=1)
-    if site.kind == "norm" and norm in ("gamma", "fold"):
-        scale = module.weight.float().abs()
-        variance = getattr(module, "running_var", None)
-        if norm == "gamma":
-            found = scale
-        elif variance is None:  # GroupNorm: the spread is another one for every image
-            found = found * scale
-        else:
-            found = found * scale / (variance.float() + module.eps).sqrt()
-    if norm != "none":
-        found = found / found.mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return found.cpu()
+    found = []
+    for site in sites:
+        producer: Any = model.get_submodule(site.producer)
+        filters: Tensor = producer.weight.float().flatten(1)
+        sizes: Tensor = filters.norm(p=1, dim=1)
+        found.append((sizes / sizes.mean().clamp_min(torch.finfo(torch.float32).tiny)).cpu())
+    return torch.cat(found)
 
 
 def tie_free(masks: Tensor, closed_at: Tensor, weights: Tensor) -> Tensor:

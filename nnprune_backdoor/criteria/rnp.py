@@ -26,7 +26,6 @@ from ..progress import progress_bar
 from ..scores import ChannelScores, Site
 from .base import register_criterion
 from .response import loss_gradient, mean_gradient, sensitivity, successive_scores
-from .settling import Settling
 from .unlearning import UnlearningCriterion
 
 
@@ -57,7 +56,6 @@ class RNP(UnlearningCriterion):
     alpha: float = 0.2  # masks: weight of the loss; only scales the step
     recover_statistics: Statistics = "batch"  # masks: BatchNorm while recovering
     mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
-    settle: float | None = None  # masks: stop before the last epoch, see `Settling`
 
     @classmethod
     def paper(cls) -> Self:
@@ -116,7 +114,7 @@ class RNP(UnlearningCriterion):
         Returns:
             the masks, (number of neurons,), and the number of steps.
         """
-        settled = Settling(self.settle, every=5)
+        steps = 0
         masked = MaskedModel(unlearned, sites, silencing=self.mask_means)
         masked.use_statistics_(self.recover_statistics, clean.few())
         optimiser = torch.optim.SGD(
@@ -129,12 +127,9 @@ class RNP(UnlearningCriterion):
                     optimiser.step()
                     with torch.no_grad():
                         masked.masks.clamp_(0, 1)
-                    if stop := settled(masked.masks):
-                        break
+                    steps += 1
                 bar.update()
-                if stop:
-                    break
-        return masked.masks.detach().float().cpu(), settled.steps
+        return masked.masks.detach().float().cpu(), steps
 
     def respond(
         self,
