@@ -12,7 +12,7 @@ import timm
 import torch
 
 import nnprune_backdoor as nb
-from nnprune_backdoor.evidence import null
+from nnprune_backdoor.evidence.null import null
 
 assert "site-packages" in nb.__file__, f"not the installed package: {nb.__file__}"
 assert version("nnprune-backdoor") == nb.__version__

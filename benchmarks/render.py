@@ -1,4 +1,4 @@
-"""Render committed results into docs/: python benchmarks/render.py"""
+"""Render committed results into docs/: python -m benchmarks.render"""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def demo(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# The demo over seeds",
         "",
-        "`OMP_NUM_THREADS=1 python benchmarks/demo_seeds.py --out",
+        "`OMP_NUM_THREADS=1 python -m benchmarks.efficacy.demo_seeds --out",
         "benchmarks/results/demo_seeds.json`, then",
-        "`python benchmarks/render.py`. One backdoored network a seed: timm ResNet-18 at half",
+        "`python -m benchmarks.render`. One backdoored network a seed: timm ResNet-18 at half",
         f"width, {rows[0]['epochs']} epochs on photo-patches, BadNets 3 x 3, 5 % poison. It",
         "is purified with 500 clean images and a budget of two points of ACC; methods named",
         '`..., trigger` with `selector="trigger"`, the others with the default one; `repaired`',
@@ -103,8 +103,9 @@ def coverage(report: dict[str, Any]) -> str:
     lines = [
         "# What works on which timm architecture",
         "",
-        "`python benchmarks/timm_coverage.py --out benchmarks/results/timm_coverage.json`, then",
-        f"`python benchmarks/render.py`. timm {report['timm']}, torch {report['torch']}, random",
+        "`python -m benchmarks.networks.timm_coverage --out",
+        "benchmarks/results/timm_coverage.json`, then",
+        f"`python -m benchmarks.render`. timm {report['timm']}, torch {report['torch']}, random",
         f"weights, native input size. {report['share']:.0%} of all neurons, drawn at random,",
         "coupled ones included, is silenced and then removed where that changes nothing.",
         "",
@@ -161,8 +162,9 @@ def sizes(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Removing a tenth of the private channels",
         "",
-        "`python benchmarks/removal_sizes.py --out benchmarks/results/removal_sizes.json`, then",
-        "`python benchmarks/render.py`. Random weights, native input size, batch of four, one",
+        "`python -m benchmarks.cost.removal_sizes --out",
+        "benchmarks/results/removal_sizes.json`, then",
+        "`python -m benchmarks.render`. Random weights, native input size, batch of four, one",
         "thread, medians of 15 in turns. Drift: largest difference of the logits to those of the",
         "silenced model, relative to their scale. The machine was shared with other work.",
         "",

@@ -23,10 +23,12 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from nnprune_backdoor import CleanData, LowestFraction, TriggerGone, fine_tune, purify
+from nnprune_backdoor import CleanData, purify
 from nnprune_backdoor.attacks import create_attack, photo_patches
+from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
 from nnprune_backdoor.demo import Drill, normalise
-from nnprune_backdoor.evaluation import accuracy, attack_success
+from nnprune_backdoor.selectors import LowestFraction, TriggerGone
+from nnprune_backdoor.training import fine_tune
 
 STEPS = 40  # of a pruner, from the whole network to almost nothing
 

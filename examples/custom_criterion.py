@@ -21,21 +21,15 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from nnprune_backdoor import (
-    ChannelScores,
-    CleanData,
-    Criterion,
-    LowestFraction,
-    MaskedModel,
-    Site,
-    list_criteria,
-    purify,
-    register_criterion,
-)
+from nnprune_backdoor import CleanData, Criterion, list_criteria, purify, register_criterion
 from nnprune_backdoor.attacks import create_attack, photo_patches
+from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
+from nnprune_backdoor.core.masks import MaskedModel
+from nnprune_backdoor.core.scores import ChannelScores
+from nnprune_backdoor.core.sites import Site
 from nnprune_backdoor.demo import Drill, normalise
-from nnprune_backdoor.evaluation import accuracy, attack_success
 from nnprune_backdoor.importance import importance_class
+from nnprune_backdoor.selectors import LowestFraction
 
 
 @register_criterion("onesided")
@@ -95,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(f"\n{purified.summary()}\n")
 
-    # also nnprune_backdoor.importance.OneSidedImportance, once the class above has been registered
+    # also nnprune_backdoor.importance.OneSidedImportance, once the class is registered
     importance = importance_class("onesided")
     cut = copy.deepcopy(model)
     tp.pruner.BasePruner(

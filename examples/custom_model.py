@@ -21,19 +21,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from nnprune_backdoor import (
-    CleanData,
-    LowestFraction,
-    TriggerGone,
-    find_sites,
-    load_purified,
-    load_weights,
-    purify,
-    save_purified,
-)
+from nnprune_backdoor import CleanData, load_purified, load_weights, purify, save_purified
 from nnprune_backdoor.attacks import create_attack, photo_patches, poison, train_classifier
+from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
+from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.demo import normalise
-from nnprune_backdoor.evaluation import accuracy, attack_success
+from nnprune_backdoor.selectors import LowestFraction, TriggerGone
 
 TARGET = 3
 

@@ -23,10 +23,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from nnprune_backdoor import (
-    LowestFraction,
     Preprocessing,
     PurifyError,
-    TriggerGone,
     load_model,
     load_purified,
     purify,
@@ -34,8 +32,9 @@ from nnprune_backdoor import (
     save_purified,
 )
 from nnprune_backdoor.attacks import photo_patches
+from nnprune_backdoor.attacks.evaluation import accuracy
 from nnprune_backdoor.demo import Drill
-from nnprune_backdoor.evaluation import accuracy
+from nnprune_backdoor.selectors import LowestFraction, TriggerGone
 
 
 def publish(drill: Drill, folder: Path) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nnprune_backdoor import LowestFraction, TriggerGone, load_purified, save_purified
+from nnprune_backdoor import load_purified, save_purified
 from nnprune_backdoor.demo import Drill, run_drill
+from nnprune_backdoor.selectors import LowestFraction, TriggerGone
 
 DRILL = {
     "arch": "mobilenetv3_small_050",

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from nnprune_backdoor import CleanData
 from nnprune_backdoor.attacks import Photos, create_attack, photo_patches
+from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
 from nnprune_backdoor.demo import Drill, normalise
-from nnprune_backdoor.evaluation import accuracy, attack_success
 from nnprune_backdoor.importance import RNPImportance
 
 

@@ -19,19 +19,16 @@ from dataclasses import replace
 
 import torch
 
-from nnprune_backdoor import (
-    CNP,
-    CleanData,
-    DataError,
-    LowestFraction,
-    list_selectors,
-    purify,
-    silence_,
-)
+from nnprune_backdoor import CleanData, list_selectors, purify
 from nnprune_backdoor.attacks import create_attack, photo_patches
+from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
+from nnprune_backdoor.core.masks import silence_
+from nnprune_backdoor.core.predictions import predict
+from nnprune_backdoor.criteria import CNP
 from nnprune_backdoor.demo import Drill, normalise
-from nnprune_backdoor.evaluation import accuracy, attack_success, predict
-from nnprune_backdoor.selection import selector_class
+from nnprune_backdoor.errors import DataError
+from nnprune_backdoor.selectors import LowestFraction
+from nnprune_backdoor.selectors.base import selector_class
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,163 +1,88 @@
 """Purify backdoored image classifiers by pruning, with clean images alone."""
 
-from .architecture import load_model
-from .auto import Auto
-from .checkpoint import Weights, load_weights
-from .compute import Compute
-from .criteria import (
-    ANP,
-    BNP,
-    CLP,
-    CNP,
-    FP,
-    MNP,
-    RNP,
-    TAC,
-    Criterion,
-    Magnitude,
-    Random,
-    create_criterion,
-    list_criteria,
-    register_criterion,
-)
-from .data import CleanData
-from .diagnosis import Diagnosis
-from .errors import (
-    CheckpointError,
-    DataError,
-    PurifyError,
-    ScoringError,
-    UnknownNameError,
-    UnsupportedModelError,
-)
-from .evidence import Evidence
-from .exposure import Exposed, Unlearning, expose
-from .finetuning import fine_tune
-from .images import FolderImages, read_images
-from .inversion import Inversion, PixelRange, RecoveredTrigger, TargetEvidence
-from .masking import MaskedModel, silence_
-from .preprocessing import Preprocessing
-from .purify import Purified, purify
-from .recipe import Cut, Recipe
-from .record import Given, PairedAccuracy, ProxySuccess
-from .record_file import read_record, read_report
-from .relearning import Relearned, relearn
-from .removal import RemovalPlan, RemovalReport, compact, plan_removal
-from .repair import unlearn_triggers
-from .report import Report
-from .restoration import Restoration, Restored
-from .saving import load_purified, save_purified
-from .scan_pages import scan_to_html, scan_to_markdown
-from .scanning import Scan, scan
-from .scores import ChannelScores, Neuron, Point, Selection, Site
-from .selection import (
-    AccuracyBudget,
-    BelowThreshold,
-    HeldOut,
-    LowestCount,
-    LowestFraction,
-    Outlier,
-    Selector,
-    amounts_to_try,
-    create_selector,
-    list_selectors,
-    paired_drop,
-    prefix,
-    register_selector,
-)
-from .sites import find_sites
-from .trigger_selection import TriggerGone
-from .universal import RecoveredPerturbation, UniversalPerturbation
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import PurifyError
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .core.compute import Compute
+    from .core.data import CleanData
+    from .criteria.base import Criterion, create_criterion, list_criteria, register_criterion
+    from .evidence.diagnosis import Diagnosis
+    from .evidence.scanning import scan
+    from .files.architecture import load_model
+    from .files.checkpoint import load_weights
+    from .files.images import read_images
+    from .files.preprocessing import Preprocessing
+    from .files.record_file import read_report
+    from .files.saving import load_purified, save_purified
+    from .pipeline import purify
+    from .reports.purified import Purified
+    from .selectors.base import Selector, create_selector, list_selectors, register_selector
+
+# name -> where it is defined; loaded when first asked for, so that `--help` needs no torch
+_HOMES = {
+    "CleanData": "core.data",
+    "Compute": "core.compute",
+    "Criterion": "criteria",
+    "Diagnosis": "evidence",
+    "Preprocessing": "files",
+    "Purified": "reports",
+    "Selector": "selectors",
+    "create_criterion": "criteria",
+    "create_selector": "selectors",
+    "list_criteria": "criteria",
+    "list_selectors": "selectors",
+    "load_model": "files",
+    "load_purified": "files",
+    "load_weights": "files",
+    "purify": "pipeline",
+    "read_images": "files",
+    "read_report": "files",
+    "register_criterion": "criteria",
+    "register_selector": "selectors",
+    "save_purified": "files",
+    "scan": "evidence",
+}
+
 __all__ = [
-    "ANP",
-    "BNP",
-    "CLP",
-    "CNP",
-    "FP",
-    "MNP",
-    "RNP",
-    "TAC",
-    "AccuracyBudget",
-    "Auto",
-    "BelowThreshold",
-    "ChannelScores",
-    "CheckpointError",
     "CleanData",
     "Compute",
     "Criterion",
-    "Cut",
-    "DataError",
     "Diagnosis",
-    "Evidence",
-    "Exposed",
-    "FolderImages",
-    "Given",
-    "HeldOut",
-    "Inversion",
-    "LowestCount",
-    "LowestFraction",
-    "Magnitude",
-    "MaskedModel",
-    "Neuron",
-    "Outlier",
-    "PairedAccuracy",
-    "PixelRange",
-    "Point",
     "Preprocessing",
-    "ProxySuccess",
     "Purified",
     "PurifyError",
-    "Random",
-    "Recipe",
-    "RecoveredPerturbation",
-    "RecoveredTrigger",
-    "Relearned",
-    "RemovalPlan",
-    "RemovalReport",
-    "Report",
-    "Restoration",
-    "Restored",
-    "Scan",
-    "ScoringError",
-    "Selection",
     "Selector",
-    "Site",
-    "TargetEvidence",
-    "TriggerGone",
-    "UniversalPerturbation",
-    "UnknownNameError",
-    "Unlearning",
-    "UnsupportedModelError",
-    "Weights",
     "__version__",
-    "amounts_to_try",
-    "compact",
     "create_criterion",
     "create_selector",
-    "expose",
-    "find_sites",
-    "fine_tune",
     "list_criteria",
     "list_selectors",
     "load_model",
     "load_purified",
     "load_weights",
-    "paired_drop",
-    "plan_removal",
-    "prefix",
     "purify",
     "read_images",
-    "read_record",
     "read_report",
     "register_criterion",
     "register_selector",
-    "relearn",
     "save_purified",
     "scan",
-    "scan_to_html",
-    "scan_to_markdown",
-    "silence_",
-    "unlearn_triggers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = found  # the next time it is there
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,14 +12,20 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .attacks import Photos, Trigger, create_attack, photo_patches, poison, train_classifier
-from .criteria import Criterion
-from .data import CleanData
+from .attacks.base import Trigger, create_attack
+from .attacks.evaluation import Attack, accuracy, attack_success, defense_effectiveness
+from .attacks.photos import Photos, photo_patches
+from .attacks.poisoning import poison
+from .attacks.training import train_classifier
+from .core.data import CleanData
+from .core.measures import Repair
+from .core.predictions import predict
+from .criteria.base import Criterion
 from .errors import DataError, PurifyError
-from .evaluation import Attack, Rate, accuracy, attack_success, defense_effectiveness, predict
-from .purify import Purified, purify
-from .record import Repair
-from .selection import Selector
+from .pipeline import purify
+from .reports.purified import Purified
+from .selectors.base import Selector
+from .utils.statistics import Rate
 
 _MEAN, _STD = 0.5, 0.5
 
@@ -213,7 +219,7 @@ def _picture(
 ) -> None:
     """A clean image and its triggered twin (2, 3, H, W), with both models' predictions."""
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise PurifyError(
             "--save needs matplotlib; run: pip install 'nnprune-backdoor[plots]'"

@@ -9,28 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, assert_same_state, build, state_of
-from test_compute import SmallMemory
-from test_criteria import ALL
-from test_diagnosis import SCAN
-from test_inversion import Handmade, pictures
-from test_repair import SELECTOR
 from torch import Tensor, nn
 
+from helpers.handmade import Handmade, pictures
+from helpers.memory import SmallMemory
+from helpers.networks import SMALL, build
+from helpers.settings import ALL, SCAN, SELECTOR
+from helpers.states import assert_same_state, state_of
 from nnprune_backdoor import (
-    ANP,
-    RNP,
     CleanData,
     Compute,
-    LowestCount,
     create_criterion,
-    find_sites,
     load_purified,
     purify,
-    relearn,
     save_purified,
 )
-from nnprune_backdoor.masking import MaskedModel
+from nnprune_backdoor.core.masks import MaskedModel
+from nnprune_backdoor.core.sites import find_sites
+from nnprune_backdoor.criteria import ANP, RNP
+from nnprune_backdoor.evidence import relearn
+from nnprune_backdoor.selectors import LowestCount
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 

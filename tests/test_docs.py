@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import nnprune_backdoor
-from nnprune_backdoor import TAC, CleanData, LowestFraction, selection
-from nnprune_backdoor.criteria import base
+from nnprune_backdoor import CleanData
+from nnprune_backdoor.criteria import TAC, base
+from nnprune_backdoor.selectors import LowestFraction
+from nnprune_backdoor.selectors import amounts as selection
 
 DOCS = Path(__file__).parents[1] / "docs"
 # what stands for a reader's own things, and what a test can wait for
@@ -79,7 +81,7 @@ def test_every_stand_in_stands_for_something() -> None:
 def folder(tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a ViT checkpoint, a folder of images and another checkpoint."""
     monkeypatch.chdir(tmp_path)
-    vit = nnprune_backdoor.architecture.create("test_vit", {"num_classes": 2})
+    vit = nnprune_backdoor.files.architecture("test_vit", {"num_classes": 2})
     torch.save(vit.state_dict(), "vit.pth")
     torch.save(Answer(trained).state_dict(), "stranger.pth")
     for i in range(16):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nnprune_backdoor import TAC, LowestFraction, Preprocessing, load_weights, read_images
-from nnprune_backdoor.criteria import base
+from nnprune_backdoor import Preprocessing, load_weights, read_images
+from nnprune_backdoor.criteria import TAC, base
+from nnprune_backdoor.selectors import LowestFraction
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -1,6 +1,7 @@
-"""Who imports whom: a leak of the attacker's answer into the defence must not be expressible.
+"""Who imports whom: folders stand on floors, and imports run down, never up.
 
-The files are parsed, not run, so that imports inside functions and under `if` count too.
+So a leak of the attacker's answer into the defence cannot be expressed. The files are parsed, not
+run, so that imports inside functions and under `if` count too.
 """
 
 from __future__ import annotations
@@ -17,34 +18,34 @@ import pytest
 import nnprune_backdoor
 
 ROOT = Path(nnprune_backdoor.__file__).parent
-CORE = (
-    "auto",
-    "checkpoint",
-    "compute",
-    "data",
-    "diagnosis",
-    "evidence",
-    "exposure",
-    "fingerprint",
-    "finetuning",
-    "guard",
-    "inversion",
-    "masking",
-    "norms",
-    "parallel",
-    "progress",
-    "relearning",
-    "restoration",
-    "saliency",
-    "scanning",
-    "scores",
-    "selection",
-    "sites",
-    "trigger_selection",
-    "universal",
+# from the ground up; a folder imports from floors below its own, and from itself
+FLOORS = (
+    ("errors", "version"),
+    ("utils",),
+    ("core",),
+    ("triggers", "removal", "attacks"),
+    ("training", "criteria"),
+    ("evidence", "importance"),
+    ("selectors",),
+    ("reports",),
+    ("pipeline", "files"),
+    ("demo", ""),  # "": the package's own __init__
+    ("cli",),
+    ("__main__",),
 )
-CUTTING = ("cutting", "liveness", "passes", "recipe", "removal")
-ATTACKER = {"attacks", "demo", "cli", "commands"}  # know the trigger, or run something that does
+FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+ATTACKER = {"attacks", "demo", "cli"}  # know the trigger, or run something that does
+DEFENCE = [folder for folder in FLOOR if folder not in ATTACKER | {"__main__"}]
+# who may import a heavy package; all others do without
+DOORS = {
+    "timm": {"files", "demo"},
+    "torch_pruning": {"importance"},
+    "matplotlib": {"reports", "demo"},
+}
+    "timm": {"files", "demo"},
+    "torch_pruning": {"importance"},
+    "matplotlib": {"reports", "demo"},
+}
 
 
 class Imports:
@@ -114,123 +115,102 @@ class Imports:
 
 
 IMPORTS = Imports(ROOT)
-CRITERIA = [name for name in IMPORTS.files if name.split(".")[0] == "criteria"]
 
 
-def top(modules: set[str]) -> set[str]:
-    return {module.split(".")[0] for module in modules}
+def folder(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
 
 
-def test_the_modules_that_are_guarded_exist() -> None:
-    assert set(CORE) | {"errors", "evaluation", "purify", "demo", "cli"} <= set(IMPORTS.files)
-    names = ("base", "layers", "unlearning", "rnp", "anp", "cnp", "mnp", "tac", "clp", "bnp", "fp")
-    assert {"criteria", *(f"criteria.{name}" for name in names)} <= set(CRITERIA)
-    assert {"attacks", "attacks.base", "attacks.training"} <= set(IMPORTS.files)
-    assert IMPORTS.reach("criteria.rnp") >= {"criteria.base", "data", "sites", "masking", "errors"}
+def folders(modules: set[str]) -> set[str]:
+    return {folder(module) for module in modules}
 
 
-@pytest.mark.parametrize("module", [*CORE, *CUTTING, *CRITERIA])
-def test_the_core_cannot_see_an_attack_nor_its_measurement(module: str) -> None:
-    assert not top(IMPORTS.reach(module)) & (ATTACKER | {"evaluation", "purify"})
-    assert not IMPORTS.packages(module) & {"timm", "torch_pruning"}
+def modules_in(name: str) -> list[str]:
+    return [module for module in IMPORTS.files if folder(module) == name]
 
 
-@pytest.mark.parametrize(
-    "module", ["", "purify", "architecture", "images", "preprocessing", "record_file", "saving"]
-)
-def test_the_front_door_cannot_see_an_attack(module: str) -> None:
-    assert not top(IMPORTS.reach(module)) & ATTACKER
+def test_every_folder_has_a_floor_and_the_top_is_small() -> None:
+    assert folders(set(IMPORTS.files)) == set(FLOOR)
+    assert len(list(ROOT.glob("*.py"))) <= 6
+    assert IMPORTS.reach("criteria.rnp") >= {"criteria.base", "core.data", "core.masks", "errors"}
 
 
-def test_purify_takes_nothing_from_evaluation_that_knows_a_target() -> None:
-    importers = {module for module, taken in IMPORTS.names if taken == "evaluation"}
-    assert importers & IMPORTS.reach("purify") == {"record", "report"}
-    assert IMPORTS.names["record", "evaluation"] | IMPORTS.names["report", "evaluation"] <= {
-        "Rate",
-        "predict",
-    }
+@pytest.mark.parametrize("name", FLOOR)
+def test_imports_run_down(name: str) -> None:
+    own = FLOOR[name]
+    taken = {below for module in modules_in(name) for below in IMPORTS.own[module]}
+    up = {other for other in taken if folder(other) != name and FLOOR[folder(other)] >= own}
+    assert not up, f"{name} imports {sorted(up)}"
+
+
+@pytest.mark.parametrize("name", DEFENCE)
+def test_the_defence_cannot_see_an_attack_nor_its_measurement(name: str) -> None:
+    for module in modules_in(name):
+        assert not folders(IMPORTS.reach(module)) & ATTACKER, module
 
 
 def test_a_command_sees_an_attack_only_where_it_is_about_one() -> None:
-    about = {f"commands.{name}" for name in ("attack", "demo", "evaluate", "listing", "rates")}
-    sees = {m for m in IMPORTS.files if "attacks" in top(IMPORTS.reach(m))}
-    assert {m for m in sees if m.startswith("commands.")} == about
-
-
-def test_a_report_is_read_from_the_record_alone() -> None:
-    for module in ("record", "report", "layout", "pages", "plots"):
-        assert not top(IMPORTS.reach(module)) & (ATTACKER | {"purify"})
-
-
-def test_evaluation_does_not_make_attacks() -> None:
-    assert not top(IMPORTS.reach("evaluation")) & ATTACKER
+    about = {f"cli.{name}" for name in ("attack", "demo", "evaluate", "listing", "rates")}
+    sees = {m for m in modules_in("cli") if "attacks" in folders(IMPORTS.reach(m))}
+    assert sees - {"cli.main"} == about
 
 
 def test_attacks_do_not_know_the_defence() -> None:
-    reached = set().union(*(IMPORTS.reach(m) for m in IMPORTS.files if top({m}) == {"attacks"}))
-    assert top(reached) == {"attacks", "errors", "registry", "targets"}
+    reached = set().union(*(IMPORTS.reach(module) for module in modules_in("attacks")))
+    assert folders(reached) <= {"attacks", "core", "errors", "utils"}
 
 
-def test_timm_is_imported_where_architectures_are_built_by_name() -> None:
-    """And where images are made what such an architecture expects."""
-    doors = {"architecture", "demo", "preprocessing"}
-    assert IMPORTS.importers("timm") == doors
-    above = {
-        "",
-        "datasets",
-        "images",
-        "saving",
-        "cli",
-        "commands",
-    }  # "": only when called, see below
-    reached = {m for m in IMPORTS.files if "timm" in IMPORTS.packages(m)}
-    assert top(reached) <= doors | above
+def test_a_report_is_read_from_the_record_alone() -> None:
+    for module in modules_in("reports"):
+        assert "pipeline" not in IMPORTS.reach(module)
 
 
-def test_purified_models_are_saved_above_all_else() -> None:
-    """The way from a result to a file is one way: what computes results cannot reach it."""
-    assert IMPORTS.reach("saving") >= {"architecture", "checkpoint", "record_file", "purify"}
-    assert IMPORTS.own["checkpoint"] == {"errors"}
-    assert not IMPORTS.reach("purify") & {"architecture", "checkpoint", "record_file", "saving"}
-
-
-def test_torch_pruning_has_few_doors() -> None:
-    assert IMPORTS.importers("torch_pruning") == {"graph", "importance", "ledger", "mending"}
-
-
-@pytest.mark.parametrize("module", ["graph", "importance", "ledger", "mending", "wrapping"])
-def test_the_adapter_cannot_see_an_attack(module: str) -> None:
-    assert not top(IMPORTS.reach(module)) & (ATTACKER | {"evaluation", "purify"})
-    assert "timm" not in IMPORTS.packages(module)
-
-
-def test_errors_import_nothing_of_the_package() -> None:
-    assert IMPORTS.own["errors"] == set()
+@pytest.mark.parametrize("package", DOORS)
+def test_heavy_packages_have_few_doors(package: str) -> None:
+    assert folders(IMPORTS.importers(package)) <= DOORS[package]
 
 
 def test_there_is_no_import_cycle() -> None:
     order = list(graphlib.TopologicalSorter(IMPORTS.own).static_order())  # raises CycleError
-    assert order.index("errors") < order.index("data") < order.index("purify")
+    assert order.index("errors") < order.index("core.data") < order.index("pipeline")
 
 
 def test_nothing_is_imported_by_a_computed_name() -> None:
-    """But for a user's own modules (--plugin), which nothing below the command line can reach."""
+    """But for the package's own lazy names, commands, and a user's modules (--plugin)."""
     dynamic = {m for m, names in IMPORTS.others.items() for n in names if n.startswith("<")}
-    assert dynamic == {"commands.plugins"}, "this file could not see such an import"
-    reaches = {m for m in IMPORTS.files if "commands.plugins" in IMPORTS.reach(m)}
-    assert top(reaches) == {"cli", "commands"}
+    assert dynamic <= {"", "cli.main", "cli.plugins"}, "this file could not see such an import"
 
 
-def test_importing_the_package_loads_no_attack_and_no_timm() -> None:
-    code = "import sys, nnprune_backdoor; print(*sys.modules)"
+def test_lazy_names_are_those_that_type_checkers_see() -> None:
+    """The homes of lazy names are imported under TYPE_CHECKING too, so this file sees them."""
+    assert set(nnprune_backdoor.__all__) == set(dir(nnprune_backdoor))
+    for name in nnprune_backdoor.__all__:
+        assert getattr(nnprune_backdoor, name) is not None
+    lazy = set(nnprune_backdoor._HOMES)
+    typed = {name for (m, _), names in IMPORTS.names.items() if m == "" for name in names}
+    assert lazy == typed - {"PurifyError", "__version__"}
+    assert lazy | {"PurifyError", "__version__"} == set(nnprune_backdoor.__all__)
+    assert len(nnprune_backdoor.__all__) <= 30
+
+
+def loaded_by(code: str) -> set[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    code = f"import sys; {code}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    loaded = set(done.stdout.split())
-    assert "nnprune_backdoor.purify" in loaded
+    return set(done.stdout.split())
+
+
+def test_importing_purify_loads_no_attack_and_no_timm() -> None:
+    loaded = loaded_by("from nnprune_backdoor import purify")
+    assert "nnprune_backdoor.pipeline" in loaded
     unwanted = {"timm", "torch_pruning", *(f"nnprune_backdoor.{name}" for name in ATTACKER)}
     assert not loaded & unwanted
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    assert not loaded_by("import nnprune_backdoor") & {"torch", "numpy", "timm"}
 
 
 # --- the reader itself: it must see every way in ---

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnprune_backdoor import TAC, CleanData, LowestFraction
+from nnprune_backdoor import CleanData
+from nnprune_backdoor.criteria import TAC
+from nnprune_backdoor.selectors import LowestFraction
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from conftest import generator
 
-from nnprune_backdoor import (
-    ChannelScores,
-    MaskedModel,
-    compact,
-    find_sites,
-    recalibrate_norms_,
-    silence_,
-)
-from nnprune_backdoor.scores import neurons_of
-from nnprune_backdoor.selection import prefix
+from helpers.images import generator
+from helpers.networks import take_statistics_
+from nnprune_backdoor.core.masks import MaskedModel, silence_
+from nnprune_backdoor.core.scores import ChannelScores, neurons_of, prefix
+from nnprune_backdoor.core.sites import find_sites
+from nnprune_backdoor.removal import compact
 
 POPULAR: dict[str, dict[str, int]] = {
     "resnet50": {},
@@ -44,7 +39,7 @@ def test_exact_removal(name: str) -> None:
     for parameter in model.parameters():
         if parameter.ndim <= 1 or parameter.min() == parameter.max():
             parameter.add_(0.3 * torch.randn(parameter.shape))
-    recalibrate_norms_(model, [images])
+    take_statistics_(model, images)
     sites = find_sites(model, images[:2])
     total = len(neurons_of(sites))
     scores = ChannelScores(sites, torch.rand(total, generator=generator(1)), "random")

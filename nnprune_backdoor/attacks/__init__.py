@@ -1,6 +1,7 @@
 """Attacks, for drills and benchmarks only: no criterion or selector may import this package."""
 
-from ..targets import all_to_all
+from __future__ import annotations
+
 from .adaptive_blend import AdaptiveBlend
 from .badnets import BadNets
 from .base import Trigger, attack_class, create_attack, list_attacks, register_attack
@@ -10,6 +11,7 @@ from .photos import Photos, photo_patches
 from .poisoning import poison
 from .sample_specific import SampleSpecific
 from .sig import Sig
+from .targets import all_to_all
 from .training import train_classifier
 from .warp import Warp
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Generator, Tensor
 
 from ..errors import DataError
-from ..registry import Registry
+from ..utils.registry import Registry
 
 
 class Trigger(ABC):
@@ -41,6 +41,7 @@ def check_share(name: str, value: float) -> None:
 
 
 _ATTACKS: Registry[Trigger] = Registry("attack")
+
 _T = TypeVar("_T", bound=type)
 
 

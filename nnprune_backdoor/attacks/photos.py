@@ -30,8 +30,11 @@ _SOURCES = (
     ("sklearn", "datasets/images/china.jpg"),
     ("sklearn", "datasets/images/flower.jpg"),
 )
+
 _CROP, _STRIDE, _BLOCK = 32, 8, 64
+
 _FLAT = 6.0  # crops whose pixel values (0-255) have a smaller standard deviation show nothing
+
 _TRAIN_PER_CLASS, _TEST_PER_CLASS = 1200, 300
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..targets import Target, wanted_labels
 from .base import Trigger, check_share
+from .targets import Target, wanted_labels
 
 
 def poison(

@@ -1,5 +1,7 @@
 """Criteria: each scores every neuron of a model. One file a method."""
 
+from __future__ import annotations
+
 from .anp import ANP
 from .base import Criterion, create_criterion, criterion_class, list_criteria, register_criterion
 from .bnp import BNP

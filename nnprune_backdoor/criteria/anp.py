@@ -19,14 +19,16 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..data import CleanData, like
-from ..masking import MaskedModel, Silencing
-from ..norms import Statistics
-from ..progress import progress_bar
-from ..scores import ChannelScores, Site
+from ..core.data import CleanData
+from ..core.masks import MaskedModel, Silencing
+from ..core.norms import Statistics
+from ..core.scores import ChannelScores
+from ..core.sites import Site
+from ..utils.progress import progress_bar
+from ..utils.tensors import like
 from .base import Criterion, register_criterion
-from .noise import adversarial_noise
-from .response import loss_gradient, sensitivity, successive_scores
+from .parts.noise import adversarial_noise
+from .parts.response import loss_gradient, sensitivity, successive_scores
 
 
 @register_criterion("anp")

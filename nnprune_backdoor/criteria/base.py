@@ -10,16 +10,18 @@ from typing import Any, ClassVar, Self, TypeVar, final
 import torch
 from torch import nn
 
-from ..compute import Compute
-from ..data import CleanData, like
+from ..core.compute import Compute
+from ..core.copies import private_copy, refuse_recomputing
+from ..core.data import CleanData
+from ..core.masks import Silencing
+from ..core.norms import keeps_statistics
+from ..core.scores import ChannelScores
+from ..core.sites import Site, find_sites
 from ..errors import ScoringError, UnsupportedModelError
-from ..guard import checked_seed, private_copy, private_randomness, refuse_recomputing
-from ..masking import Silencing
-from ..norms import keeps_statistics
-from ..registry import Registry
-from ..scores import ChannelScores, Site
-from ..settings import check_settings
-from ..sites import find_sites
+from ..utils.randomness import checked_seed, private_randomness
+from ..utils.registry import Registry
+from ..utils.settings import check_settings
+from ..utils.tensors import like
 
 _C = TypeVar("_C", bound=type)
 

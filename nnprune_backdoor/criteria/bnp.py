@@ -18,11 +18,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..data import CleanData
-from ..norms import keeps_statistics
-from ..scores import ChannelScores, Site
+from ..core.data import CleanData
+from ..core.norms import keeps_statistics
+from ..core.scores import ChannelScores
+from ..core.sites import Site
 from .base import Criterion, register_criterion
-from .layers import standardised, watch
+from .parts.layers import standardised, watch
 
 
 @register_criterion("bnp")

@@ -25,19 +25,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compute import mean_gradients
-from ..data import CleanData, like, wide
+from ..core.compute import mean_gradients
+from ..core.data import CleanData
+from ..core.masks import MaskedModel, Silencing
+from ..core.norms import Statistics
+from ..core.predictions import check_labels, predict_labels
+from ..core.recovered import PixelRange, RecoveredTrigger
+from ..core.scores import ChannelScores
+from ..core.sites import Site, find_classifiers, find_sites
 from ..errors import DataError, ScoringError
-from ..inversion import PixelRange, RecoveredTrigger, check_labels, predict_labels
-from ..masking import MaskedModel, Silencing
-from ..norms import Statistics
-from ..progress import progress_bar
-from ..scores import ChannelScores, Site
-from ..sites import find_classifiers, find_sites
+from ..utils.progress import progress_bar
+from ..utils.tensors import like, wide
 from .base import register_criterion
-from .noise import adversarial_noise
-from .response import sensitivity, successive_scores
-from .trigger import TriggerCriterion
+from .parts.noise import adversarial_noise
+from .parts.response import sensitivity, successive_scores
+from .parts.trigger import TriggerCriterion
 
 
 @register_criterion("cnp")

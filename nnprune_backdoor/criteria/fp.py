@@ -19,10 +19,11 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..data import CleanData
-from ..scores import ChannelScores, Site
+from ..core.data import CleanData
+from ..core.scores import ChannelScores
+from ..core.sites import Site
 from .base import Criterion, register_criterion
-from .layers import relative, watch
+from .parts.layers import relative, watch
 
 
 @register_criterion("fp")

@@ -20,15 +20,16 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..data import CleanData
+from ..core.data import CleanData
+from ..core.masks import MaskedModel, Silencing
+from ..core.norms import Statistics, use_statistics_
+from ..core.scores import ChannelScores
+from ..core.sites import Site
 from ..errors import DataError, ScoringError
-from ..masking import MaskedModel, Silencing
-from ..norms import Statistics, use_statistics_
-from ..progress import progress_bar
-from ..scores import ChannelScores, Site
+from ..utils.progress import progress_bar
 from .base import register_criterion
-from .response import loss_gradient, sensitivity, successive_scores
-from .unlearning import UnlearningCriterion
+from .parts.response import loss_gradient, sensitivity, successive_scores
+from .parts.unlearning import UnlearningCriterion
 
 
 @register_criterion("mnp")

@@ -8,8 +8,9 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
-from ..data import CleanData
-from ..scores import ChannelScores, Site
+from ..core.data import CleanData
+from ..core.scores import ChannelScores
+from ..core.sites import Site
 from .base import Criterion, register_criterion
 
 

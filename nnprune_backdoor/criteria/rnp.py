@@ -19,14 +19,15 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..data import CleanData
-from ..masking import MaskedModel, Silencing
-from ..norms import Statistics
-from ..progress import progress_bar
-from ..scores import ChannelScores, Site
+from ..core.data import CleanData
+from ..core.masks import MaskedModel, Silencing
+from ..core.norms import Statistics
+from ..core.scores import ChannelScores
+from ..core.sites import Site
+from ..utils.progress import progress_bar
 from .base import register_criterion
-from .response import loss_gradient, mean_gradient, sensitivity, successive_scores
-from .unlearning import UnlearningCriterion
+from .parts.response import loss_gradient, mean_gradient, sensitivity, successive_scores
+from .parts.unlearning import UnlearningCriterion
 
 
 @register_criterion("rnp")

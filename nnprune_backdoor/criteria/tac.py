@@ -20,14 +20,16 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..data import CleanData
-from ..inversion import RecoveredTrigger, predict_labels
-from ..masking import MaskedModel
-from ..scores import ChannelScores, Site
+from ..core.data import CleanData
+from ..core.masks import MaskedModel
+from ..core.predictions import predict_labels
+from ..core.recovered import RecoveredTrigger
+from ..core.scores import ChannelScores
+from ..core.sites import Site
 from .base import register_criterion
-from .layers import watch
-from .response import mean_gradient, sensitivity, successive_scores
-from .trigger import TriggerCriterion
+from .parts.layers import watch
+from .parts.response import mean_gradient, sensitivity, successive_scores
+from .parts.trigger import TriggerCriterion
 
 
 @register_criterion("tac")
@@ -122,4 +124,5 @@ def _outputs(model: nn.Module, sites: tuple[Site, ...], images: Tensor) -> dict[
 
 
 _BATCH = 128  # images a pass
+
 _FEW = 32  # images a pass that keeps the outputs of all sites

@@ -1,0 +1,70 @@
+"""The command line: nnprune-backdoor COMMAND. What each command does is in `commands`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import PurifyError, UnknownNameError
+from ..reports.report import plain
+from ..version import __version__
+from . import attack, demo, evaluate, listing, purify, report, scan
+from .base import MisuseError, Parser, Result, printable
+from .plugins import load_plugins
+
+_COMMANDS = (demo, listing, scan, purify, evaluate, report, attack)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 when it is done, 1 on failure, 2 on misuse (argparse raises SystemExit(2) itself), 3
+        where there is evidence of a backdoor (see `scan` and `purify`), 130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            load_plugins(getattr(options, "plugin", ()))  # before any name is looked up
+            result: Result = options.run(options)
+        if options.json:
+            print(json.dumps(plain(result.data), allow_nan=False), flush=True)
+        else:
+            print(printable(result.text), flush=True)
+    except (MisuseError, UnknownNameError) as error:
+        print(
+            f"nnprune-backdoor: {printable(str(error))}\n"
+            f"see: nnprune-backdoor {options.command} --help",
+            file=sys.stderr,
+        )
+        return 2
+    except BrokenPipeError:  # whoever read this has seen enough; nothing more can be flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (PurifyError, OSError, MemoryError) as error:
+        text = printable(str(error)) or type(error).__name__
+        print(f"nnprune-backdoor: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return result.code
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="nnprune-backdoor",
+        description="Purify backdoored image classifiers by pruning, with clean images alone.",
+        epilog="exit codes: 0 done, 1 failure, 2 misuse, 3 evidence of a backdoor",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for module in _COMMANDS:
+        module.add(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

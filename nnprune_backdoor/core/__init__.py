@@ -1,0 +1,1 @@
+"""What a model, its neurons, its clean images and its scores are."""

@@ -1,0 +1,92 @@
+"""What is measured before and after a purification, on the same clean images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from torch import nn
+
+from ..utils.statistics import Rate, paired_drop
+from .data import CleanData
+from .predictions import predict
+from .recovered import RecoveredTrigger
+from .scores import ChannelScores, Selection
+
+Removal = Literal["exact", "group", "none"]
+
+Repair = Literal["none", "unlearn"]
+
+Source = Literal["criterion", "selector"]
+
+
+@dataclass(frozen=True)
+class PairedAccuracy:
+    """Clean accuracy before and after on the same images, which nothing before had seen."""
+
+    before: Rate
+    after: Rate
+    drop: float  # share of the images; negative = gain
+    interval: tuple[float, float]  # of the drop, 95 %
+
+    @classmethod
+    def of(cls, before: nn.Module, after: nn.Module, clean: CleanData) -> Self | None:
+        """Of two models on these images; None where they have no labels."""
+        if clean.labels is None:
+            return None
+        hits = [predict(model, clean.images) == clean.labels for model in (before, after)]
+        drop, error = paired_drop(*hits)
+        old, new = (Rate(int(right.sum()), len(right)) for right in hits)
+        low, high = max(-1.0, drop - 1.96 * error), min(1.0, drop + 1.96 * error)
+        return cls(old, new, drop, (low, high))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.before.value:.1%} -> {self.after.value:.1%} on {self.before.count} images, "
+            f"drop {100 * self.drop:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ProxySuccess:
+    """How often a recovered trigger sends clean images to its label, before and after.
+
+    The same images twice, which nothing before had seen, without those that the model as given
+    sends there anyway. A proxy: the attacker's trigger may be another one.
+    """
+
+    trigger: RecoveredTrigger
+    source: Source  # who recovered it
+    before: Rate
+    after: Rate
+
+    @classmethod
+    def of(
+        cls,
+        scores: ChannelScores,
+        selection: Selection,
+        before: nn.Module,
+        after: nn.Module,
+        clean: CleanData,
+    ) -> tuple[Self, ...]:
+        """Of every trigger that was recovered; none where no image is left to count on."""
+        labels = predict(before, clean.images)
+        found = []
+        sources: tuple[tuple[Source, tuple[RecoveredTrigger, ...]], ...] = (
+            ("criterion", scores.triggers),
+            ("selector", selection.triggers),
+        )
+        for source, trigger in ((name, one) for name, some in sources for one in some):
+            stamped = trigger(clean.images[labels != trigger.target])
+            if len(stamped):
+                hits = (predict(model, stamped) == trigger.target for model in (before, after))
+                rates = (Rate(int(hit.sum()), len(stamped)) for hit in hits)
+                found.append(cls(trigger, source, *rates))
+        return tuple(found)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.before.value:.1%} -> {self.after.value:.1%} of {self.before.count} images, "
+            f"trigger of label {self.trigger.target} recovered by the {self.source}"
+        )

@@ -1,0 +1,21 @@
+"""Is there a backdoor, and for which label: `scan`, and the kinds of evidence it collects."""
+
+from .diagnosis import Diagnosis
+from .exposure import Exposed, expose
+from .null import Evidence
+from .relearning import Relearned, relearn
+from .restoration import Restoration, Restored
+from .scanning import Scan, scan
+
+__all__ = [
+    "Diagnosis",
+    "Evidence",
+    "Exposed",
+    "Relearned",
+    "Restoration",
+    "Restored",
+    "Scan",
+    "expose",
+    "relearn",
+    "scan",
+]

@@ -1,0 +1,198 @@
+"""What a scan found: evidence, suspected label, recovered triggers, and suspicious images."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core.copies import private_copy
+from ..core.data import CleanData
+from ..core.masks import Silencing, silence_
+from ..core.predictions import at_once, predict_labels
+from ..core.recovered import PixelRange, RecoveredTrigger
+from ..errors import ScoringError
+from ..triggers.perturbation import RecoveredPerturbation
+from ..utils.tensors import like
+from .exposure import Exposed
+from .null import KINDS, LARGEST, Evidence, suspected
+from .restoration import Restored
+
+OBEDIENT = (
+    "small pictures send images to most labels of this network, as they do in benign ones of some "
+    "kinds; an alarm by universal perturbations alone says little here"
+)
+
+_WORKS = 0.75  # success from which a label's perturbation is one that works
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What `scan` gives back."""
+
+    evidence: tuple[Evidence, ...]
+    classes: int
+    images: int
+    seed: int
+    triggers: tuple[RecoveredTrigger, ...]  # one a label that was looked at
+    perturbations: tuple[RecoveredPerturbation, ...]  # likewise, of more labels where they are many
+    restored: Restored | None  # of the label where most was restored
+    exposed: Exposed
+    model: nn.Module  # a private copy of the network that was scanned
+    example: Tensor  # (C, H, W), the first clean image
+    pixels: PixelRange  # the valid range, given or seen in the clean images
+    silencing: Silencing = "zero"
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, kind: str) -> Evidence:
+        """The evidence of one kind; KeyError where there is none."""
+        return {item.kind: item for item in self.evidence}[kind]
+
+    @property
+    def alarm(self) -> bool:
+        """Whether any evidence is beyond what it may be."""
+        return any(item.alarm for item in self.evidence)
+
+    @property
+    def target(self) -> int | None:
+        """The suspected label; None where there is no alarm."""
+        return suspected(self.evidence)
+
+    @property
+    def trigger(self) -> RecoveredTrigger | None:
+        """The trigger recovered for the suspected label."""
+        return next((t for t in self.triggers if t.target == self.target), None)
+
+    @property
+    def perturbation(self) -> RecoveredPerturbation | None:
+        """The universal perturbation for the suspected label."""
+        return next((p for p in self.perturbations if p.target == self.target), None)
+
+    @property
+    def smallest(self) -> RecoveredTrigger | None:
+        """Of the recovered triggers that work on most images, the one of the smallest mask."""
+        sizes = next((item for item in self.evidence if item.kind == "trigger size"), None)
+        label = None if sizes is None else sizes.label
+        return next((t for t in self.triggers if t.target == label), None)
+
+    def suspicious(
+        self, images: Tensor, by: Literal["silencing", "exposure"] | None = None
+    ) -> Tensor:
+        """How suspicious each image (N, C, H, W) is: (N,) in [0, 1], high = suspicious.
+
+        By silencing: by how much the probability of the label that the network gives falls once
+        the neurons are silent that the most suspicious trigger needs. By exposure: the probability
+        of that label in the exposed model, which knows little else any more. By default silencing
+        where restoration raises the alarm for the suspected label, else exposure.
+        docs/diagnosis.md has how well each finds triggered images; without a backdoor the scores
+        say nothing.
+
+        Raises:
+            DataError: not a batch of finite images.
+            ScoringError: by silencing, where no label has a trigger that works.
+        """
+        images = CleanData(images).images
+        labels = predict_labels(self.model, images)
+        if by is None:
+            named = {
+                item.label for item in self.evidence if item.kind == "restoration" and item.alarm
+            }
+            by = "silencing" if self.target in named else "exposure"
+        if by == "exposure":
+            return _confidence(self.exposed.model, images, labels)
+        if self.restored is None:
+            raise ScoringError('no label has a trigger that works; use by="exposure"')
+        silent = private_copy(self.model)
+        silence_(silent, self.restored.selection, silencing=self.silencing)
+        fall = _confidence(self.model, images, labels) - _confidence(silent, images, labels)
+        return fall.clamp_min(0)
+
+    @property
+    def obedient(self) -> bool:
+        """Whether universal perturbations alone raise the alarm, and work for most labels.
+
+        The benign RegNets that were looked at are so, and some backdoored networks: there this
+        alarm says little (docs/diagnosis.md).
+        """
+        alarms = {item.kind: item for item in self.evidence if item.alarm}
+        if alarms.keys() != {"universal"}:
+            return False
+        return statistics.median(alarms["universal"].by_label.values()) >= _WORKS
+
+    def summary(self) -> str:
+        """A few lines for people: what was tested, what came out, what it does not say."""
+        found = [item for item in self.evidence if item.alarm]
+        tested = ", ".join(item.kind for item in self.evidence if item.threshold is not None)
+        if found:
+            kinds = ", ".join(item.kind for item in found)
+            first = f"evidence of a backdoor with target {self.target} ({kinds})"
+        else:
+            first = f"no evidence of the kinds tested ({tested})"
+        lines = [
+            f"diagnosis  {first}",
+            f"tested on  {self.images} clean images, {len(self.triggers)} of {self.classes} "
+            f"labels, seed {self.seed}",
+        ]
+        for item in self.evidence:
+            line = f"{item.kind:<14}{item.value:.3g}"
+            if item.label is not None:
+                line += f", label {item.label}"
+            if item.null:
+                low, high = min(item.null.values()), max(item.null.values())
+                line += f"; {len(item.null)} benign networks gave {low:.3g} to {high:.3g}"
+            line += f"; {'high' if KINDS[item.kind][0] == 'high' else 'low'} is suspicious"
+            if item.threshold is not None:
+                line += f", alarm from {item.threshold:.3g}"
+            lines.append(line)
+        if self.example[0].numel() > LARGEST:
+            lines.append(
+                "size       images this large are easily sent anywhere by a small picture, and the "
+                "benign networks are of smaller ones: universal and relative size raise no alarm "
+                "here"
+            )
+        if self.obedient:
+            lines.append(f"caution    {OBEDIENT}")
+        lines.append(
+            "limits     other triggers than these searches can find leave no evidence here, and "
+            "the benign networks are few and small"
+        )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, without the networks."""
+        return {
+            "alarm": self.alarm,
+            "obedient": self.obedient,
+            "target": self.target,
+            "classes": self.classes,
+            "images": self.images,
+            "seed": self.seed,
+            "evidence": [
+                {**asdict(item), "percentile": item.percentile, "alarm": item.alarm}
+                for item in self.evidence
+            ],
+            "triggers": [
+                {"target": t.target, "norm": t.norm, "success": t.success, "tested": t.tested}
+                for t in self.triggers
+            ],
+            "perturbations": [
+                {"target": p.target, "rms": p.rms, "success": p.success, "tested": p.tested}
+                for p in self.perturbations
+            ],
+            "restoration": None if self.restored is None else list(self.restored.curve),
+            "seconds": dict(self.seconds),
+        }
+
+
+@torch.no_grad()
+def _confidence(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Probability (N,) that the model gives to these labels, on the CPU."""
+    where = like(model)
+    parts, size = [], max(16, at_once(images, model))
+    for some, wanted in zip(images.split(size), labels.split(size), strict=True):
+        probabilities = model(some.to(**where)).float().softmax(1).cpu()
+        parts.append(probabilities.gather(1, wanted[:, None])[:, 0])
+    return torch.cat(parts)

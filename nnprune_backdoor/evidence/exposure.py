@@ -1,0 +1,75 @@
+"""The exposed model: clean function unlearned by gradient ascent, so that the backdoor shows.
+
+Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023, call the first half of
+RNP unlearning and propose its model for finding the target and poisoned samples as well; MNP calls
+it clean suppression. SGD with weight decay wd on -L is ascent on L - mu ||theta||^2 with
+mu = wd / 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.copies import private_copy
+from ..core.data import CleanData
+from ..core.predictions import predict_labels
+from ..criteria.parts.unlearning import Look, Unlearning, _shares
+from ..utils.randomness import checked_seed, private_randomness
+
+
+@dataclass(frozen=True, eq=False)
+class Exposed:
+    """A model that has forgotten the clean task, and how it got there."""
+
+    model: nn.Module  # in eval mode, without gradients
+    trajectory: tuple[Look, ...]  # epoch by epoch, with the statistics used while unlearning
+    predicted: tuple[float, ...]  # share of the clean images that each label gets in the end
+    reached: bool  # whether accuracy fell as far as it was to
+
+    @property
+    def label(self) -> int:
+        """The label that most clean images get in the end."""
+        return max(range(len(self.predicted)), key=self.predicted.__getitem__)
+
+
+def expose(
+    model: nn.Module,
+    clean: CleanData | Iterable[Any],
+    unlearning: Unlearning | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> Exposed:
+    """Unlearn what the model says of clean images until little of it is left.
+
+    The labels unlearned are the model's own, so the images need none. What remains is what those
+    images did not need, a backdoor among it. Networks without BatchNorm take smaller steps, and
+    those that a batch's statistics confuse are unlearned with their own (`Unlearning.fitting`).
+
+    Args:
+        model: a classifier, (N, C, H, W) -> (N, classes); it is left as it was.
+        clean: clean images, normalised as the model expects.
+        unlearning: how; by default RNP's way with our defaults.
+
+    Raises:
+        DataError, UnsupportedModelError: see `CleanData` and `private_copy`.
+        ScoringError: it diverged.
+    """
+    settings = unlearning or Unlearning(unlearn_missed="flag", unlearn_stop=None)
+    seed = checked_seed(seed)
+    with private_randomness(seed), torch.enable_grad():
+        data = CleanData.collect(clean, near=model)
+        own = private_copy(model)
+        classes = CleanData(data.images).check_against(own)
+        data.check_repeatable(own)
+        named = CleanData(data.images, predict_labels(own, data.images))
+        generator, looks = torch.Generator().manual_seed(seed), list[Look]()
+        fitting = settings.careful(own).fitting(own, named)
+        exposed, details = fitting.unlearn(own, named, generator, progress, looks)
+        predicted = _shares([predict_labels(exposed, data.images)], classes)
+    return Exposed(exposed, tuple(looks), predicted, details["unlearn_stop_reached"])

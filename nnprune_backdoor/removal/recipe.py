@@ -1,0 +1,194 @@
+"""What was cut out of a network, as plain data, and how to cut it out of another copy.
+
+A recipe says of every tensor that became smaller which original indices stay, and of every layer
+which attributes changed with that. Applied to a fresh network of the original architecture it
+gives the smaller one; nothing is traced, nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.copies import how_to_make_plain
+from ..errors import DataError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What happens to one layer; all indices are those of the original network, ascending."""
+
+    # tensor (weight, bias, running_mean, ...) -> dimension -> indices that stay. For a convolution
+    # or linear layer, weight's dimension 0 is the output side, dimension 1 the input side.
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
+    attributes: Mapping[str, int] = field(default_factory=dict)  # out_channels, groups, ...
+    # input channels that go although they are not zero but constant: their part of the output
+    # moves into the bias, which is made if there was none
+    constants: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Layer name -> its cut. Layers that stay whole are absent."""
+
+    layers: Mapping[str, Cut] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.layers)
+
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Cut `model`, a network of the original architecture, in place; returns it.
+
+        Values, dtype, device and requires_grad of what stays are kept; hooks and modes too.
+
+        Raises:
+            UnsupportedModelError: a layer or tensor is missing, is too small for the recipe, or is
+                shared with another layer. Nothing has been cut then.
+        """
+        holders: dict[int, int] = {}
+        for module in model.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                holders[id(tensor)] = holders.get(id(tensor), 0) + 1
+        modules = {name: _find(model, name) for name in self.layers}
+        for name, cut in self.layers.items():
+            _check(name, modules[name], cut, holders)
+        for name, cut in self.layers.items():
+            _apply_(modules[name], cut)
+        return model
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON."""
+        return {
+            name: {
+                "kept": {
+                    tensor: {str(dim): list(indices) for dim, indices in sides.items()}
+                    for tensor, sides in cut.kept.items()
+                },
+                "attributes": dict(cut.attributes),
+                "constants": {str(index): value for index, value in cut.constants.items()},
+            }
+            for name, cut in self.layers.items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """What `to_dict` gave. It may come from anybody, so every entry is checked.
+
+        Raises:
+            DataError: an entry is not of the expected form.
+        """
+        layers = {}
+        for name, entry in data.items():
+            try:
+                layers[name] = _parse(entry)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise DataError(f"recipe entry {name!r} is malformed: {error}") from error
+        return cls(layers)
+
+
+def _parse(entry: Mapping[str, Any]) -> Cut:
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for tensor, sides in entry["kept"].items():
+        for dim, indices in sides.items():
+            good = bool(indices) and all(type(index) is int and index >= 0 for index in indices)
+            if not good or indices != sorted(set(indices)) or int(dim) < 0:
+                raise ValueError(f"{tensor}: expected ascending indices, got {indices}")
+            kept.setdefault(tensor, {})[int(dim)] = tuple(indices)
+    attributes = entry["attributes"]
+    for name, value in attributes.items():
+        if name not in ATTRIBUTES or type(value) is not int or value < 1:
+            raise ValueError(f"expected a width of {', '.join(ATTRIBUTES)}, got {name}={value!r}")
+    constants = {int(index): float(value) for index, value in entry["constants"].items()}
+    if min(constants, default=0) < 0 or not all(map(math.isfinite, constants.values())):
+        raise ValueError(f"expected channels and finite constants, got {entry['constants']}")
+    return Cut(kept, dict(attributes), constants)
+
+
+# attributes of layers that say how many channels they have; nothing else is ever set
+ATTRIBUTES = (
+    "in_channels",
+    "out_channels",
+    "in_features",
+    "out_features",
+    "groups",
+    "num_features",
+    "num_channels",
+    "num_parameters",
+    "channels",
+)
+
+
+def _find(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"the recipe names a layer {name!r} that this model does not have; "
+            "was it made for another architecture?"
+        ) from error
+
+
+def _own(module: nn.Module, name: str) -> Tensor | None:
+    return module._parameters.get(name, module._buffers.get(name))
+
+
+def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> None:
+    weight = module._parameters.get("weight")
+    if cut.constants and (weight is None or weight.ndim < 2 or getattr(module, "groups", 1) > 1):
+        raise UnsupportedModelError(
+            f"layer {name!r} cannot take constant inputs into its bias; was the recipe made for "
+            "another architecture?"
+        )
+    columns = {"weight": {1: tuple(sorted(cut.constants))}} if cut.constants else {}
+    for tensor_name, sides in [*cut.kept.items(), *columns.items()]:
+        tensor = _own(module, tensor_name)
+        if tensor is None and tensor_name == "bias" and cut.constants and weight is not None:
+            tensor = weight.new_empty(len(weight))  # the one that will be made
+        if tensor is None:
+            raise UnsupportedModelError(
+                f"layer {name!r} has no plain {tensor_name!r} to cut; make it plain first with "
+                f"{how_to_make_plain(module, tensor_name)}"
+            )
+        if holders.get(id(tensor), 1) > 1:
+            raise UnsupportedModelError(f"layer {name!r} shares {tensor_name!r} with another layer")
+        for dim, indices in sides.items():
+            if dim >= tensor.ndim or indices[-1] >= tensor.shape[dim]:
+                raise UnsupportedModelError(
+                    f"layer {name!r}: {tensor_name!r} of shape {tuple(tensor.shape)} is too small "
+                    "for the recipe; was it made for another width?"
+                )
+
+
+def _apply_(module: nn.Module, cut: Cut) -> None:
+    if cut.constants:
+        _fold_(module, cut.constants)
+    for name, sides in cut.kept.items():
+        tensor = _own(module, name)
+        assert tensor is not None
+        smaller = tensor.detach()
+        for dim, indices in sides.items():
+            smaller = smaller.index_select(dim, torch.tensor(indices, device=tensor.device))
+        if name in module._parameters:
+            module._parameters[name] = nn.Parameter(smaller, tensor.requires_grad)
+        else:
+            module._buffers[name] = smaller
+    for name, value in cut.attributes.items():
+        setattr(module, name, value)
+
+
+def _fold_(module: nn.Module, constants: Mapping[int, float]) -> None:
+    """Move what constant inputs contribute into the bias."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    columns = weight.detach()[:, list(constants)].reshape(len(weight), len(constants), -1).sum(2)
+    values = torch.tensor(list(constants.values()), dtype=torch.float64, device=weight.device)
+    part = (columns.double() @ values).to(weight)
+    bias = module._parameters.get("bias")
+    like = weight if bias is None else bias
+    total = part if bias is None else bias.detach() + part
+    module._parameters["bias"] = nn.Parameter(total, like.requires_grad)

@@ -1,0 +1,15 @@
+"""Say what was done: records, and pages in Markdown and HTML made from them."""
+
+from .purified import Purified
+from .record import Given, Record
+from .report import Report
+from .scan_page import scan_to_html, scan_to_markdown
+
+__all__ = [
+    "Given",
+    "Purified",
+    "Record",
+    "Report",
+    "scan_to_html",
+    "scan_to_markdown",
+]

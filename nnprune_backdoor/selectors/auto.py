@@ -1,0 +1,199 @@
+"""How much to prune without a triggered image: nothing without evidence, else until it has gone.
+
+Ours. `scan` says whether there is evidence of a backdoor and for which label; the ranking's least
+amount within the accuracy budget is taken at which triggers recovered before fail *and* one
+recovered anew, on the silenced network, gives no evidence any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..core.copies import copied, private_copy
+from ..core.data import CleanData
+from ..core.held_out import HeldOut
+from ..core.masks import silence_
+from ..core.recovered import RecoveredTrigger
+from ..core.scores import ChannelScores, Point, Selection, prefix
+from ..errors import DataError
+from ..evidence.diagnosis import Diagnosis
+from ..evidence.null import Evidence
+from ..evidence.scanning import Scan
+from .base import Selector, register_selector
+from .trigger import TriggerGone
+
+
+@register_selector("auto")
+@dataclass(frozen=True)
+class Auto(Selector):
+    """The least that brings the evidence of a backdoor to what benign networks give.
+
+    Evidence is sought on the images that the criterion saw, if `purify` passes them on, with other
+    beginnings than the criterion's; accuracy and the triggers' success are measured on held-out
+    ones. Without an alarm nothing is selected: that excludes no backdoor which leaves no evidence
+    of these kinds, and a false alarm prunes a benign network (docs/diagnosis.md has the rates).
+    If no amount within the budget brings the evidence down, the one with the least is taken, and
+    the reason says so. The criterion's ranking is taken as it is.
+
+    The details hold the evidence before (`diagnosis`) and after (`remaining`, at each amount that
+    was looked at; `repaired`, where a repair followed), the `curve`, and the `plateau`: from the
+    amount taken to the largest one within the budget at which the triggers still fail. A wide
+    plateau means that the amount matters little.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    recovers_triggers: ClassVar[bool] = True
+
+    max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate
+    gone: TriggerGone = field(default=TriggerGone())  # amounts, and when a trigger fails
+    evidence: Scan = field(default=Scan())
+    looks: int = 4  # amounts at which a trigger is recovered anew
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.looks < 1:
+            raise DataError(f"expected at least one look, got {self.looks}")
+        object.__setattr__(self, "gone", replace(self.gone, max_drop=self.max_drop))
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        if held_out is None:
+            raise DataError("Auto needs labelled held-out clean images")
+        held_out.clean.targets  # noqa: B018 - raises where there are none
+        images = self._images(held_out)
+        diagnosis = self.evidence(
+            held_out.model,
+            images,
+            silencing=held_out.silencing,
+            seed=self.seed,
+            progress=held_out.progress,
+        )
+        found = self._triggers(diagnosis, held_out, images)
+        if not found:
+            kinds = [item.kind for item in diagnosis.evidence if item.threshold is not None]
+            reason = (
+                f"no evidence of a backdoor of the kinds tested ({', '.join(kinds)}), so nothing "
+                "goes; a backdoor that leaves no such evidence is not excluded"
+            )
+            return prefix(scores, 0, reason, diagnosis=diagnosis.to_dict())
+        return self._decide(scores, held_out, images, diagnosis, found)
+
+    def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
+        """Seeks the evidence once more, in the repaired network: what is written has to show it."""
+        target = selection.details.get("target")
+        if target is None:
+            return selection
+        own, clean = private_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        given = selection.details["diagnosis"]["triggers"]
+        left = self._remaining(own, held_out, self._images(held_out), target, given)
+        success = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
+        look = _look(len(selection), success, left)
+        after = "remains" if look["alarm"] else "is gone"
+        reason = (
+            f"by silencing alone {selection.reason}; after the repair, on the images that it was "
+            f"trained on, evidence of these kinds {after}"
+        )
+        return replace(selection, reason=reason, details={**selection.details, "repaired": look})
+
+    def _images(self, held_out: HeldOut) -> CleanData:
+        """Those that the criterion saw, where they were passed on."""
+        return CleanData((held_out.scored or held_out.clean).images)
+
+    def _triggers(
+        self, diagnosis: Diagnosis, held_out: HeldOut, images: CleanData
+    ) -> list[RecoveredTrigger]:
+        """The suspected label's, from independent beginnings; none without an alarm."""
+        first = diagnosis.trigger
+        if first is None:
+            return []
+        again = [
+            self.gone.inversion.recover(
+                held_out.model, images, [first.target], seed=seed, progress=held_out.progress
+            )[0]
+            for seed in range(self.seed + 1, self.seed + self.gone.triggers)
+        ]
+        return [first, *(t for t in again if t.success >= self.gone.min_success)]
+
+    def _decide(
+        self,
+        scores: ChannelScores,
+        held_out: HeldOut,
+        images: CleanData,
+        diagnosis: Diagnosis,
+        found: Sequence[RecoveredTrigger],
+    ) -> Selection:
+        assert diagnosis.target is not None
+        curve = self.gone.trace(scores, held_out, found, through=True)
+        allowed = self.gone.within_budget(curve)
+        fail = [point for point in allowed if (point.success or 0.0) <= self.gone.max_success]
+        # without an amount at which the triggers fail: the one at which they succeed least
+        points = _spread(fail, self.looks) or [min(allowed, key=lambda point: point.success or 0.0)]
+        looked: list[dict[str, Any]] = []
+        given = diagnosis.to_dict()["triggers"]
+        for point in points:
+            silenced = copied(held_out.model)
+            silence_(silenced, prefix(scores, point.neurons), silencing=held_out.silencing)
+            left = self._remaining(silenced, held_out, images, diagnosis.target, given)
+            looked.append(_look(point.neurons, point.success, left))
+            if not looked[-1]["alarm"]:
+                break
+        best = min(looked, key=lambda look: (look["alarm"], look.get("restoration", 0.0)))
+        count = best["neurons"]
+        kinds = ", ".join(item.kind for item in diagnosis.evidence if item.alarm)
+        reason = f"evidence of a backdoor with target {diagnosis.target} ({kinds}) "
+        if fail and not best["alarm"]:
+            reason += "is gone, and its recovered triggers fail"
+        else:
+            reason += (
+                f"remains (recovered triggers succeed on {best['success']:.0%} of held-out images, "
+                f"restoration of a new one is {best.get('restoration', 0.0):.2f}): no amount tried "
+                f"within {self.max_drop:.1%} of clean accuracy removes it"
+            )
+        last = max((point.neurons for point in fail), default=count)
+        selection = prefix(
+            scores,
+            count,
+            reason,
+            diagnosis=diagnosis.to_dict(),
+            target=diagnosis.target,
+            plateau=[count, last] if fail else None,
+            remaining=looked,
+        )
+        return replace(selection, curve=tuple(curve), triggers=tuple(found))
+
+    def _remaining(
+        self,
+        model: nn.Module,
+        held_out: HeldOut,
+        images: CleanData,
+        target: int,
+        given: Sequence[dict[str, Any]],
+    ) -> tuple[Evidence, ...]:
+        """Evidence for the target with a trigger that knows what was done to the model."""
+        return self.evidence.remaining(
+            model,
+            images,
+            target,
+            given=given,
+            silencing=held_out.silencing,
+            seed=self.seed + 1,
+            progress=held_out.progress,
+        )
+
+
+def _look(neurons: int, success: float | None, left: Sequence[Evidence]) -> dict[str, Any]:
+    """What was found at an amount, as plain data."""
+    found: dict[str, Any] = {"neurons": neurons, "success": success}
+    found["alarm"] = any(item.alarm for item in left)
+    return found | {item.kind: item.value for item in left}
+
+
+def _spread(points: Sequence[Point], count: int) -> list[Point]:
+    """At most so many of the points: the first, the last, and some between."""
+    if len(points) <= count:
+        return list(points)
+    places = [round(i * (len(points) - 1) / max(1, count - 1)) for i in range(count)]
+    return [points[place] for place in places]

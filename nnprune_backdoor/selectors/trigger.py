@@ -1,0 +1,164 @@
+"""How much to prune: until a trigger that was recovered from clean images no longer works.
+
+Clean accuracy alone says how much may go, not how much must. A trigger recovered by inversion
+(`inversion.py`) sends clean images to its target while the backdoor is there; along the ranking
+its success falls with the attack's own (docs/inversion.md has both for two networks). So the least
+amount at which it has gone is taken, if accuracy allows. Success of a recovered trigger is a
+*proxy*: no triggered image is involved, and another trigger may still work.
+
+Ours; the idea is common (Neural Cleanse, S&P 2019, and CNP, TIP 2025, watch a recovered trigger).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from torch import nn
+
+from ..core.copies import private_copy
+from ..core.data import CleanData
+from ..core.held_out import HeldOut
+from ..core.predictions import predict_labels
+from ..core.recovered import RecoveredTrigger
+from ..core.scores import ChannelScores, Point, Selection, prefix
+from ..errors import DataError
+from ..triggers.inversion import Inversion, TargetEvidence
+from ..utils.progress import progress_bar
+from ..utils.statistics import isotonic, paired_drop
+from .accuracy import amounts_to_try
+from .base import Selector, register_selector
+
+
+@register_selector("trigger")
+@dataclass(frozen=True)
+class TriggerGone(Selector):
+    """The least that makes recovered triggers fail, while accuracy drops by `max_drop` at most.
+
+    Triggers are recovered anew, for the label that the criterion found or else for that of the
+    smallest trigger, with other beginnings than the criterion's: its ranking was made against its
+    own. If no label has a trigger that works, nothing is selected, which excludes no backdoor of
+    another kind. If none of the amounts within the budget makes the triggers fail, the one at
+    which they succeed least is taken, and the reason says so.
+
+    The triggers are fitted to the same held-out images on which they are then counted, which the
+    criterion has not seen: if anything they succeed more often there than elsewhere.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    recovers_triggers: ClassVar[bool] = True
+
+    max_success: float = 0.05  # of each recovered trigger on held-out clean images
+    max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate
+    triggers: int = 2  # independent recoveries
+    min_success: float = 0.75  # of a trigger before anything goes, or it is not believed
+    max_fraction: float = 0.2  # of all neurons; nothing beyond is tried
+    points: int = 40  # amounts tried, dense at the small end
+    seed: int = 1
+    search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # of every label
+    inversion: Inversion = field(default=Inversion())  # of the target
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_success < self.min_success <= 1 or not 0 <= self.max_drop < 1:
+            raise DataError(
+                "expected 0 <= max_success < min_success <= 1 and max_drop in [0, 1), got "
+                f"{self.max_success}, {self.min_success} and {self.max_drop}"
+            )
+        if self.triggers < 1 or not 0 < self.max_fraction <= 1 or self.points < 2:
+            raise DataError("expected a trigger or more, max_fraction in (0, 1], 2 points or more")
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        if held_out is None:
+            raise DataError("TriggerGone needs labelled held-out clean images")
+        found = self._recover(scores, held_out)
+        if not found:
+            reason = "no label has a recovered trigger that works, so there is none to remove"
+            return prefix(scores, 0, reason)
+        curve = self.trace(scores, held_out, found)
+        return self._decide(scores, curve, found)
+
+    def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
+        """What the recovered triggers do in the repaired model, added to the reason."""
+        if not selection.triggers:
+            return selection
+        own, clean = private_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        left = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
+        return replace(selection, reason=f"{selection.reason}; after the repair on {left:.0%}")
+
+    def trace(
+        self,
+        scores: ChannelScores,
+        held_out: HeldOut,
+        found: Sequence[RecoveredTrigger],
+        *,
+        through: bool = False,
+    ) -> list[Point]:
+        """Amount by amount: neurons, drop of accuracy, success of the best of these triggers.
+
+        It ends where the triggers fail, or with `through` where the budget is overspent by far.
+        """
+        target = found[0].target
+        elsewhere = predict_labels(held_out.model, held_out.clean.images) != target
+        others = held_out.clean.images[elsewhere]
+        stamped = [trigger(others) for trigger in found]
+        before = held_out.correct(prefix(scores, 0))
+        curve: list[Point] = []
+        amounts = [0, *amounts_to_try(len(scores.flat), self.max_fraction, self.points)]
+        with progress_bar(len(amounts), "selecting", held_out.progress) as bar:
+            for amount in amounts:
+                chosen = prefix(scores, amount)
+                drop, error = paired_drop(before, held_out.correct(chosen))
+                hits = [held_out.predict(chosen, images) == target for images in stamped]
+                success = max(hit.float().mean().item() for hit in hits)
+                curve.append(Point(len(chosen), drop, success))
+                bar.update()
+                gone = success <= self.max_success and not through
+                if gone or drop > self.max_drop + max(0.05, 4 * error):
+                    break
+        return curve
+
+    def _recover(self, scores: ChannelScores, held_out: HeldOut) -> list[RecoveredTrigger]:
+        """Triggers of the target that work; none if no label has one."""
+        images = CleanData(held_out.clean.images)
+        target = scores.details.get("target")
+        if target is None:
+            labels = self.search.recover(
+                held_out.model, images, seed=self.seed, progress=held_out.progress
+            )
+            target = TargetEvidence.of(labels, self.min_success).target
+        if target is None:
+            return []
+        found = [
+            self.inversion.recover(
+                held_out.model, images, [target], seed=seed, progress=held_out.progress
+            )[0]
+            for seed in range(self.seed, self.seed + self.triggers)
+        ]
+        return [trigger for trigger in found if trigger.success >= self.min_success]
+
+    def within_budget(self, curve: Sequence[Point]) -> Sequence[Point]:
+        """The points of a trace that accuracy allows; at least that of nothing silenced."""
+        smooth = isotonic(point.drop for point in curve)
+        return [
+            point for point, drop in zip(curve, smooth, strict=True) if drop <= self.max_drop
+        ] or curve[:1]
+
+    def _decide(
+        self, scores: ChannelScores, curve: Sequence[Point], found: Sequence[RecoveredTrigger]
+    ) -> Selection:
+        best = min(
+            self.within_budget(curve),
+            key=lambda point: max(point.success or 0.0, self.max_success),  # any less is as good
+        )
+        what, left = f"recovered triggers of label {found[0].target}", best.success or 0.0
+        if left <= self.max_success:
+            reason = f"{what} succeed on <= {self.max_success:.0%} of held-out images"
+        else:
+            reason = (
+                f"{what} still succeed on {left:.0%} of held-out images; no amount "
+                f"up to {self.max_fraction:.0%} of the neurons does better within "
+                f"{self.max_drop:.1%} of clean accuracy"
+            )
+        chosen = prefix(scores, best.neurons, reason, target=found[0].target)
+        return replace(chosen, curve=tuple(curve), triggers=tuple(found))

@@ -1,0 +1,170 @@
+"""One small picture that, added to any image, sends it to a label.
+
+Moosavi-Dezfooli, Fawzi, Fawzi and Frossard, "Universal adversarial perturbations", CVPR 2017; here
+one for each label. A backdoor whose trigger covers the whole image is such a short cut, and so are
+the ones that every network has: how well a small one works is evidence only beside what benign
+networks give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.copies import private_copy
+from ..core.data import CleanData
+from ..core.predictions import at_once, check_labels, predict_labels
+from ..core.recovered import PixelRange
+from ..errors import DataError, ScoringError
+from ..utils.progress import progress_bar
+from ..utils.randomness import checked_seed, private_randomness
+from ..utils.tensors import like, wide
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveredPerturbation:
+    """A picture that sends images to `target` when it is added; calling it adds it."""
+
+    target: int
+    pattern: Tensor  # (C, H, W), in the unit of the normalised images, on the CPU
+    pixels: PixelRange  # sums are cut off at the ends of the valid range
+    success: float  # share of held-out clean images sent to the target, those already there aside
+    tested: int  # how many images that share is of; success is 0 where there were none
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the pattern, as a share of the valid range."""
+        return self._shares.square().mean().sqrt().item()
+
+    @property
+    def largest(self) -> float:
+        """Largest change of one value, as a share of the valid range."""
+        return self._shares.abs().max().item()
+
+    @property
+    def _shares(self) -> Tensor:
+        return self.pattern / (self.pixels.high - self.pixels.low)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Add to images (N, C, H, W), normalised as the model expects; same shape and dtype."""
+        low, high = self.pixels.low.to(images), self.pixels.high.to(images)
+        return (images + self.pattern.to(images)).clamp(low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalPerturbation:
+    """How they are found: normalised gradient steps with momentum, inside a ball.
+
+    The first step is an eighth of the ball's radius, the last one zero.
+    """
+
+    rms: float = 8 / 255  # radius: root mean square change, as a share of the valid range
+    steps: int = 60
+    batch_size: int = 16  # images a label and step
+    momentum: float = 0.9
+    held_out: float = 0.3  # share of the images that only measure success
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1 or not 0 < self.rms <= 1:
+            raise DataError("expected steps and batch_size of at least 1 and rms in (0, 1]")
+
+    def recover(
+        self,
+        model: nn.Module,
+        clean: CleanData | Iterable[Any],
+        labels: Iterable[SupportsIndex] | None = None,
+        *,
+        pixels: PixelRange | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> tuple[RecoveredPerturbation, ...]:
+        """One a label, several labels to a forward pass; arguments as of `Inversion.recover`.
+
+        Raises:
+            DataError, UnsupportedModelError: as there.
+            ScoringError: the loss became NaN or inf.
+        """
+        seed = checked_seed(seed)
+        with private_randomness(seed), torch.enable_grad():
+            net = private_copy(model)
+            data = CleanData(CleanData.collect(clean, near=net).images)
+            pixels = pixels or PixelRange.seen_in(data.images)
+            pixels.check(data.images)
+            classes = data.check_against(net)
+            wanted = check_labels(range(classes) if labels is None else labels, classes)
+            fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
+            size = max(1, at_once(fit.images, net) // min(self.batch_size, len(fit)))
+            groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+            found: list[RecoveredPerturbation] = []
+            own = predict_labels(net, held.images)
+            with progress_bar(self.steps * len(groups), "universal perturbations", progress) as bar:
+                for group in groups:
+                    patterns = self._descend(net, fit, group, pixels, seed=seed, bar=bar)
+                    for label, pattern in zip(group, patterns, strict=True):
+                        made = RecoveredPerturbation(label, pattern, pixels, 0.0, 0)
+                        sent = predict_labels(net, made(held.images[own != label])) == label
+                        success = sent.float().mean().item() if len(sent) else 0.0
+                        found.append(
+                            RecoveredPerturbation(label, pattern, pixels, success, len(sent))
+                        )
+        return tuple(found)
+
+    def _descend(
+        self,
+        model: nn.Module,
+        fit: CleanData,
+        labels: list[int],
+        pixels: PixelRange,
+        *,
+        seed: int,
+        bar: Any,
+    ) -> Tensor:
+        """Patterns (K, C, H, W) for a few labels at once, on the CPU."""
+        where = like(model)
+        low, high = pixels.low.to(**where), pixels.high.to(**where)
+        # in shares of the valid range, where all channels weigh alike
+        shape = fit.images.shape[1:]
+        radius = self.rms * shape.numel() ** 0.5
+        # beginnings and batches depend on the seed and the label alone, not on the company
+        start = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed + label))
+            for label in labels
+        ]
+        shares = _scaled(torch.stack(start), 0.1 * radius).to(where["device"])
+        velocity = torch.zeros_like(shares)
+        generator = torch.Generator().manual_seed(seed)
+        size = min(self.batch_size, len(fit))
+        targets = torch.tensor(labels, device=where["device"]).repeat_interleave(size)
+        for step in range(self.steps):
+            chosen = torch.randint(len(fit), (size,), generator=generator)
+            images = fit.images[chosen].to(**where)
+            shares.requires_grad_(True)
+            added = images + (shares.to(images) * (high - low))[:, None]
+            logits = wide(model(added.clamp(low, high).flatten(0, 1)))
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+            if not torch.isfinite(loss):
+                raise ScoringError(
+                    f"the search for universal perturbations diverged after {step} steps; does "
+                    "the model give finite logits on all valid images?"
+                )
+            (gradient,) = torch.autograd.grad(loss, shares)
+            with torch.no_grad():
+                velocity = self.momentum * velocity + _scaled(gradient, 1.0)
+                length = radius / 8 * (1 - step / self.steps)
+                shares = shares.detach() - _scaled(velocity, length)
+                norms = shares.flatten(1).norm(dim=1).clamp_min(1e-12)
+                shares = shares * (radius / norms).clamp_max(1).view(-1, 1, 1, 1)
+            bar.update()
+        return (shares.to(low) * (high - low)).float().cpu()
+
+
+def _scaled(vectors: Tensor, length: float) -> Tensor:
+    """Each of (K, ...) at this Euclidean length."""
+    norms = vectors.flatten(1).norm(dim=1).clamp_min(1e-12)
+    scaled: Tensor = vectors * (length / norms).view(-1, 1, 1, 1)
+    return scaled

@@ -1,0 +1,21 @@
+"""Device and precision of models and tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def like(model: nn.Module) -> dict[str, Any]:
+    """Device and floating dtype of the model, as keyword arguments of `Tensor.to`."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return {"device": parameter.device, "dtype": parameter.dtype}
+    return {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In single precision at least: losses of half precision lose what gradients live by."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

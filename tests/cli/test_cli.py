@@ -1,0 +1,817 @@
+"""The command line, from image files to reports, and README's blocks."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from helpers.images import write_mnist
+from nnprune_backdoor import (
+    Preprocessing,
+    __version__,
+    list_criteria,
+    load_weights,
+    read_images,
+    read_report,
+)
+from nnprune_backdoor.attacks import create_attack
+from nnprune_backdoor.cli import purify as purify_command
+from nnprune_backdoor.cli.base import write_whole
+from nnprune_backdoor.cli.main import _parser, main
+from nnprune_backdoor.core.held_out import HeldOut
+from nnprune_backdoor.core.scores import ChannelScores, Selection, prefix
+from nnprune_backdoor.criteria import base
+from nnprune_backdoor.files import read_record
+from nnprune_backdoor.selectors import LowestCount
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_list_names_every_criterion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in list_criteria():
+        assert re.search(rf"^{name} ", printed, re.MULTILINE)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "cost: not known" not in printed, "say what it costs"
+    methods = answer(capsys, "list --json")["methods"]
+    assert methods.keys() == set(list_criteria())
+    for name, needs in (("rnp", "labelled clean"), ("clp", "no images"), ("bnp", "BatchNorm")):
+        assert needs in methods[name]["needs"]
+
+
+def test_bad_names_fail_before_any_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--method", "rpn"]) == 2
+    assert "did you mean 'rnp'" in capsys.readouterr().err
+    assert main(["demo", "--attack", "badnet"]) == 2
+    assert "did you mean 'badnets'" in capsys.readouterr().err
+
+
+HTML = "<img src=x onerror=alert(1)>"  # a class of that name
+NAMES = ("apple", "bear", HTML, "door")
+SMALL = "--size 32 --crop-pct 1 --quiet"
+CHEAP = f"{SMALL} --method clp --count 3"
+
+
+def run(arguments: str, *paths: Path) -> int:
+    """`{}` in the arguments stands for the paths, in turn."""
+    left = iter(paths)
+    return main([str(next(left)) if word == "{}" else word for word in arguments.split()])
+
+
+def answer(capsys: pytest.CaptureFixture[str], arguments: str, *paths: Path) -> dict[str, Any]:
+    """What --json prints: one object, nothing else on standard output."""
+    capsys.readouterr()
+    assert run(arguments, *paths) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """All that went to standard error, and that nothing went elsewhere."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+class Shop:
+    """Image folders, and a network with a backdoor that `attack` planted."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.photos = self.write("photos", 20, seed=0)
+        self.clean = self.write("clean", 12, seed=1)
+        self.flat = root / "flat"
+        self.flat.mkdir()
+        for number, path in enumerate(sorted(self.clean.rglob("*.png"))):
+            (self.flat / f"{number:03}.png").write_bytes(path.read_bytes())
+        self.weights = root / "drill.safetensors"
+        attack = (
+            f"attack {{}} --arch test_resnet {SMALL} --epochs 12 --lr 0.05 --batch-size 16 "
+            "--target bear --rate 0.3 --trigger-set size=6 --out {} --json"
+        )
+        assert run(attack, self.photos, self.weights) == 0
+        self.stranger = root / "stranger.pth"
+        state = dict(load_weights(self.weights))
+        torch.save({"arch": "test_resnet", "state_dict": state}, self.stranger)
+
+    def write(self, name: str, each: int, seed: int) -> Path:
+        """A pattern a class, under noise, as PNG files."""
+        generator, patterns = np.random.default_rng(seed), np.random.default_rng(9)
+        for label in NAMES:
+            pattern = patterns.integers(40, 215, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+            (self.root / name / label).mkdir(parents=True)
+            for number in range(each):
+                pixels = (pattern + generator.normal(0, 20, pattern.shape)).clip(0, 255)
+                path = self.root / name / label / f"{number:02}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+        return self.root / name
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def purified(shop: Shop) -> Path:
+    out = shop.root / "purified"
+    assert run(f"purify {{}} --clean {{}} --out {{}} {CHEAP}", shop.stranger, shop.clean, out) == 0
+    return out
+
+
+def test_from_a_checkpoint_and_png_files_to_a_folder_and_a_page(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    before = shop.stranger.read_bytes()
+    arguments = f"purify {{}} --clean {{}} --out {{}} --report {{}} {CHEAP}"
+    assert run(arguments, shop.stranger, shop.clean, out, page) == 0
+    printed = capsys.readouterr().out
+    assert "3 of " in printed
+    assert f"saved      {out}" in printed
+    assert shop.stranger.read_bytes() == before
+    record = read_record(out)
+    assert record["architecture"]["name"] == "test_resnet"
+    assert record["source"]["checkpoint"] == "stranger.pth"
+    assert record["source"]["checkpoint sha256"] == hashlib.sha256(before).hexdigest()
+    assert record["source"]["classes"] == sorted(NAMES)
+    assert record["source"]["preprocessing"]["size"] == [32, 32]
+    assert read_report(out).source == record["source"]
+    assert str(tmp_path) not in page.read_text(), "a page may be passed on"
+    html = page.read_text()
+    assert "data:image/png" in html
+    assert HTML not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html
+
+
+def test_the_report_of_a_folder(
+    purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("report {}", purified) == 0
+    markdown = capsys.readouterr().out
+    assert "Where it came from" in markdown
+    assert HTML not in markdown
+    assert answer(capsys, "report --json {}", purified) == read_report(purified).to_dict()
+    page, text = tmp_path / "a.html", tmp_path / "a.md"
+    assert run("report {} --html {} --markdown {}", purified, page, text) == 0
+    assert text.read_text() == markdown
+    assert HTML not in page.read_text()
+    assert "No pictures" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda report: report.pop("limits"),
+        lambda report: report.update(curve={}),
+        lambda report: report.update(format=2),
+        lambda report: report.update(other=1),
+        lambda report: report["given"].clear(),
+        lambda report: report.update(layers=[1]),
+    ],
+)
+def test_a_damaged_report(
+    purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any
+) -> None:
+    report = json.loads((purified / "report.json").read_text())
+    damage(report)
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert run("report {}", tmp_path) == 1
+    assert "report.json: " in said(capsys)
+
+
+def test_the_attack_took_and_the_folder_is_evaluated_like_a_checkpoint(
+    shop: Shop, purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a trigger by name, and with the same stamped images from a folder."""
+    named = f"evaluate {{}} --clean {{}} --trigger badnets --target 2 {SMALL} --json"
+    named += " --trigger-set size=6"
+    drill = answer(capsys, named.replace("--target 2", "--target bear"), shop.stranger, shop.clean)
+    assert drill["target"] == sorted(NAMES).index("bear")
+    assert drill["ACC"]["share"] > 0.9
+    assert drill["ASR"]["share"] > 0.9
+    assert drill["ASR"]["count"] == 36, "images of the target are left out"
+    plain = Preprocessing(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    images = read_images(shop.clean, plain)
+    stamped = create_attack("badnets", size=6)(plain.pixels(images.data.images))
+    for name, pixels in zip(images.files, stamped, strict=True):
+        path = tmp_path / "stamped" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * pixels).round().byte().permute(1, 2, 0).numpy()).save(path)
+        (tmp_path / "loose").mkdir(exist_ok=True)
+        (tmp_path / "loose" / name.replace("/", "-")).write_bytes(path.read_bytes())
+    given = f"evaluate {{}} --triggered {{}} --target bear {SMALL} --json"
+    folder = answer(capsys, given, shop.stranger, tmp_path / "stamped")
+    assert folder == {name: drill[name] for name in ("ASR", "RA", "target")}
+    loose = given.replace("bear", str(drill["target"]))
+    found = answer(capsys, loose, shop.stranger, tmp_path / "loose")
+    assert "RA" not in found
+    assert found["ASR"]["count"] == 48
+    # a purified folder knows its preprocessing and its classes
+    again = "evaluate {} --clean {} --trigger badnets --target bear --quiet --json"
+    assert answer(capsys, again, purified, shop.clean)["ACC"]["count"] == 48
+
+
+def test_an_attack_on_a_model_that_is_there(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"attack {{}} --model {{}} {SMALL} --epochs 1 --batch-size 16 --out {{}} --json"
+    arguments += " --trigger blended --rate 0.2"
+    out = tmp_path / "b.safetensors"
+    found = answer(capsys, arguments, shop.photos, shop.stranger, out)
+    assert found["ACC"]["count"] == 16
+    assert load_weights(out).keys() == load_weights(shop.weights).keys()
+
+
+def test_images_without_labels(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for choice, option in (
+        ("--method rnp --count 3", "--method rnp"),
+        ("--method clp", "--selector trigger"),
+        ("--method clp --selector accuracy", "--selector accuracy"),
+        ("--method tac --count 2 --repair unlearn", "--repair unlearn"),
+    ):
+        arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {choice}"
+        assert run(arguments, shop.stranger, shop.flat, out) == 2
+        assert f"{option} needs labels" in said(capsys)
+        assert not out.exists()
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --method fp --fraction 0.02 --json"
+    found = answer(capsys, arguments, shop.stranger, shop.flat, out)
+    assert found["report"]["accuracy"] is None
+    assert found["report"]["selection"]["neurons"] > 0
+    assert run(f"evaluate {{}} --clean {{}} {SMALL}", shop.stranger, shop.flat) == 2
+    assert "no class folders" in said(capsys)
+
+
+def test_repair_trains_what_is_left(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = "--count 2 --method tac --set target=0 --set steps=10 --set min_success=0 --json"
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {quick}"
+    plain, repaired = (tmp_path / name for name in ("plain", "repaired"))
+    answer(capsys, f"{arguments} --repair none", shop.stranger, shop.clean, plain)
+    report = answer(capsys, arguments, shop.stranger, shop.clean, repaired)["report"]
+    assert report["given"]["repair"] == "unlearn"
+    assert report["size"]["drift"] <= 1e-4
+    one, other = (load_weights(folder / "model.safetensors") for folder in (plain, repaired))
+    assert one.keys() == other.keys()
+    assert all(one[name].shape == other[name].shape for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_hyperparameters_are_typed(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --count 2 --method rnp --json --paper"
+    arguments += " --set unlearn_epochs=3 --set unlearn_stop=none --set unlearn_milestones=1,2"
+    arguments += " --set recover_epochs=1 --set unlearn_missed=flag --images 24"
+    report = answer(capsys, arguments, shop.stranger, shop.clean, tmp_path / "out")["report"]
+    settings = report["criterion"]["settings"]
+    wanted = {"unlearn_epochs": 3, "unlearn_stop": None, "unlearn_milestones": [1, 2]}
+    assert wanted.items() <= settings.items()
+    assert settings["recovery"] == "masks", "of the paper"
+    assert report["given"]["images"] == 24
+
+
+IDLE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar, Self
+import torch
+from nnprune_backdoor import Criterion, register_criterion
+from nnprune_backdoor.core.scores import ChannelScores
+
+@register_criterion("idle_by_its_long_name")
+@dataclass(frozen=True, kw_only=True)
+class Idle(Criterion):
+    reference: ClassVar[str] = "no paper"
+    needs_labels: ClassVar[bool] = False
+    shift: float = 0.0
+
+    @classmethod
+    def paper(cls) -> Self:
+        return cls()
+
+    def score(self, model, clean, sites, generator, progress):
+        total = sum(site.channels for site in sites)
+        return ChannelScores(sites, torch.arange(total) + self.shift, repr(self))
+"""
+
+
+def test_a_plugins_criterion_goes_by_its_name(
+    shop: Shop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registered = dict(base._CRITERIA._classes)
+    monkeypatch.setattr(base._CRITERIA, "_classes", registered)  # not for the other tests
+    plugin = tmp_path / "random.py"  # a file may be called as another module is
+    plugin.write_text(IDLE)
+    out = tmp_path / "out"
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --count 3 --json"
+    arguments += " --method idle_by_its_long_name --set shift=2"
+    assert run(arguments, shop.stranger, shop.clean, out) == 2
+    assert "unknown criterion" in said(capsys)
+    arguments += " --plugin {}"
+    report = answer(capsys, arguments, shop.stranger, shop.clean, out, plugin)["report"]
+    assert report["criterion"]["settings"] == {"shift": 2.0}
+    assert report["selection"]["neurons"] == 3
+    assert run("list --plugin {} --plugin {}", plugin, plugin) == 0  # imported once
+    assert re.search(r"^idle_by_its_long_name\n +no paper$", capsys.readouterr().out, re.MULTILINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "by_its_name.py").write_text(IDLE.replace("idle_by", "other_by"))
+    assert run("list --plugin by_its_name") == 0
+    assert "other_by_its_long_name" in registered
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (None, "FileNotFoundError"),
+        ("import there_is_none", "No module named 'there_is_none'"),
+        ("def", "SyntaxError"),
+        ("raise SystemExit", "SystemExit: no message"),
+        (IDLE.replace("idle_by_its_long_name", "rnp"), "'rnp' is registered already"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str | None, error: str
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    if code is not None:
+        plugin.write_text(code)
+    for _ in range(2):  # nothing is left of the first
+        assert run("list --plugin {}", plugin) == 2
+        message = said(capsys)
+        assert f"--plugin {plugin}: cannot be imported" in message
+        assert error in message
+    assert run("list --plugin there_is_none") == 2
+    assert "No module named 'there_is_none'" in said(capsys)
+
+
+BAD = {
+    "--method rpn": "did you mean 'rnp'",
+    "--method rnp --set unlearn_epoch=3": "did you mean 'unlearn_epochs'",
+    "--method rnp --set unlearn_epochs=many": "expected an integer for unlearn_epochs",
+    "--method rnp --set recovery=both": "expected 'response' or 'masks' for recovery",
+    "--method anp --set project_noise=1": "expected true or false for project_noise",
+    "--method cnp --set stamp=x": "a value that only Python can give for stamp",
+    "--method rnp --set unlearn_epochs": "expected NAME=VALUE",
+    "--selector acuracy": "did you mean 'accuracy'",
+    "--selector count": "--selector count needs --count",
+    "--selector accuracy --count 3": "--count is no setting of the selector 'accuracy'",
+    "--count 3 --fraction 0.1": "count or fraction?",
+    "--method rnp --count 3 --repair unlearn": "needs a recovered trigger",
+    "--report page.txt": "expected a name ending in .html",
+    "--device gpu": "--device gpu: not usable here",
+    "--arch resnet_18": "did you mean 'resnet18",
+    "--size 1 2 3": "one side, or height and width",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_misuse_of_purify(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        run(f"purify {{}} --clean {{}} --out {{}} {options}", shop.stranger, shop.clean, out) == 2
+    )
+    error = said(capsys)
+    assert BAD[options] in error
+    assert "see: nnprune-backdoor purify --help" in error
+    assert not out.exists()
+
+
+def test_more_misuse(shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, there = tmp_path / "a.safetensors", tmp_path / "there.safetensors"
+    there.write_text("x")
+    bare = tmp_path / "bare.pth"
+    torch.save(dict(load_weights(shop.weights)), bare)
+    for arguments, paths, error in (
+        ("evaluate {}", (shop.stranger,), "nothing to measure"),
+        (
+            "evaluate {} --clean {} --target 1",
+            (shop.stranger, shop.clean),
+            "give --target together",
+        ),
+        ("evaluate {} --triggered {}", (shop.stranger, shop.clean), "give --target together"),
+        ("evaluate {} --trigger badnets --target 1", (shop.stranger,), "give --clean DIR too"),
+        ("evaluate {} --clean {}", (bare, shop.clean), "give --arch NAME"),
+        (
+            f"evaluate {{}} --clean {{}} --trigger badnets --target beer {SMALL}",
+            (shop.stranger, shop.clean),
+            "did you mean 'bear'",
+        ),
+        (
+            f"evaluate {{}} --clean {{}} --trigger badnets --target 4 {SMALL}",
+            (shop.stranger, shop.clean),
+            "labels 0 to 3",
+        ),
+        ("attack {} --out {}", (shop.photos, out), "give --arch NAME"),
+        ("attack {} --arch test_resnet --out a.pth", (shop.photos,), ".safetensors"),
+        ("attack {} --arch test_resnet --out {}", (shop.photos, there), "is there already"),
+        ("attack {} --arch test_resnet --rate 2 --out {}", (shop.photos, out), "share in (0, 1]"),
+        (
+            f"attack {{}} --arch test_resnet --out {{}} {SMALL}",
+            (shop.flat, out),
+            "no class folders",
+        ),
+        (
+            "attack {} --arch test_resnet --trigger-set sise=3 --out {}",
+            (shop.photos, out),
+            "'size'",
+        ),
+    ):
+        assert run(arguments, *paths) == 2, arguments
+        assert error in said(capsys)
+        assert not out.exists()
+
+
+def test_failures_exit_with_one(
+    shop: Shop, purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
+    inside = tmp_path / "x.html"
+    (tmp_path / "file").write_text("x")
+    assert run(arguments, shop.stranger, shop.clean, purified) == 2
+    assert "is not empty; give another folder, or --overwrite" in said(capsys)
+    for paths, error in (
+        ((tmp_path / "none.pth", shop.clean, tmp_path / "out"), "no such file"),
+        ((shop.stranger, tmp_path / "none", tmp_path / "out"), "no such folder"),
+        ((shop.stranger, shop.clean, tmp_path / "file"), "a file is there"),
+    ):
+        assert run(arguments, *paths) == 1
+        assert error in said(capsys)
+    (tmp_path / "two").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "two" / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "two" / name / "x.png")
+    assert run(arguments, shop.stranger, tmp_path / "two", tmp_path / "out") == 1
+    assert "the model has 4 classes" in said(capsys)
+    assert run(f"{arguments} --report {{}}", shop.stranger, shop.clean, tmp_path, inside) == 2
+    assert "lies in --out" in said(capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "two"]
+
+
+def test_a_reader_that_leaves(tmp_path: Path) -> None:
+    """As in `nnprune-backdoor list | head -1`: no traceback, no message."""
+    code = "from nnprune_backdoor.cli.main import main; raise SystemExit(main(['list']))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_run_replaces_its_own_folder_on_request(shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
+    assert run(arguments, shop.stranger, shop.clean, out) == 0
+    assert run(f"{arguments} --overwrite --seed 1", shop.stranger, shop.clean, out) == 0
+    assert read_report(out).seed == 1
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_scan_says_what_it_found_by_its_exit_code(
+    shop: Shop, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = f"scan {{}} --clean {{}} {SMALL} --images 40 --label 0 --label 2"
+    page = tmp_path / "scan.html"
+    code = run(f"{options} --json --report {{}}", shop.stranger, shop.clean, page)
+    found = json.loads(capsys.readouterr().out)
+    assert page.read_text().count("data:image/png;base64,") >= 2
+    assert code == (3 if found["alarm"] else 0)
+    assert {item["kind"] for item in found["evidence"]} >= {"universal", "exposure"}
+    assert {trigger["target"] for trigger in found["triggers"]} == {0, 2}
+    assert run(options.replace("--label 2", "--label pear"), shop.stranger, shop.clean) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["purify", "evaluate", "scan"])
+def test_a_malicious_checkpoint_does_nothing(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    sprung, out = tmp_path / "sprung", tmp_path / "out"
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "x": Trap(sprung)}, tmp_path / "evil.pth")
+    arguments = f"{command} {{}} --arch test_resnet --clean {{}} {SMALL}"
+    arguments += " --out {}" if command == "purify" else ""
+    assert run(arguments, tmp_path / "evil.pth", shop.clean, out) == 1
+    assert "not plain weights" in said(capsys)
+    assert not sprung.exists()
+    assert not out.exists()
+
+
+def test_names_from_a_file_cannot_steer_the_terminal(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steer = "\x1b[2J\x1b]0;owned\x07\u202e"
+    torch.save({"state_dict": {steer: torch.zeros(1)}, steer: 1}, tmp_path / "a.pth")
+    arguments = "scan {} --clean {} --arch test_resnet --size 32"
+    assert run(arguments, tmp_path / "a.pth", shop.clean) == 1
+    assert "1 unexpected: ?[2J?]0;owned??" in (error := said(capsys))
+    report = json.loads(json.dumps(STEERED).replace("STEER", json.dumps(steer)[1:-1]))
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert run("report {}", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "owned" in printed
+    assert not set(error + printed) & {"\x1b", "\x07", "\u202e"}
+
+
+STEERED: dict[str, Any] = {
+    "format": 1,
+    "given": {
+        "architecture": "STEER", "classes": 4, "parameters": 1, "where": "cpu", "images": 1,
+        "labelled": False, "parts": [1, 0, 0], "removal": "none",
+        "sha256": {}, "shape": [3, 8, 8], "silencing": "zero",
+    },
+    "criterion": {"name": "STEER", "reference": "", "settings": {}, "details": {}},
+    "selection": {
+        "selector": "", "settings": {}, "reason": "STEER", "neurons": 0, "of": 1, "details": {},
+    },
+    "curve": [], "triggers": [], "layers": [], "neurons": [], "accuracy": None, "size": None,
+    "seconds": {}, "seed": 0, "versions": {}, "limits": ["STEER"], "source": {},
+}  # fmt: skip
+
+
+def test_where_nothing_can_be_written_is_said_before_any_work(
+    shop: Shop, purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, out = tmp_path / "none" / "page.html", tmp_path / "out"
+    weights = tmp_path / "none" / "w.safetensors"
+    for arguments, paths in (
+        ("purify {} --clean {} --out {} --report {}", (shop.stranger, shop.clean, out, page)),
+        ("report {} --html {}", (purified, page)),
+        ("attack {} --arch test_resnet --out {}", (shop.photos, weights)),
+        ("demo --save {}", (page,)),
+    ):
+        assert run(arguments, *paths) == 2, arguments
+        assert "make it first" in said(capsys)
+    assert run("report {} --html {}", purified, tmp_path) == 2
+    assert "is a folder; give the name of a file" in said(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_any_work(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purify_command, "load", lambda *_: pytest.fail("work was begun"))
+    file = tmp_path / "file"
+    file.write_text("x")
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
+    for out in (file / "a" / "b", tmp_path / ("a" * 250), Path("/proc/a/b")):
+        assert run(arguments, shop.stranger, shop.clean, out) == 1
+        assert "cannot be written to" in said(capsys)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_folder_and_the_images_lie_apart(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is written among class folders would be one of them."""
+    (tmp_path / "link").symlink_to(shop.clean)
+    before = sorted(shop.root.rglob("*"))
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP} --overwrite"
+    outs = (shop.clean / "out", shop.clean, shop.clean.parent, tmp_path / "link" / "out")
+    for out in outs:
+        assert run(arguments, shop.stranger, shop.clean, out) == 2
+        assert "overlap" in said(capsys)
+    assert sorted(shop.root.rglob("*")) == before
+
+
+def test_the_order_of_numbered_folders_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(11):
+        (tmp_path / "images" / str(number)).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / "images" / f"{number}" / "a.png")
+    model = timm.create_model("test_resnet", num_classes=11)
+    torch.save({"arch": "test_resnet", "state_dict": model.state_dict()}, tmp_path / "m.pth")
+    arguments = "evaluate {} --clean {} --size 32"
+    assert run(arguments, tmp_path / "m.pth", tmp_path / "images") == 0
+    printed = capsys.readouterr().err
+    assert "taken by value: label 2 is 2." in printed
+    assert "   10 10: 1 images" in printed
+
+
+def test_a_page_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            write_whole(page, b"new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    write_whole(page, b"new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], shop: Shop) -> None:
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    torch.save({"arch": "test_resnet", "state_dict": model.state_dict()}, tmp_path / "m.pth")
+    root = write_mnist(tmp_path / "data")
+    options = "--size 28 --mean 0.5 --std 0.5"
+    arguments = f"evaluate {{}} --clean mnist --data-root {{}} {options} --images 20"
+    found = answer(capsys, f"{arguments} --json", tmp_path / "m.pth", root)
+    assert found["ACC"]["count"] == 20
+    assert run(arguments, tmp_path / "m.pth", root) == 0
+    assert "mnist, test: 20 of 30 images, 10 classes" in capsys.readouterr().err
+    for changed, error, code in (
+        (arguments.replace("--data-root {}", ""), "give --data-root DIR", 2),
+        (arguments.replace("mnist", "minst"), "did you mean 'mnist'", 2),
+        (arguments.replace("--data-root {}", "--split train"), "give --data-root DIR too", 2),
+        (arguments.replace("mnist", "svhn"), "no 'svhn' as torchvision lays it out", 1),
+        (f"{arguments} --classes x", "has its own", 2),
+    ):
+        assert run(changed, tmp_path / "m.pth", root) == code, changed
+        assert error in capsys.readouterr().err
+    colour = "evaluate {} --clean mnist --data-root {} --size 32"
+    assert run(colour, shop.stranger, root) == 1
+    assert "mnist has 10 classes, and the model has 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_purify_says_by_its_exit_code_whether_evidence_is_left(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
+    looks = [{"neurons": 2, "alarm": True}, {"neurons": 3, "alarm": left}]
+    monkeypatch.setattr(purify_command, "selector_of", lambda options: Looked(3, looks))
+    code = run(f"purify {{}} --clean {{}} --out {{}} {SMALL}", shop.stranger, shop.clean, tmp_path)
+    assert code == (3 if left else 0)
+    assert (tmp_path / "record.json").exists()
+
+
+@dataclass(frozen=True)
+class Looked(LowestCount):
+    """As `auto` does it: evidence was sought at some amounts."""
+
+    looks: Any = ()
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        return prefix(scores, self.count, "because", remaining=self.looks)
+
+
+def test_notes_say_what_was_read(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "evaluate {} --clean {} --size 32 --crop-pct 1 --json --images 8"
+    assert run(arguments, shop.stranger, shop.clean) == 0
+    captured = capsys.readouterr()
+    json.loads(captured.out)
+    assert "preprocessing: 3 x 32 x 32, bilinear, crop 1 (center), mean 0.5" in captured.err
+    assert "8 of 48 files, 4 classes" in captured.err
+    assert re.search(r"apple: 2 images", captured.err)
+
+
+def test_sizes_and_channels_are_found_from_the_weights(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arch, arguments, options, shape in (
+        ("test_vit", {"img_size": 32}, "", "3 x 32 x 32"),
+        ("test_resnet", {"in_chans": 1}, "--mean 0.5 --std 0.5 --size 40 48", "1 x 40 x 48"),
+    ):
+        model = timm.create_model(arch, num_classes=4, **arguments)
+        torch.save(model.state_dict(), tmp_path / "a.pth")
+        command = f"evaluate {{}} --arch {arch} --clean {{}} --images 8 {options}"
+        assert run(command, tmp_path / "a.pth", shop.clean) == 0
+        assert f"preprocessing: {shape}" in capsys.readouterr().err
+    assert run(command.replace("--mean 0.5 --std 0.5", ""), tmp_path / "a.pth", shop.clean) == 1
+    assert "give --mean and --std" in said(capsys)
+
+
+def test_a_mean_that_does_not_fit_is_said_of_who_gave_it(
+    shop: Shop, purified: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the folder's record has one."""
+    for model in (shop.stranger, purified):
+        arguments = "evaluate {} --clean {} --quiet --size 32 --mean 0.5 --std 0.5"
+        assert run(arguments, model, shop.clean) == 1
+        assert "takes 3 channel(s), and mean was given as 0.5" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ({"preprocessing": {"size": [10**9, 1]}}, "preprocessing on record cannot be read"),
+        ({"preprocessing": "x"}, "preprocessing on record cannot be read"),
+        ({"classes": ["a", "b"]}, "2 class names"),
+        ({"classes": [1, [], "bear", {}]}, "unknown class folder"),
+        ([], "expected 'source' to be dict"),
+    ],
+)
+def test_a_folder_from_somebody_else(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: Any, error: str
+) -> None:
+    """Its record says where it came from, and may say anything."""
+    arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
+    assert run(arguments, shop.stranger, shop.clean, tmp_path / "p") == 0
+    capsys.readouterr()
+    record = json.loads((tmp_path / "p" / "record.json").read_text())
+    record["source"] = source
+    (tmp_path / "p" / "record.json").write_text(json.dumps(record))
+    assert run("evaluate {} --clean {} --size 32 --quiet", tmp_path / "p", shop.clean) in (1, 2)
+    assert error in said(capsys)
+
+
+def test_help_fits_80_columns_and_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = _parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    assert len(commands.choices) > 5
+    for name, command in commands.choices.items():
+        text = command.format_help()
+        assert max(map(len, text.splitlines())) <= 80
+        assert f"example:\n  nnprune-backdoor {name}" in text
+        example = text.split("example:\n  nnprune-backdoor ")[1].replace("\\\n", " ")
+        options = parser.parse_args(example.split())  # exits where it is no command line
+        assert options.command == name
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code == 0
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("demo --epoch 3", "did you mean --epochs"),
+        ("purify a.pth --clean b --out c extra", "unknown argument 'extra'"),
+        ("purify a.pth", "--clean, --out"),
+        ("purify a.pth --clean b --out c --removal some", "'exact', 'group', 'none'"),
+        ("scan a.pth --clean b --images many", "invalid int value: 'many'"),
+        (
+            "scan a.pth --clean b --seed -1",
+            "--seed: expected a whole number in [0, 2^63), got '-1'",
+        ),
+        (f"purify a.pth --clean b --out c --seed {2**63}", "--seed: expected a whole number"),
+        ("demo --seed x", "--seed: expected a whole number"),
+        ("sacn a.pth", "'scan'"),
+        ("", "required: COMMAND"),
+    ],
+)
+def test_misuse_exits_with_two(
+    arguments: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert error in said
+    assert said.startswith("usage: nnprune-backdoor")
+    assert said.rstrip().endswith("--help")
+
+
+def test_demo_prints_a_table_and_draws_a_picture(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One epoch of a tiny network: the plumbing, not the numbers."""
+    picture = tmp_path / "pair.png"
+    arguments = "demo --arch test_resnet --epochs 1 --method anp --clean-images 150 --quiet"
+    arguments += " --selector accuracy"
+    assert main([*arguments.split(), "--save", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("ACC", "ASR", "RA", "neurons silenced", "seconds"):
+        assert word in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_readme_tells_what_ci_runs_and_every_criterion() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name in list_criteria():
+        assert f"| `{name}` |" in readme
+    assert "<!-- test command -->" in readme
+    assert "nnprune-backdoor demo" in readme
+
+
+def test_version_is_in_the_changelog() -> None:
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,1 @@
+"""Networks, images and checks that several tests share."""
