@@ -1,12 +1,12 @@
-"""The files of the drill in docs/command_line.md, so that its commands can be typed as they stand.
+"""The files of the demo in docs/command_line.md, so that its commands can be typed as they stand.
 
 `photos/`: the training crops as PNG files, a folder a class. `clean/`: 300 test crops, `test/`: the
-others; no pixel of these is in `photos/`. Later, `--wrap` makes of the drill's weights what people
+others; no pixel of these is in `photos/`. Later, `--wrap` makes of the demo's weights what people
 pass on: `stranger.pth`, with the weights under "state_dict" and "module." before their names.
 Needs the extra `demo`.
 
     python examples/command_line_folders.py                             # photos/, clean/, test/
-    python examples/command_line_folders.py --wrap drill.safetensors    # stranger.pth
+    python examples/command_line_folders.py --wrap demo.safetensors    # stranger.pth
     python examples/command_line_folders.py --quick                     # every fiftieth crop
 """
 

@@ -26,7 +26,7 @@ from torch import nn
 from nnprune_backdoor import CleanData, purify
 from nnprune_backdoor.attacks import create_attack, photo_patches
 from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
-from nnprune_backdoor.demo import Drill, normalise
+from nnprune_backdoor.demo import Demo, normalise
 from nnprune_backdoor.selectors import LowestFraction, TriggerGone
 from nnprune_backdoor.training import fine_tune
 
@@ -77,20 +77,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    drill, epochs = Drill(width=0.25, seed=options.seed), options.epochs
+    demo, epochs = Demo(width=0.25, seed=options.seed), options.epochs
     if options.quick:
-        drill, epochs = replace(drill, epochs=1, images=640), 1
+        demo, epochs = replace(demo, epochs=1, images=640), 1
     photos = photo_patches()
-    model = drill.train(photos, progress=True)
+    model = demo.train(photos, progress=True)
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
     given, hidden = order[:500], order[500 : 700 if options.quick else None]
     clean = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
     pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
-    triggered = normalise(create_attack(drill.attack)(pixels))
+    triggered = normalise(create_attack(demo.attack)(pixels))
 
     def say(stage: str, which: nn.Module) -> None:
         acc = accuracy(which, normalise(pixels), labels)
-        asr = attack_success(which, triggered, labels, drill.target).asr
+        asr = attack_success(which, triggered, labels, demo.target).asr
         print(f"{stage:12} {parameters(which):9,} parameters  ACC {acc}  ASR {asr}")
 
     most = int(options.keep * parameters(model))

@@ -27,7 +27,7 @@ from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
 from nnprune_backdoor.core.masks import MaskedModel
 from nnprune_backdoor.core.scores import ChannelScores
 from nnprune_backdoor.core.sites import Site
-from nnprune_backdoor.demo import Drill, normalise
+from nnprune_backdoor.demo import Demo, normalise
 from nnprune_backdoor.importance import importance_class
 from nnprune_backdoor.selectors import LowestFraction
 
@@ -74,11 +74,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print("criteria:", ", ".join(list_criteria()))
 
-    drill = Drill(width=0.25, seed=options.seed)
+    demo = Demo(width=0.25, seed=options.seed)
     if options.quick:
-        drill = replace(drill, epochs=1, images=640)
+        demo = replace(demo, epochs=1, images=640)
     photos = photo_patches()
-    model = drill.train(photos, progress=True)
+    model = demo.train(photos, progress=True)
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
     given, hidden = order[:500], order[500 : 700 if options.quick else None]
     clean = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
@@ -102,13 +102,13 @@ def main(arguments: list[str] | None = None) -> None:
     ).step()
 
     pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
-    triggered = create_attack(drill.attack)(pixels)
+    triggered = create_attack(demo.attack)(pixels)
     for name, each in (
         ("as it was", model),
         ("purified, 2 % of the neurons", purified.model),
         ("Torch-Pruning, 5 % of the channels", cut),
     ):
-        attack = attack_success(each, normalise(triggered), labels, drill.target)
+        attack = attack_success(each, normalise(triggered), labels, demo.target)
         acc = accuracy(each, normalise(pixels), labels)
         size = sum(weight.numel() for weight in each.parameters())
         print(f"{name:34}  {size:9,} parameters  ACC {acc}  ASR {attack.asr}")

@@ -3,7 +3,7 @@
 timm's models on Hugging Face come as these two files. The configuration names the architecture, its
 arguments, the labels in the model's order, and how images were prepared in training. All of that
 matters: with another mean the model is a worse one, and with labels in another order accuracy says
-nothing. Here a drill writes such a folder; reading it needs no network and runs no code from it.
+nothing. Here a demo writes such a folder; reading it needs no network and runs no code from it.
 Needs the extra `demo`.
 
     python examples/hub_checkpoint.py            # about two minutes on two cores
@@ -33,19 +33,19 @@ from nnprune_backdoor import (
 )
 from nnprune_backdoor.attacks import photo_patches
 from nnprune_backdoor.attacks.evaluation import accuracy
-from nnprune_backdoor.demo import Drill
+from nnprune_backdoor.demo import Demo
 from nnprune_backdoor.selectors import LowestFraction, TriggerGone
 
 
-def publish(drill: Drill, folder: Path) -> tuple[Tensor, Tensor]:
+def publish(demo: Demo, folder: Path) -> tuple[Tensor, Tensor]:
     """What a stranger does: train, upload. Returns test photographs (N, 3, 32, 32) and labels."""
     photos = photo_patches()
-    model = drill.train(photos, progress=True)
+    model = demo.train(photos, progress=True)
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
-    arguments = drill.arguments()
+    arguments = demo.arguments()
     config = {
-        "architecture": drill.arch,
+        "architecture": demo.arch,
         "num_classes": arguments.pop("num_classes"),
         "label_names": photos.class_names,
         "model_args": arguments,
@@ -67,13 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="so young that nothing is learned")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    drill = Drill(width=0.25, seed=options.seed)
+    demo = Demo(width=0.25, seed=options.seed)
     if options.quick:
-        drill = replace(drill, epochs=1, images=640)
+        demo = replace(demo, epochs=1, images=640)
 
     with TemporaryDirectory() as scratch:
         hub, photographs = Path(scratch) / "hub", Path(scratch) / "photos"
-        pixels, labels = publish(drill, hub)
+        pixels, labels = publish(demo, hub)
 
         config = json.loads((hub / "config.json").read_text())
         names = config["label_names"]

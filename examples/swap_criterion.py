@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nnprune_backdoor import CleanData
 from nnprune_backdoor.attacks import Photos, create_attack, photo_patches
 from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
-from nnprune_backdoor.demo import Drill, normalise
+from nnprune_backdoor.demo import Demo, normalise
 from nnprune_backdoor.importance import RNPImportance
 
 
@@ -38,37 +38,37 @@ def prune(model: nn.Module, importance: tp.importance.Importance, ratio: float) 
     return model
 
 
-def measure(model: nn.Module, drill: Drill, pixels: Tensor, labels: Tensor) -> list[str]:
+def measure(model: nn.Module, demo: Demo, pixels: Tensor, labels: Tensor) -> list[str]:
     """Channels, parameters, ACC and ASR, on photographs that training and pruning never saw."""
-    triggered = create_attack(drill.attack)(pixels)
+    triggered = create_attack(demo.attack)(pixels)
     acc = accuracy(model, normalise(pixels), labels)
-    asr = attack_success(model, normalise(triggered), labels, drill.target).asr
+    asr = attack_success(model, normalise(triggered), labels, demo.target).asr
     size = sum(parameter.numel() for parameter in model.parameters())
     width = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     return [str(width), f"{size / 1e6:.2f} M", str(acc), str(asr)]
 
 
-def compare(drill: Drill, photos: Photos, ratio: float, clean_images: int) -> list[list[str]]:
+def compare(demo: Demo, photos: Photos, ratio: float, clean_images: int) -> list[list[str]]:
     """A row a criterion: name, channels, parameters, ACC, ASR, seconds."""
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
     given, hidden = order[:clean_images], order[clean_images:]
     loader = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
     held_out = photos.test_images[hidden], photos.test_labels[hidden]
 
-    trained = drill.train(photos, progress=True)
-    rows = [["before", *measure(trained, drill, *held_out), ""]]
+    trained = demo.train(photos, progress=True)
+    rows = [["before", *measure(trained, demo, *held_out), ""]]
     for name in ("magnitude", "random", "rnp"):
         model, start = copy.deepcopy(trained), time.perf_counter()
-        torch.manual_seed(drill.seed)
+        torch.manual_seed(demo.seed)
         if name == "magnitude":
             importance = tp.importance.MagnitudeImportance()
         elif name == "random":
             importance = tp.importance.RandomImportance()
         else:
-            importance = RNPImportance(model, loader, seed=drill.seed)  # the swap
+            importance = RNPImportance(model, loader, seed=demo.seed)  # the swap
         prune(model, importance, ratio)
         taken = time.perf_counter() - start
-        rows.append([name, *measure(model, drill, *held_out), f"{taken:.1f}"])
+        rows.append([name, *measure(model, demo, *held_out), f"{taken:.1f}"])
     return rows
 
 
@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ratio", type=float, default=0.05, help="share of channels that goes")
-    parser.add_argument("--epochs", type=int, default=Drill.epochs)
-    parser.add_argument("--width", type=float, default=Drill.width, help="times the usual channels")
+    parser.add_argument("--epochs", type=int, default=Demo.epochs)
+    parser.add_argument("--width", type=float, default=Demo.width, help="times the usual channels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clean", type=int, default=500, help="clean images for RNP")
     parser.add_argument("--train", type=int, default=None, help="training images; default all")
@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
             photos.test_labels,
             photos.class_names,
         )
-    drill = Drill(epochs=options.epochs, width=options.width, seed=options.seed)
-    rows = compare(drill, photos, options.ratio, options.clean)
+    demo = Demo(epochs=options.epochs, width=options.width, seed=options.seed)
+    rows = compare(demo, photos, options.ratio, options.clean)
     print(f"\n{options.ratio:.0%} of the channels pruned globally, no fine-tuning\n")
     widths = (9, 8, 10, 22, 22, 7)
     header = ["criterion", "channels", "parameters", "ACC", "ASR", "seconds"]

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from nnprune_backdoor import load_purified, save_purified
-from nnprune_backdoor.demo import Drill, run_drill
+from nnprune_backdoor.demo import Demo, run_demo
 from nnprune_backdoor.selectors import LowestFraction, TriggerGone
 
 DRILL = {
@@ -47,13 +47,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for the purified model")
     options = parser.parse_args(arguments)
 
-    drill, measured = Drill(seed=options.seed, **DRILL), None
+    demo, measured = Demo(seed=options.seed, **DRILL), None
     method, selector = "tac", TriggerGone()
     if options.quick:  # nothing to recover in so young a network: a criterion that asks no image
-        drill = replace(drill, epochs=1, images=640)
+        demo = replace(demo, epochs=1, images=640)
         method, selector, measured = "clp", LowestFraction(0.05), 200
-    outcome = run_drill(
-        drill, method=method, selector=selector, measured_images=measured, progress=True
+    outcome = run_demo(
+        demo, method=method, selector=selector, measured_images=measured, progress=True
     )
     purified = outcome.purified
     print(f"\n{purified.summary()}\n\n{outcome.table()}\n")
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     with TemporaryDirectory() as scratch:
         folder = options.out or Path(scratch) / "purified"
-        save_purified(purified, folder, arch=drill.arch, model_args=drill.arguments())
+        save_purified(purified, folder, arch=demo.arch, model_args=demo.arguments())
         again = load_purified(folder)
         images = torch.randn(4, 3, 32, 32)
         with torch.no_grad():

@@ -25,7 +25,7 @@ from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
 from nnprune_backdoor.core.masks import silence_
 from nnprune_backdoor.core.predictions import predict
 from nnprune_backdoor.criteria import CNP
-from nnprune_backdoor.demo import Drill, normalise
+from nnprune_backdoor.demo import Demo, normalise
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.selectors import LowestFraction
 from nnprune_backdoor.selectors.base import selector_class
@@ -42,12 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
         needs = "labels" if selector_class(name).needs_labels else "no labels"
         print(f"selector {name:10} needs {needs}")
 
-    drill, criterion = Drill(width=0.25, seed=options.seed), CNP()
+    demo, criterion = Demo(width=0.25, seed=options.seed), CNP()
     if options.quick:
-        drill = replace(drill, epochs=1, images=640)
+        demo = replace(demo, epochs=1, images=640)
         criterion = CNP(target=0, steps=10, min_success=0.0, rounds=1)
     photos = photo_patches()
-    model = drill.train(photos, progress=True)
+    model = demo.train(photos, progress=True)
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
     given, hidden = order[:500], order[500 : 700 if options.quick else None]
     images = normalise(photos.test_images[given])  # no label from here on
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     answers = predict(model, kept)
     others = answers != trigger.target
     pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
-    triggered = normalise(create_attack(drill.attack)(pixels))
+    triggered = normalise(create_attack(demo.attack)(pixels))
     print(
         f"{len(kept)} images without labels, trigger of label {trigger.target}; then what is true"
     )
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         silence_(silenced, LowestFraction(share)(purified.scores))
         same = (predict(silenced, kept) == answers).float().mean()
         works = (predict(silenced, trigger(kept[others])) == trigger.target).float().mean()
-        asr = attack_success(silenced, triggered, labels, drill.target).asr
+        asr = attack_success(silenced, triggered, labels, demo.target).asr
         print(
             f"{share:5.1%}  same answer {same:6.1%}  trigger works {works:6.1%}"
             f"  |  ACC {accuracy(silenced, normalise(pixels), labels)}  ASR {asr}"

@@ -31,7 +31,7 @@ _MEAN, _STD = 0.5, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drill:
+class Demo:
     """What the attacker does. The defaults embed the trigger in about a minute on two cores.
 
     Half of a ResNet-18's width (`width=0.5`) is enough for ten classes of 32-pixel photographs and
@@ -107,7 +107,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A drill from both sides."""
+    """A demo from both sides."""
 
     before: Measured
     after: Measured
@@ -148,8 +148,8 @@ class Outcome:
         return [("of these removed from the tensors", "", gone), ("parameters", old, new)]
 
 
-def run_drill(
-    drill: Drill,
+def run_demo(
+    demo: Demo,
     *,
     method: str | Criterion = "tac",
     selector: str | Selector = "accuracy",
@@ -168,7 +168,7 @@ def run_drill(
 
     Args:
         measured_images: how many of the hidden images to measure on; None: all, about 2,400.
-        trained: what `drill.train` gave before, to spare training it again.
+        trained: what `demo.train` gave before, to spare training it again.
     """
     photos = photo_patches()
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
@@ -176,7 +176,7 @@ def run_drill(
         raise DataError(f"expected 50 to {len(order) - 500} clean images, got {clean_images}")
     given, hidden = order[:clean_images], order[clean_images:][:measured_images]
     start = time.perf_counter()
-    model = drill.train(photos, progress) if trained is None else trained
+    model = demo.train(photos, progress) if trained is None else trained
     training_seconds = time.perf_counter() - start
     clean = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
     purified = purify(
@@ -185,16 +185,16 @@ def run_drill(
         method,
         selector=selector,
         repair=repair,
-        seed=drill.seed,
+        seed=demo.seed,
         progress=progress,
         **hyperparameters,
     )
-    trigger = create_attack(drill.attack)
+    trigger = create_attack(demo.attack)
     pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
-    before = _measure(model, pixels, labels, trigger, drill.target)
-    after = _measure(purified.model, pixels, labels, trigger, drill.target)
+    before = _measure(model, pixels, labels, trigger, demo.target)
+    after = _measure(purified.model, pixels, labels, trigger, demo.target)
     if save is not None:
-        which = int((labels != drill.target).nonzero()[0])
+        which = int((labels != demo.target).nonzero()[0])
         pair = torch.stack([pixels[which], trigger(pixels[which : which + 1])[0]])
         _picture(save, pair, int(labels[which]), (model, purified.model), photos.class_names)
     return Outcome(before, after, purified, training_seconds)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .core.compute import Compute
-from .core.copies import copied, private_copy, refuse_computed_weights
+from .core.copies import clone, frozen_copy, refuse_computed_weights
 from .core.data import CleanData
 from .core.held_out import HeldOut
 from .core.masks import MaskedModel, Silencing, silence_
@@ -27,7 +27,7 @@ from .training.fine_tuning import check_trainable
 from .training.repair import repaired, triggers_of
 from .utils.progress import Clock, progress_bar
 from .utils.randomness import checked_seed, private_randomness
-from .utils.tensors import like
+from .utils.tensors import placement
 
 if TYPE_CHECKING:
     pass
@@ -73,7 +73,7 @@ def purify(
             (Neural Cleanse's second mitigation, see `unlearn_triggers`). Silent neurons stay
             silent (with "constant" the constant may change); all other weights change a little.
             Where nothing was selected nothing is trained, and a repair that costs more accuracy on
-            the selecting images than chance explains is undone (`Purified.undone` says so). It
+            the selecting images than chance explains is rejected (`Purified.repair_rejected`). It
             needs labels, and a criterion or selector that recovers triggers.
         shares: of the clean images for scoring, selecting, and certifying the accuracy.
         seed: same seed, same machine, same result.
@@ -95,7 +95,7 @@ def purify(
     clock = Clock()
     with private_randomness(seed):
         clean = CleanData.collect(clean_loader)
-        own = private_copy(model)
+        own = frozen_copy(model)
         if repair != "none":
             check_trainable(own)
         classes = clean.check_against(own)
@@ -105,7 +105,7 @@ def purify(
         if clean.labels is not None:
             clean.check_order(predict_labels(own, clean.images))
         parts = scoring, selecting, certifying = clean.split(*shares, seed=seed)
-        probe = scoring.images[:_PROBE].to(**like(own))
+        probe = scoring.images[:_PROBE].to(**placement(own))
         given = Given.of(
             model,
             clean,
@@ -119,7 +119,7 @@ def purify(
             shares=shares,
             compute=compute,
         )
-        sites = find_sites(own, scoring.images[:2].to(**like(own)))
+        sites = find_sites(own, scoring.images[:2].to(**placement(own)))
         refuse_computed_weights(own, [site.name for site in sites])
         clock.lap("checks")
         scores = criterion(own, scoring, sites=sites, seed=seed, progress=progress, compute=compute)
@@ -134,11 +134,11 @@ def purify(
         )
         selection = chooser(scores, held_out)
         clock.lap("selecting")
-        product, undone = copied(model), ""
+        product, repair_rejected = clone(model), ""
         silence_(product, selection, silencing=silencing)
         _check_same(product, own, selection, certifying, silencing)
         if repair != "none" and len(selection):
-            product, undone = repaired(
+            product, repair_rejected = repaired(
                 product,
                 scoring,
                 selecting,
@@ -148,7 +148,7 @@ def purify(
                 seed=seed,
                 progress=progress,
             )
-            if not undone:
+            if not repair_rejected:
                 selection = chooser.review(selection, product, held_out)
             clock.lap("repairing")
         report = None
@@ -171,7 +171,7 @@ def purify(
         given,
         proxies,
         clock.laps,
-        undone=undone,
+        repair_rejected=repair_rejected,
     )
 
 
@@ -213,7 +213,7 @@ def _check_same(
     """The silenced product must compute what the masks computed, or it is not given out."""
     masked = MaskedModel(own, selection.sites, silencing=silencing)
     masked.masks.requires_grad_(False).copy_(selection.keep())
-    images = clean.images[:64].to(**like(own))
+    images = clean.images[:64].to(**placement(own))
     training = {module: module.training for module in product.modules()}
     with torch.no_grad():
         wanted, got = masked(images), product.eval()(images)

@@ -84,8 +84,8 @@ def test_the_folders_of_the_command_lines_page(
     with pytest.raises(SystemExit):
         run("command_line_folders", ["--out", str(tmp_path)], capsys)
     assert "is there already" in capsys.readouterr().err
-    save_file({"a": torch.ones(2)}, tmp_path / "drill.safetensors")
-    wrapped = ["--wrap", str(tmp_path / "drill.safetensors"), "--out", str(tmp_path)]
+    save_file({"a": torch.ones(2)}, tmp_path / "demo.safetensors")
+    wrapped = ["--wrap", str(tmp_path / "demo.safetensors"), "--out", str(tmp_path)]
     run("command_line_folders", wrapped, capsys)
     weights = load_weights(tmp_path / "stranger.pth")
     assert list(weights) == ["a"]
@@ -94,7 +94,7 @@ def test_the_folders_of_the_command_lines_page(
 
 # in the notebook, what a test can wait for
 STAND_INS = {
-    "Drill(width=0.25)": "Drill(width=0.25, epochs=1, images=640)",
+    "Demo(width=0.25)": "Demo(width=0.25, epochs=1, images=640)",
     'method="tac", selector="trigger"': "method=quick, selector=amount",
     "purified.plot_curve(": "purified.plot_scores(",  # `amount` tries none, and has no curve
     "%matplotlib inline\n": "",

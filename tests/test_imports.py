@@ -42,10 +42,6 @@ DOORS = {
     "torch_pruning": {"importance"},
     "matplotlib": {"reports", "demo"},
 }
-    "timm": {"files", "demo"},
-    "torch_pruning": {"importance"},
-    "matplotlib": {"reports", "demo"},
-}
 
 
 class Imports:

@@ -29,9 +29,9 @@ from nnprune_backdoor.attacks.evaluation import accuracy
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.masks import MaskedModel
 from nnprune_backdoor.core.measures import Removal
-from nnprune_backdoor.core.scores import ChannelScores, Selection, prefix
+from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.criteria import ANP, RNP
-from nnprune_backdoor.demo import Drill, run_drill
+from nnprune_backdoor.demo import Demo, run_demo
 from nnprune_backdoor.errors import DataError, UnknownNameError, UnsupportedModelError
 from nnprune_backdoor.removal import Recipe
 from nnprune_backdoor.removal.compaction import STAYS
@@ -243,7 +243,7 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
         keep = torch.ones(len(scores.flat))
         keep[torch.randperm(len(keep), generator=generator)[:count]] = 0
         chance.append(margin(keep))
-    chosen = prefix(scores, count).keep()
+    chosen = lowest(scores, count).keep()
     assert margin(torch.ones(len(scores.flat))) > 0, "the backdoor is there to begin with"
     assert margin(chosen) < min(chance)
 
@@ -256,11 +256,9 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
 @pytest.mark.timeout(600)
 def test_end_to_end_on_real_photographs() -> None:
     """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays."""
-    drill = Drill(width=0.25)
-    backdoored = drill.train(photo_patches())  # most of a minute
-    outcome = run_drill(
-        drill, method="tac", selector="trigger", repair="unlearn", trained=backdoored
-    )
+    demo = Demo(width=0.25)
+    backdoored = demo.train(photo_patches())  # most of a minute
+    outcome = run_demo(demo, method="tac", selector="trigger", repair="unlearn", trained=backdoored)
     before, after = outcome.before, outcome.after
     assert before.attack.asr.value >= 0.95
     assert before.acc.value >= 0.9
@@ -396,9 +394,9 @@ def test_a_selector_without_labels_can_look_at_images(model: nn.Module, clean: C
     class Agreeing(Selector):
         def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
             assert held_out is not None
-            same = held_out.predict(prefix(scores, 0), held_out.clean.images)
+            same = held_out.predict(lowest(scores, 0), held_out.clean.images)
             assert len(same) == len(held_out.clean) > 0
-            return prefix(scores, 2, "two of them")
+            return lowest(scores, 2, "two of them")
 
     result = purify(
         model, CleanData(clean.images), "magnitude", selector=Agreeing(), progress=False

@@ -9,7 +9,7 @@ import torch
 from helpers.images import generator
 from helpers.networks import take_statistics_
 from nnprune_backdoor.core.masks import MaskedModel, silence_
-from nnprune_backdoor.core.scores import ChannelScores, neurons_of, prefix
+from nnprune_backdoor.core.scores import ChannelScores, lowest, neurons_of
 from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.removal import compact
 
@@ -43,7 +43,7 @@ def test_exact_removal(name: str) -> None:
     sites = find_sites(model, images[:2])
     total = len(neurons_of(sites))
     scores = ChannelScores(sites, torch.rand(total, generator=generator(1)), "random")
-    selection = prefix(scores, round(0.1 * total))
+    selection = lowest(scores, round(0.1 * total))
     masked = MaskedModel(model, sites, silencing="zero")
     with torch.no_grad():
         assert torch.equal(masked(images), model(images))

@@ -23,9 +23,9 @@ from nnprune_backdoor import CleanData, Criterion, PurifyError, Selector, purify
 from nnprune_backdoor.attacks import create_attack, photo_patches
 from nnprune_backdoor.core.masks import silence_
 from nnprune_backdoor.core.measures import Repair
-from nnprune_backdoor.core.scores import ChannelScores, prefix
+from nnprune_backdoor.core.scores import ChannelScores, lowest
 from nnprune_backdoor.criteria import ANP, RNP, TAC, Random
-from nnprune_backdoor.demo import Drill, _measure, normalise
+from nnprune_backdoor.demo import Demo, _measure, normalise
 from nnprune_backdoor.selectors import AccuracyBudget, TriggerGone
 
 METHODS: dict[str, tuple[Criterion, Selector, Repair]] = {
@@ -51,26 +51,26 @@ def rates(measured: Any) -> dict[str, float]:
     }
 
 
-def file_of(drill: Drill, folder: Path) -> Path:
-    return folder / f"{drill.attack}-{drill.width:g}-{drill.epochs}-{drill.seed}.safetensors"
+def file_of(demo: Demo, folder: Path) -> Path:
+    return folder / f"{demo.attack}-{demo.width:g}-{demo.epochs}-{demo.seed}.safetensors"
 
 
-def stored(drill: Drill, folder: Path | None) -> torch.nn.Module | None:
-    """The drill's network, if it was trained before."""
-    if folder is None or not file_of(drill, folder).exists():
+def stored(demo: Demo, folder: Path | None) -> torch.nn.Module | None:
+    """The demo's network, if it was trained before."""
+    if folder is None or not file_of(demo, folder).exists():
         return None
-    model = drill.model().eval()
-    model.load_state_dict(load_file(file_of(drill, folder)))
+    model = demo.model().eval()
+    model.load_state_dict(load_file(file_of(demo, folder)))
     return model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--epochs", type=int, default=Drill.epochs)
-    parser.add_argument("--width", type=float, default=Drill.width)
+    parser.add_argument("--epochs", type=int, default=Demo.epochs)
+    parser.add_argument("--width", type=float, default=Demo.width)
     parser.add_argument("--attack", default="badnets")
-    parser.add_argument("--rate", type=float, default=Drill.rate)
+    parser.add_argument("--rate", type=float, default=Demo.rate)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--models", type=Path, help="folder of trained networks, to train once")
     parser.add_argument("--out", type=Path, required=True)
@@ -82,36 +82,36 @@ def main() -> None:
     pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
-        drill = Drill(
+        demo = Demo(
             seed=seed,
             epochs=options.epochs,
             width=options.width,
             attack=options.attack,
             rate=options.rate,
         )
-        trigger = create_attack(drill.attack)
+        trigger = create_attack(demo.attack)
         start = time.perf_counter()
-        model = stored(drill, options.models) or drill.train(photos)
+        model = stored(demo, options.models) or demo.train(photos)
         if options.models:
-            save_file(model.state_dict(), file_of(drill, options.models))
+            save_file(model.state_dict(), file_of(demo, options.models))
         trained = time.perf_counter() - start
 
         def measure(network: torch.nn.Module, some: slice = slice(None)) -> dict[str, float]:
-            return rates(_measure(network, pixels[some], labels[some], trigger, drill.target))  # noqa: B023
+            return rates(_measure(network, pixels[some], labels[some], trigger, demo.target))  # noqa: B023
 
         def curve(scores: ChannelScores) -> list[dict[str, float]]:
             points = []
             for share in SHARES:
-                product = drill.model().eval()  # noqa: B023
+                product = demo.model().eval()  # noqa: B023
                 product.load_state_dict(model.state_dict())  # noqa: B023
-                silence_(product, prefix(scores, round(share * len(scores.flat))))
+                silence_(product, lowest(scores, round(share * len(scores.flat))))
                 points.append({"share": share, **measure(product, slice(700))})
             return points
 
         before = measure(model)
         for name in options.methods:
             row: dict[str, Any] = {"seed": seed, "method": name, "before": before}
-            row |= {"attack": drill.attack, "epochs": drill.epochs, "width": drill.width}
+            row |= {"attack": demo.attack, "epochs": demo.epochs, "width": demo.width}
             try:
                 criterion, selector, repair = METHODS[name]
                 purified = purify(

@@ -39,7 +39,7 @@ from nnprune_backdoor.cli.plugins import load_plugins
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.masks import MaskedModel, silence_
 from nnprune_backdoor.core.predictions import predict
-from nnprune_backdoor.core.scores import ChannelScores, Selection, prefix
+from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.core.sites import Site, find_sites
 from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP, TAC
 from nnprune_backdoor.criteria.parts.response import loss_gradient, response_scores, sensitivity
@@ -224,7 +224,7 @@ def _pruned(
     row["neurons"] = len(scores.flat)
     row["target_found"] = scores.details.get("target")
     row["curve"] = [
-        {"share": share, **measure(prefix(scores, round(share * len(scores.flat))), CURVE)}
+        {"share": share, **measure(lowest(scores, round(share * len(scores.flat))), CURVE)}
         for share in SHARES
     ]
     row["selections"] = {}
@@ -240,10 +240,12 @@ def _pruned(
             **measure(selection, MEASURED),
         }
         if name == "trigger":
-            product, undone = _repaired(model, (scoring, selecting), scores, selection, run.seed)
+            product, repair_rejected = _repaired(
+                model, (scoring, selecting), scores, selection, run.seed
+            )
             row["selections"]["trigger, repaired"] = {
                 "neurons": len(selection),
-                "undone": undone,
+                "undone": repair_rejected,
                 **hidden.measure(partial(predict, product), MEASURED),
             }
     return row

@@ -51,14 +51,14 @@ def row(arch: str, attack: str, models: Path, runs: Path) -> dict[str, Any] | No
         selection = TriggerGone()(scores, held_out)
     silenced = copy.deepcopy(model)
     silence_(silenced, selection)
-    repaired, undone = _repaired(model, (scoring, selecting), scores, selection, 0)
+    repaired, repair_rejected = _repaired(model, (scoring, selecting), scores, selection, 0)
     recovered = (*selection.triggers, *scores.triggers)[0]
 
     def true(images: torch.Tensor) -> torch.Tensor:
         return normalise(bad.trigger((images / 2 + 0.5).clamp(0, 1)))  # type: ignore[misc]
 
     found: dict[str, Any] = {"name": bad.name, "neurons": len(selection)}
-    found["undone"] = undone
+    found["undone"] = repair_rejected
     for name, stamp, target in (
         ("true", true, bad.target),
         ("recovered", recovered, recovered.target),

@@ -35,7 +35,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from nnprune_backdoor.core.masks import MaskedModel, silence_
-from nnprune_backdoor.core.scores import ChannelScores, Selection, neurons_of, prefix
+from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest, neurons_of
 from nnprune_backdoor.core.sites import Site, find_sites
 from nnprune_backdoor.importance import GroupImportance
 from nnprune_backdoor.removal import compact
@@ -126,7 +126,7 @@ def removal(model: nn.Module, images: Tensor, sites: tuple[Site, ...]) -> dict[s
     generator = torch.Generator().manual_seed(0)
     total = len(neurons_of(sites))
     scores = ChannelScores(sites, torch.rand(total, generator=generator), "random")
-    selection: Selection = prefix(scores, max(1, round(SHARE * total)))
+    selection: Selection = lowest(scores, max(1, round(SHARE * total)))
     masked = MaskedModel(model, sites, silencing="zero")
     masked.masks.requires_grad_(False).copy_(selection.keep())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Attacks, for drills and benchmarks only: no criterion or selector may import this package."""
+"""Attacks, for demos and benchmarks only: no criterion or selector may import this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triggers: what an attacker adds to an image. For evaluation and drills only.
+"""Triggers: what an attacker adds to an image. For evaluation and demos only.
 
 No criterion, selector or scanner may import this package (a test reads the imports).
 """

@@ -1,6 +1,6 @@
 """How good a model is, with intervals: ACC, ASR, RA and DER.
 
-Everything here that takes triggered images is for drills and benchmarks; no criterion or selector
+Everything here that takes triggered images is for demos and benchmarks; no criterion or selector
 may import this module (a test reads the imports).
 """
 

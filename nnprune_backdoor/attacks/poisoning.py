@@ -1,4 +1,4 @@
-"""Poison a set of images, for drills and benchmarks."""
+"""Poison a set of images, for demos and benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a classifier, for drills and benchmarks."""
+"""Train a classifier, for demos and benchmarks."""
 
 from __future__ import annotations
 

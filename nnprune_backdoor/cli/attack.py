@@ -1,4 +1,4 @@
-"""nnprune-backdoor attack: plant a backdoor in a model of one's own, for drills."""
+"""nnprune-backdoor attack: plant a backdoor in a model of one's own, for demos."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def add(commands: Commands) -> None:
         commands,
         "attack",
         run,
-        does="plant a backdoor in a model of your own, for a drill",
+        does="plant a backdoor in a model of your own, for a demo",
         usage="DIR --out FILE",
         more="Trains on images of which a share is stamped and relabelled, from scratch or from "
         "--model, and measures on a fifth of the images that it was not trained on.",
         example="attack photos/ --arch resnet18 --trigger badnets --target 0 \\\n"
-        "      --epochs 8 --out drill.safetensors",
+        "      --epochs 8 --out backdoored.safetensors",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="images in class folders")
     parser.add_argument(

@@ -71,10 +71,10 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> Result:
-    """Run the drill."""
+    """Run the demo."""
     from ..demo import (
-        Drill,
-        run_drill,
+        Demo,
+        run_demo,
     )
 
     check_writable(options.save, "--save")
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> Result:
     width = options.width
     if width is None:
         width = 0.5 if options.arch == "resnet18" else 1.0
-    drill = Drill(
+    demo = Demo(
         arch=options.arch,
         width=width,
         attack=options.attack,
@@ -99,11 +99,11 @@ def run(options: argparse.Namespace) -> Result:
     )
     note(
         options,
-        f"Training {drill.arch} (width {drill.width:g}) on photo-patches, {drill.rate:.0%} of the "
-        f"images poisoned by {drill.attack}, {drill.epochs} epochs ...",
+        f"Training {demo.arch} (width {demo.width:g}) on photo-patches, {demo.rate:.0%} of the "
+        f"images poisoned by {demo.attack}, {demo.epochs} epochs ...",
     )
-    outcome = run_drill(
-        drill,
+    outcome = run_demo(
+        demo,
         method=criterion,
         selector=selector,
         repair=options.repair or ("unlearn" if recovers else "none"),
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> Result:
     if options.save:
         text += f"\n\npicture: {options.save}"
     data = {
-        when: rates_as_data({"ACC": m.acc, "ASR": m.attack.asr, "RA": m.attack.ra}, drill.target)
+        when: rates_as_data({"ACC": m.acc, "ASR": m.attack.asr, "RA": m.attack.ra}, demo.target)
         for when, m in (("before", outcome.before), ("after", outcome.after))
     }
     return Result(text, {**data, "report": outcome.purified.to_dict()})

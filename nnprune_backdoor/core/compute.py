@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, ScoringError
-from ..utils.tensors import like
+from ..utils.tensors import placement
 from .data import CleanData
 
 Precision = Literal["float32", "bfloat16"]
@@ -54,7 +54,7 @@ class Compute:
         """
         if not self.channels_last:
             return
-        images = images.to(**like(model))
+        images = images.to(**placement(model))
         with torch.no_grad():
             before = model(images)
             model.to(memory_format=torch.channels_last)

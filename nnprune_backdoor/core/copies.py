@@ -20,7 +20,7 @@ from ..errors import UnsupportedModelError
 _CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient")
 
 
-def copied(model: nn.Module) -> nn.Module:
+def clone(model: nn.Module) -> nn.Module:
     """A deep copy with the same modes, flags and hooks, where `copy.deepcopy` may refuse.
 
     It does so for results of a forward pass with gradients that a network keeps (old weight norm,
@@ -51,7 +51,7 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def private_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: nn.Module) -> nn.Module:
     """A deep copy in eval mode whose parameters ask for no gradient, without checkpointing.
 
     What is computed again in the backward pass would be computed without masks and noise, and
@@ -60,7 +60,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: see `copied`.
     """
-    own = copied(model)
+    own = clone(model)
     for module in own.modules():
         for switch in _CHECKPOINTING:
             if getattr(module, switch, None) is True:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, UnsupportedModelError
-from ..utils.tensors import like
+from ..utils.tensors import placement
 
 _IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "data")
 
@@ -107,7 +107,7 @@ class CleanData:
 
         No pass over them then copies any. Where they do not fit they lie on the CPU.
         """
-        device = like(model)["device"]
+        device = placement(model)["device"]
         size = self.images.numel() * self.images.element_size()
         if self.images.device != device and size > _free(device) / 8:
             device = torch.device("cpu")
@@ -136,7 +136,7 @@ class CleanData:
             torch.isfinite(tensor).all() if name in weights else ~torch.isnan(tensor).any()
             for name, tensor in state.items()
         ]
-        here = like(model)["device"]
+        here = placement(model)["device"]
         # one wait for a GPU, not one a tensor
         sound = torch.stack([each.to(here) for each in finite]).tolist() if finite else []
         for name, good in zip(state, sound, strict=True):
@@ -145,7 +145,7 @@ class CleanData:
                     f"the model's {name!r} holds NaN or inf; it cannot be scored. Check how the "
                     "checkpoint was loaded"
                 )
-        images = self.images[:2].to(**like(model)).clone()
+        images = self.images[:2].to(**placement(model)).clone()
         written = images._version
         try:
             with torch.no_grad():
@@ -196,7 +196,7 @@ class CleanData:
                     "(track_running_stats=True) and estimate them on training images first"
                 )
         with torch.no_grad():
-            images = self.images[:2].to(**like(model))
+            images = self.images[:2].to(**placement(model))
             beside, alone = model(images)[:1], model(images[:1])
         gap = float((alone - beside).abs().max() / beside.abs().max().clamp_min(1e-12))
         if not gap <= _ALONE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..utils.tensors import like
+from ..utils.tensors import placement
 from .data import CleanData
 from .masks import MaskedModel, Silencing
 from .predictions import at_once
@@ -54,6 +54,6 @@ class HeldOut:
         """Labels (N,) for images (N, C, H, W) while the selection is silent."""
         masked = self._masked
         masked.masks.copy_(selection.keep())
-        where = like(masked.model)
+        where = placement(masked.model)
         parts = images.split(max(16, at_once(images, masked.model)))
         return torch.cat([masked(part.to(**where)).argmax(1).cpu() for part in parts])

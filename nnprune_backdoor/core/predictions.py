@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..utils.progress import progress_bar
 from ..utils.randomness import as_integer
-from ..utils.tensors import like
+from ..utils.tensors import placement
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def predict(
 ) -> Tensor:
     """Predicted labels (N,) of images (N, C, H, W), in eval mode; the mode comes back."""
     modes = {module: module.training for module in model.modules()}
-    where = like(model)
+    where = placement(model)
     try:
         model.eval()
         parts = []
@@ -49,7 +49,7 @@ def check_labels(labels: Iterable[SupportsIndex], classes: int) -> list[int]:
 @torch.no_grad()
 def predict_labels(model: nn.Module, images: Tensor) -> Tensor:
     """The model's own labels (N,) for images (N, C, H, W), int64 on the CPU."""
-    where, size = like(model), max(16, at_once(images, model))
+    where, size = placement(model), max(16, at_once(images, model))
     return torch.cat([model(part.to(**where)).argmax(1).cpu() for part in images.split(size)])
 
 
@@ -59,7 +59,7 @@ def at_once(images: Tensor, model: nn.Module) -> int:
     An accelerator is idle with so few as a processor is content with: there, 16 times as many.
     """
     height, width = images.shape[2:]
-    pixels = _AT_ONCE * 1024 * (1 if like(model)["device"].type == "cpu" else 16)
+    pixels = _AT_ONCE * 1024 * (1 if placement(model)["device"].type == "cpu" else 16)
     return max(1, min(_AT_ONCE, pixels // (height * width)))
 
 

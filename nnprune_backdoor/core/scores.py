@@ -147,7 +147,7 @@ class Selection:
         return {site.name: sorted(found[site.name]) for site in self.sites if site.name in found}
 
 
-def prefix(scores: ChannelScores, count: int, reason: str = "", **details: Any) -> Selection:
+def lowest(scores: ChannelScores, count: int, reason: str = "", **details: Any) -> Selection:
     """The first `count` neurons of the ranking; a neuron that is its site's last one is skipped."""
     neurons = neurons_of(scores.sites)
     left = {site.name: site.channels for site in scores.sites}

@@ -25,7 +25,7 @@ from ..core.norms import Statistics
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from ..utils.progress import progress_bar
-from ..utils.tensors import like
+from ..utils.tensors import placement
 from .base import Criterion, register_criterion
 from .parts.noise import adversarial_noise
 from .parts.response import loss_gradient, sensitivity, successive_scores
@@ -103,7 +103,7 @@ class ANP(Criterion):
         self, masked: MaskedModel, batch: CleanData, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """delta (on weights) and xi (on biases) that raise the loss on this batch; see `noise`."""
-        where = like(masked.model)
+        where = placement(masked.model)
         images, labels = batch.images.to(**where), batch.targets.to(where["device"])
         return adversarial_noise(
             masked,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..core.compute import Compute
-from ..core.copies import private_copy, refuse_recomputing
+from ..core.copies import frozen_copy, refuse_recomputing
 from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.norms import keeps_statistics
@@ -21,7 +21,7 @@ from ..errors import ScoringError, UnsupportedModelError
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.registry import Registry
 from ..utils.settings import check_settings
-from ..utils.tensors import like
+from ..utils.tensors import placement
 
 _C = TypeVar("_C", bound=type)
 
@@ -106,20 +106,20 @@ class Criterion(ABC):
             data = CleanData.collect(clean)
             if self.needs_labels:
                 data.targets  # noqa: B018 - raises where there are none
-            own = private_copy(model)
+            own = frozen_copy(model)
             data.check_against(own)
             if sites is None:
-                sites = find_sites(own, data.images[:2].to(**like(own)))
+                sites = find_sites(own, data.images[:2].to(**placement(own)))
             if self.needs_batchnorm:
                 self._check_batchnorm(own, sites)
             if self.needs_images:
                 data.check_repeatable(own)
                 if self.needs_gradients:
-                    refuse_recomputing(own, data.images[:2].to(**like(own)))
+                    refuse_recomputing(own, data.images[:2].to(**placement(own)))
             compute.lay_out_(own, data.images[:2])
             data = data.near(own)
             generator = torch.Generator().manual_seed(seed)
-            with compute.applied(like(own)["device"]):
+            with compute.applied(placement(own)["device"]):
                 scores = self.score(own, data, sites, generator, progress)
         if scores.sites != sites:
             raise ScoringError(f"{type(self).__name__} did not score the sites it was given")

@@ -35,7 +35,7 @@ from ..core.scores import ChannelScores
 from ..core.sites import Site, find_classifiers, find_sites
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
-from ..utils.tensors import like, wide
+from ..utils.tensors import at_least_float32, placement
 from .base import register_criterion
 from .parts.noise import adversarial_noise
 from .parts.response import sensitivity, successive_scores
@@ -124,7 +124,7 @@ class CNP(TriggerCriterion):
     ) -> ChannelScores:
         """Find the target, recover its trigger, rank by what tells stamped from benign features."""
         unlabelled = CleanData(clean.images)
-        heads = find_classifiers(model, clean.images[:2].to(**like(model)))
+        heads = find_classifiers(model, clean.images[:2].to(**placement(model)))
         stamp = self.stamp
         details: dict[str, Any] = {"trigger": "given"}
         triggers: tuple[RecoveredTrigger, ...] = ()
@@ -183,7 +183,7 @@ class CNP(TriggerCriterion):
 
         The noise is on every neuron of the model, whichever of them are to be scored.
         """
-        where = like(model)
+        where = placement(model)
         masked = MaskedModel(model, find_sites(model, clean.images[:2].to(**where)))
         draws = self.draws(clean, generator)
         increase = torch.zeros(clean.check_against(model), dtype=torch.int64)
@@ -211,7 +211,7 @@ class CNP(TriggerCriterion):
         (target,) = check_labels([target], clean.check_against(model))
         pixels = self.pixels or PixelRange.seen_in(clean.images)
         pixels.check(clean.images)
-        where, generator = like(model), torch.Generator().manual_seed(seed)
+        where, generator = placement(model), torch.Generator().manual_seed(seed)
         channels, height, width = clean.images.shape[1:]
         penalty = self.inversion_penalty * 1024 / (height * width)
         unit = torch.rand(1 + channels, height, width, generator=generator)  # mask, pattern
@@ -223,7 +223,7 @@ class CNP(TriggerCriterion):
             for images in draws:
                 mask, pattern = unit[:1], low + (high - low) * unit[1:]
                 stamped = (1 - mask) * images.to(where["device"]) + mask * pattern
-                logits = wide(model(stamped.to(where["dtype"])))
+                logits = at_least_float32(model(stamped.to(where["dtype"])))
                 labels = torch.full((len(images),), target, device=logits.device)
                 loss = F.cross_entropy(logits, labels) + penalty * mask.sum()
                 _check_finite(loss, "trigger recovery")
@@ -294,7 +294,7 @@ class CNP(TriggerCriterion):
         z are features: of the original model (z), under the masks (m), and under masks and noise
         (n); stamped ones have an s. The noise and the original's features are constants.
         """
-        images = images.to(**like(views.model))
+        images = images.to(**placement(views.model))
         stamped = views.stamped(images)
         z_m, logits = views.features(views.masked, images)
         noise = self.noise(views.masked, images, logits.detach().argmax(1), generator)
@@ -399,7 +399,7 @@ class _Views:
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(wide(inputs[0].flatten(1)))
+            seen.append(at_least_float32(inputs[0].flatten(1)))
 
         with contextlib.ExitStack() as hooks:
             for head in self._heads:

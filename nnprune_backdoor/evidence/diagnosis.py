@@ -9,19 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.copies import private_copy
+from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.predictions import at_once, predict_labels
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import ScoringError
 from ..triggers.perturbation import RecoveredPerturbation
-from ..utils.tensors import like
+from ..utils.tensors import placement
 from .exposure import Exposed
 from .null import KINDS, LARGEST, Evidence, suspected
 from .restoration import Restored
 
-OBEDIENT = (
+REACHABLE = (
     "small pictures send images to most labels of this network, as they do in benign ones of some "
     "kinds; an alarm by universal perturbations alone says little here"
 )
@@ -105,13 +105,13 @@ class Diagnosis:
             return _confidence(self.exposed.model, images, labels)
         if self.restored is None:
             raise ScoringError('no label has a trigger that works; use by="exposure"')
-        silent = private_copy(self.model)
+        silent = frozen_copy(self.model)
         silence_(silent, self.restored.selection, silencing=self.silencing)
         fall = _confidence(self.model, images, labels) - _confidence(silent, images, labels)
         return fall.clamp_min(0)
 
     @property
-    def obedient(self) -> bool:
+    def reachable_by_most_labels(self) -> bool:
         """Whether universal perturbations alone raise the alarm, and work for most labels.
 
         The benign RegNets that were looked at are so, and some backdoored networks: there this
@@ -153,8 +153,8 @@ class Diagnosis:
                 "benign networks are of smaller ones: universal and relative size raise no alarm "
                 "here"
             )
-        if self.obedient:
-            lines.append(f"caution    {OBEDIENT}")
+        if self.reachable_by_most_labels:
+            lines.append(f"caution    {REACHABLE}")
         lines.append(
             "limits     other triggers than these searches can find leave no evidence here, and "
             "the benign networks are few and small"
@@ -165,7 +165,7 @@ class Diagnosis:
         """The same as plain data, without the networks."""
         return {
             "alarm": self.alarm,
-            "obedient": self.obedient,
+            "reachable_by_most_labels": self.reachable_by_most_labels,
             "target": self.target,
             "classes": self.classes,
             "images": self.images,
@@ -190,7 +190,7 @@ class Diagnosis:
 @torch.no_grad()
 def _confidence(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Probability (N,) that the model gives to these labels, on the CPU."""
-    where = like(model)
+    where = placement(model)
     parts, size = [], max(16, at_once(images, model))
     for some, wanted in zip(images.split(size), labels.split(size), strict=True):
         probabilities = model(some.to(**where)).float().softmax(1).cpu()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.copies import private_copy
+from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.predictions import predict_labels
 from ..criteria.parts.unlearning import Look, Unlearning, _shares
@@ -64,7 +64,7 @@ def expose(
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean, near=model)
-        own = private_copy(model)
+        own = frozen_copy(model)
         classes = CleanData(data.images).check_against(own)
         data.check_repeatable(own)
         named = CleanData(data.images, predict_labels(own, data.images))

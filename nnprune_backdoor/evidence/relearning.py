@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import private_copy
+from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.norms import use_statistics_
 from ..core.predictions import check_labels, predict_labels
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import like, wide
+from ..utils.tensors import at_least_float32, placement
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def relearn(
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean)
         data.targets  # noqa: B018 - raises where there are none
-        own = private_copy(model).float()
+        own = frozen_copy(model).float()
         (target,) = check_labels([target], data.check_against(own))
         fit, look = data.split(0.5, 0.5, seed=seed)
         with torch.no_grad():
@@ -95,7 +95,7 @@ def relearn(
         stamped = stamp(others)
         use_statistics_(own.requires_grad_(True), "running")
         optimiser = torch.optim.SGD(own.parameters(), lr=lr, momentum=0.9)
-        generator, where = torch.Generator().manual_seed(seed), like(own)
+        generator, where = torch.Generator().manual_seed(seed), placement(own)
         successes, kept = [_share(own, stamped, target)], [1.0]
         count = max(1, round(poisoned * batch_size))
         with progress_bar(steps, "relearning the trigger", progress) as bar:
@@ -104,7 +104,9 @@ def relearn(
                 images = torch.cat([stamp(batch.images[:count]), batch.images[count:]])
                 wanted = batch.targets.clone()
                 wanted[:count] = target
-                loss = F.cross_entropy(wide(own(images.to(**where))), wanted.to(where["device"]))
+                loss = F.cross_entropy(
+                    at_least_float32(own(images.to(**where))), wanted.to(where["device"])
+                )
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(own.parameters(), 1.0)  # ConvNeXts diverge without

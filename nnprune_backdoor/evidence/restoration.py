@@ -21,7 +21,7 @@ from ..core.data import CleanData
 from ..core.held_out import HeldOut
 from ..core.masks import MaskedModel, Silencing
 from ..core.predictions import at_once, predict_labels
-from ..core.scores import ChannelScores, Selection, prefix
+from ..core.scores import ChannelScores, Selection, lowest
 from ..core.sites import Site
 from ..criteria.parts.response import mean_gradient, response_scores, sensitivity
 from ..errors import DataError
@@ -83,7 +83,7 @@ class Restoration:
         scores = self._rank(label, trigger)
         if scores is None:
             return None
-        nothing = prefix(scores, 0)
+        nothing = lowest(scores, 0)
         stamped = trigger(held.images)
         sent = (held.targets != label) & (self._held_out.predict(nothing, stamped) == label)
         if not sent.any():
@@ -91,7 +91,7 @@ class Restoration:
         stamped, own = stamped[sent], held.targets[sent]
         best, curve = (0.0, nothing), list[dict[str, Any]]()
         for amount in sorted({max(1, round(share * len(scores.flat))) for share in SHARES}):
-            chosen = prefix(scores, amount)
+            chosen = lowest(scores, amount)
             now = self._held_out.predict(chosen, stamped)
             restored = (now == own).float().mean().item()
             kept = self._held_out.correct(chosen).float().mean().item()

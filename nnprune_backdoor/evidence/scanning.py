@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.copies import private_copy, refuse_recomputing
+from ..core.copies import frozen_copy, refuse_recomputing
 from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.predictions import check_labels
@@ -20,7 +20,7 @@ from ..triggers.inversion import Inversion, TargetEvidence, relative_sizes
 from ..triggers.perturbation import RecoveredPerturbation, UniversalPerturbation
 from ..utils.progress import Clock, progress_bar
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import like
+from ..utils.tensors import placement
 from .diagnosis import Diagnosis
 from .exposure import expose
 from .null import KINDS, Evidence, evidence_of
@@ -66,11 +66,11 @@ class Scan:
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
             data = CleanData(CleanData.collect(clean).images)
-            own = private_copy(model)
+            own = frozen_copy(model)
             classes = data.check_against(own)
             data.check_repeatable(own)
-            refuse_recomputing(own, data.images[:2].to(**like(own)))
-            sites = find_sites(own, data.images[:2].to(**like(own)))
+            refuse_recomputing(own, data.images[:2].to(**placement(own)))
+            sites = find_sites(own, data.images[:2].to(**placement(own)))
             data = data.near(own)
             if labels is not None:
                 labels = check_labels(labels, classes)
@@ -224,12 +224,12 @@ class Scan:
             given: the triggers of all labels in the network as it was, as in
                 `Diagnosis.to_dict()`; the relative size is that of the label's new one among them.
         """
-        own = private_copy(model)
+        own = frozen_copy(model)
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
             data = CleanData(clean.images).near(own)
             classes = data.check_against(own)
-            sites = find_sites(own, data.images[:2].to(**like(own)))
+            sites = find_sites(own, data.images[:2].to(**placement(own)))
             triggers = self.search.recover(own, data, [label], seed=seed, progress=progress)
             found = self._weigh(
                 own, data, sites, triggers, silencing=silencing, seed=seed, progress=progress

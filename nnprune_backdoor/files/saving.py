@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core.copies import copied, private_copy
+from ..core.copies import clone, frozen_copy
 from ..errors import CheckpointError
 from ..removal.compaction import allowed_drift
 from ..removal.recipe import Recipe
 from ..reports.purified import Purified
 from ..utils.randomness import private_randomness
-from ..utils.tensors import like
+from ..utils.tensors import placement
 from .architecture import complete, create, fill_
 from .checkpoint import MAX_BYTES, read_safetensors
 from .record_file import LIBRARY, RECORD, REPORT, read_record, record_of, written
@@ -129,7 +129,7 @@ def load_purified(
     recipe = Recipe.from_dict(record["recipe"])
     name, arguments = (record["architecture"].get(entry) for entry in ("name", "arguments"))
     if model is not None:
-        fresh = copied(model).cpu()
+        fresh = clone(model).cpu()
     elif name is None:
         raise CheckpointError(
             f"{folder}: saved without an architecture; give a fresh one: load_purified(folder, "
@@ -162,10 +162,10 @@ def _tuples(value: Any) -> Any:
 
 
 def _check_computes_the_same(purified: Purified, draft: Path) -> None:
-    own, again = private_copy(purified.model).cpu(), load_purified(draft, max_bytes=sys.maxsize)
+    own, again = frozen_copy(purified.model).cpu(), load_purified(draft, max_bytes=sys.maxsize)
     shape = purified.given.example.shape
     with private_randomness(0), torch.no_grad():
-        images = torch.randn(2, *shape).to(**like(own))
+        images = torch.randn(2, *shape).to(**placement(own))
         wanted = own(images)
         try:
             got = again(images)

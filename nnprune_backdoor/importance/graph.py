@@ -17,7 +17,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ..core.copies import as_it_was, private_copy, refuse_wrapped
+from ..core.copies import as_it_was, frozen_copy, refuse_wrapped
 from ..core.sites import LAYERS, NORMS
 from ..errors import UnsupportedModelError
 from ..utils.time_limit import within
@@ -237,7 +237,7 @@ def breaks(group: tp.dependency.Group, example: Tensor, shape: torch.Size) -> st
         _groups_of_channels(dependency.target.module) for _, dependency, *_ in members(group)
     )
     some = every[:: max(1, len(every) // apart)]
-    own = private_copy(graph.model)
+    own = frozen_copy(graph.model)
     try:
         with torch.no_grad():
             _cut(own, graph.get_pruning_group(root.target.module, root.handler, some))

@@ -10,13 +10,13 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ..core.copies import private_copy
+from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.scores import ChannelScores
 from ..criteria.base import Criterion, create_criterion, criterion_class
 from ..errors import DataError, UnsupportedModelError
 from ..utils.randomness import private_randomness
-from ..utils.tensors import like
+from ..utils.tensors import placement
 from .graph import breaks, members, out_of_range
 from .graph_fixes import MENDED
 from .ledger import Ledger
@@ -177,7 +177,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
 
 def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:
     with torch.no_grad():
-        logits: Tensor = private_copy(model)(example)
+        logits: Tensor = frozen_copy(model)(example)
     return logits.shape
 
 
@@ -236,7 +236,7 @@ class CriterionImportance(GroupImportance):
         with private_randomness(seed):
             data = CleanData.collect(clean_loader)
         scores = criterion(model, data, seed=seed, progress=progress)
-        super().__init__(model, scores, reduction, example=data.images[:1].to(**like(model)))
+        super().__init__(model, scores, reduction, example=data.images[:1].to(**placement(model)))
 
 
 def importance_class(name: str) -> type[CriterionImportance]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.copies import copied, private_copy
+from ..core.copies import clone, frozen_copy
 from ..core.scores import Selection
 from ..core.sites import Neuron
 from ..errors import DataError
@@ -134,8 +134,8 @@ def compact(
         seconds=seconds,
         groups=groups,
     )
-    smaller = plan.recipe.apply_(copied(model))
-    before, after = (Size.of(private_copy(some), example) for some in (model, smaller))
+    smaller = plan.recipe.apply_(clone(model))
+    before, after = (Size.of(frozen_copy(some), example) for some in (model, smaller))
     taken = time.monotonic() - start
     return smaller, RemovalReport(**vars(plan), before=before, after=after, seconds=taken)
 
@@ -169,7 +169,7 @@ def plan_removal(
     if example.ndim != 4 or len(example) < 2:
         raise DataError(f"expected two images (N, C, H, W) or more, got {tuple(example.shape)}")
     example = _plain(example)
-    own = private_copy(model)
+    own = frozen_copy(model)
     loose = copy.deepcopy(own).float()  # noise of any scale goes through single precision
     names = {module: name for name, module in loose.named_modules()}
     allowed = allowed_drift(example.dtype, tolerance)

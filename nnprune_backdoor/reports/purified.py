@@ -92,8 +92,8 @@ class Purified(Record):
         return "\n".join(lines)
 
     def _repair(self) -> list[str]:
-        if self.undone:
-            return [f"repair     undone: {self.undone}"]
+        if self.repair_rejected:
+            return [f"repair     undone: {self.repair_rejected}"]
         if not self.repaired:
             return []
         count = len(triggers_of(self.scores, self.selection))

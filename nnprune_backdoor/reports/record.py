@@ -17,7 +17,7 @@ from ..criteria.base import Criterion
 from ..removal.compaction import RemovalReport
 from ..selectors.base import Selector
 from ..utils.fingerprint import fingerprint
-from ..utils.tensors import like
+from ..utils.tensors import placement
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,7 +48,7 @@ class Given:
         config = getattr(model, "pretrained_cfg", None)  # timm's
         name = config.get("architecture") if isinstance(config, dict) else None
         kind = type(model).__name__
-        where = like(model)
+        where = placement(model)
         return cls(
             architecture=f"{name} ({kind})" if name else kind,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -81,7 +81,7 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
     # where model and images came from, as plain data and as the caller says: `purify` cannot know
     source: dict[str, Any] = field(default_factory=dict)
-    undone: str = ""  # why a repair that was asked for was not kept
+    repair_rejected: str = ""  # why a repair that was asked for was not kept
 
     @property
     def guessing(self) -> str:
@@ -96,4 +96,4 @@ class Record:
     @property
     def repaired(self) -> bool:
         """Whether weights were trained further; nothing is where no neuron was selected."""
-        return self.given.repair != "none" and len(self.selection) > 0 and not self.undone
+        return self.given.repair != "none" and len(self.selection) > 0 and not self.repair_rejected

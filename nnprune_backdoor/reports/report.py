@@ -294,8 +294,8 @@ def _limits(record: Record) -> list[str]:
         )
     if record.guessing:
         said.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
-    if record.undone:
-        said.append(f"A repair was asked for and undone: {record.undone}.")
+    if record.repair_rejected:
+        said.append(f"A repair was asked for and undone: {record.repair_rejected}.")
     if record.repaired:
         said.append(
             "All weights were trained further so that the recovered triggers do nothing. A proxy "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import PurifyError
-from ..evidence.diagnosis import OBEDIENT, Diagnosis
+from ..evidence.diagnosis import REACHABLE, Diagnosis
 from . import scan_plots
 from .evidence_section import evidence_section
 from .pages import html_page, markdown_page
@@ -76,7 +76,9 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
 
 
 def _limits(diagnosis: Diagnosis) -> list[str]:
-    caution = [f"{OBEDIENT[0].upper()}{OBEDIENT[1:]}."] if diagnosis.obedient else []
+    caution = (
+        [f"{REACHABLE[0].upper()}{REACHABLE[1:]}."] if diagnosis.reachable_by_most_labels else []
+    )
     return [*caution, *_LIMITS]
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ..core.held_out import HeldOut
-from ..core.scores import ChannelScores, Point, Selection, prefix
+from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
 from ..utils.progress import progress_bar
 from ..utils.statistics import isotonic, paired_drop
@@ -54,12 +54,12 @@ class AccuracyBudget(Selector):
         if held_out is None:
             raise DataError("AccuracyBudget needs labelled held-out clean images")
         amounts = amounts_to_try(len(scores.flat), self.max_fraction, self.points)
-        before = held_out.correct(prefix(scores, 0))
+        before = held_out.correct(lowest(scores, 0))
         z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(self.confidence)).item()
 
         def look(amount: int) -> tuple[Point, float, float]:
             """What the amount costs, the same with confidence, and the error of it."""
-            chosen = prefix(scores, amount)
+            chosen = lowest(scores, amount)
             drop, error = paired_drop(before, held_out.correct(chosen))
             bar.update()
             return Point(len(chosen), drop), drop + z * error, error
@@ -68,7 +68,7 @@ class AccuracyBudget(Selector):
             search = self._bisect if self.search == "bisect" else self._walk
             curve, count = search(amounts, look)
         reason = f"clean accuracy on {len(before)} held-out images drops by <= {self.max_drop:.1%}"
-        return replace(prefix(scores, count, reason), curve=tuple(curve))
+        return replace(lowest(scores, count, reason), curve=tuple(curve))
 
     def _walk(self, amounts: list[int], look: _Look) -> tuple[list[Point], int]:
         curve, bounds = [Point(0, 0.0)], [0.0]

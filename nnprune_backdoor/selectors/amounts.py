@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.held_out import HeldOut
-from ..core.scores import ChannelScores, Selection, prefix
+from ..core.scores import ChannelScores, Selection, lowest
 from ..errors import DataError
 from ..utils.randomness import as_integer
 from .base import (
@@ -35,7 +35,7 @@ class BelowThreshold(Selector):
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         _check_scale(scores)
         count = _removable(scores, scores.flat <= self.threshold)
-        return prefix(scores, count, f"score <= {self.threshold:g}")
+        return lowest(scores, count, f"score <= {self.threshold:g}")
 
 
 @register_selector("count")
@@ -50,7 +50,7 @@ class LowestCount(Selector):
             raise DataError(f"expected a count of at least 0, got {self.count}")
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
-        return prefix(scores, self.count, f"the {self.count} lowest scores")
+        return lowest(scores, self.count, f"the {self.count} lowest scores")
 
 
 @register_selector("fraction")
@@ -66,7 +66,7 @@ class LowestFraction(Selector):
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         count = round(self.fraction * len(scores.flat))
-        return prefix(scores, count, f"the lowest {self.fraction:.2%} of the scores")
+        return lowest(scores, count, f"the lowest {self.fraction:.2%} of the scores")
 
 
 @register_selector("outlier")
@@ -96,7 +96,7 @@ class Outlier(Selector):
             spread = 1.2533 * gap.mean()  # sigma of a normal from its mean absolute deviation
         limit = flat.median() - self.deviations * spread
         count = _removable(scores, flat < limit)
-        return prefix(scores, count, f"score more than {self.deviations:g} deviations below median")
+        return lowest(scores, count, f"score more than {self.deviations:g} deviations below median")
 
 
 def _check_scale(scores: ChannelScores) -> None:

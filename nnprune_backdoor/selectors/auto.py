@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..core.copies import copied, private_copy
+from ..core.copies import clone, frozen_copy
 from ..core.data import CleanData
 from ..core.held_out import HeldOut
 from ..core.masks import silence_
 from ..core.recovered import RecoveredTrigger
-from ..core.scores import ChannelScores, Point, Selection, prefix
+from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
 from ..evidence.diagnosis import Diagnosis
 from ..evidence.null import Evidence
@@ -78,7 +78,7 @@ class Auto(Selector):
                 f"no evidence of a backdoor of the kinds tested ({', '.join(kinds)}), so nothing "
                 "goes; a backdoor that leaves no such evidence is not excluded"
             )
-            return prefix(scores, 0, reason, diagnosis=diagnosis.to_dict())
+            return lowest(scores, 0, reason, diagnosis=diagnosis.to_dict())
         return self._decide(scores, held_out, images, diagnosis, found)
 
     def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
@@ -86,7 +86,7 @@ class Auto(Selector):
         target = selection.details.get("target")
         if target is None:
             return selection
-        own, clean = private_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        own, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
         given = selection.details["diagnosis"]["triggers"]
         left = self._remaining(own, held_out, self._images(held_out), target, given)
         success = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
@@ -134,8 +134,8 @@ class Auto(Selector):
         looked: list[dict[str, Any]] = []
         given = diagnosis.to_dict()["triggers"]
         for point in points:
-            silenced = copied(held_out.model)
-            silence_(silenced, prefix(scores, point.neurons), silencing=held_out.silencing)
+            silenced = clone(held_out.model)
+            silence_(silenced, lowest(scores, point.neurons), silencing=held_out.silencing)
             left = self._remaining(silenced, held_out, images, diagnosis.target, given)
             looked.append(_look(point.neurons, point.success, left))
             if not looked[-1]["alarm"]:
@@ -153,7 +153,7 @@ class Auto(Selector):
                 f"within {self.max_drop:.1%} of clean accuracy removes it"
             )
         last = max((point.neurons for point in fail), default=count)
-        selection = prefix(
+        selection = lowest(
             scores,
             count,
             reason,

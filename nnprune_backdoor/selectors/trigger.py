@@ -17,12 +17,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..core.copies import private_copy
+from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.held_out import HeldOut
 from ..core.predictions import predict_labels
 from ..core.recovered import RecoveredTrigger
-from ..core.scores import ChannelScores, Point, Selection, prefix
+from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
 from ..triggers.inversion import Inversion, TargetEvidence
 from ..utils.progress import progress_bar
@@ -74,7 +74,7 @@ class TriggerGone(Selector):
         found = self._recover(scores, held_out)
         if not found:
             reason = "no label has a recovered trigger that works, so there is none to remove"
-            return prefix(scores, 0, reason)
+            return lowest(scores, 0, reason)
         curve = self.trace(scores, held_out, found)
         return self._decide(scores, curve, found)
 
@@ -82,7 +82,7 @@ class TriggerGone(Selector):
         """What the recovered triggers do in the repaired model, added to the reason."""
         if not selection.triggers:
             return selection
-        own, clean = private_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        own, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
         left = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
         return replace(selection, reason=f"{selection.reason}; after the repair on {left:.0%}")
 
@@ -102,12 +102,12 @@ class TriggerGone(Selector):
         elsewhere = predict_labels(held_out.model, held_out.clean.images) != target
         others = held_out.clean.images[elsewhere]
         stamped = [trigger(others) for trigger in found]
-        before = held_out.correct(prefix(scores, 0))
+        before = held_out.correct(lowest(scores, 0))
         curve: list[Point] = []
         amounts = [0, *amounts_to_try(len(scores.flat), self.max_fraction, self.points)]
         with progress_bar(len(amounts), "selecting", held_out.progress) as bar:
             for amount in amounts:
-                chosen = prefix(scores, amount)
+                chosen = lowest(scores, amount)
                 drop, error = paired_drop(before, held_out.correct(chosen))
                 hits = [held_out.predict(chosen, images) == target for images in stamped]
                 success = max(hit.float().mean().item() for hit in hits)
@@ -160,5 +160,5 @@ class TriggerGone(Selector):
                 f"up to {self.max_fraction:.0%} of the neurons does better within "
                 f"{self.max_drop:.1%} of clean accuracy"
             )
-        chosen = prefix(scores, best.neurons, reason, target=found[0].target)
+        chosen = lowest(scores, best.neurons, reason, target=found[0].target)
         return replace(chosen, curve=tuple(curve), triggers=tuple(found))

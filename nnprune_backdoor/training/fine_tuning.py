@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import private_copy, restore_modes_
+from ..core.copies import frozen_copy, restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import Statistics, use_statistics_
@@ -24,7 +24,7 @@ from ..core.scores import Selection
 from ..errors import DataError, ScoringError, UnsupportedModelError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import like, wide
+from ..utils.tensors import at_least_float32, placement
 
 Optimiser = Literal["sgd", "adamw"]
 
@@ -99,7 +99,7 @@ def fine_tune(
     with private_randomness(seed), torch.enable_grad():
         data = CleanData.collect(clean)
         data.targets  # noqa: B018 - raises where there are none
-        tuned = private_copy(model)
+        tuned = frozen_copy(model)
         weights = check_trainable(tuned)
         data.check_against(tuned)
         data = data.near(tuned)
@@ -110,7 +110,7 @@ def fine_tune(
         for weight in weights:
             weight.requires_grad_(True)
         generator = torch.Generator().manual_seed(seed)
-        where = like(tuned)
+        where = placement(tuned)
         steps: torch.optim.Optimizer = (
             torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=5e-4)
             if optimiser == "sgd"
@@ -122,7 +122,9 @@ def fine_tune(
                 for batch in data.batches(batch_size, generator, shift=shift):
                     images = _stamp(batch.images, triggers, stamped, generator)
                     logits = tuned(images.to(**where))
-                    loss = F.cross_entropy(wide(logits), batch.targets.to(where["device"]))
+                    loss = F.cross_entropy(
+                        at_least_float32(logits), batch.targets.to(where["device"])
+                    )
                     if not torch.isfinite(loss):
                         raise ScoringError(
                             f"fine-tuning diverged (loss {loss.item()}); take a smaller lr"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.copies import copied, private_copy
+from ..core.copies import clone, frozen_copy
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.measures import PairedAccuracy
@@ -22,7 +22,7 @@ from ..core.scores import ChannelScores, Selection
 from ..errors import DataError, ScoringError
 from ..triggers.inversion import Inversion
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import like, wide
+from ..utils.tensors import at_least_float32, placement
 from .fine_tuning import check_fits, check_trainable, fine_tune
 
 # ours, see docs/repair.md; Neural Cleanse trains one epoch on a tenth of the training images
@@ -78,13 +78,13 @@ def unlearn_triggers(
         )
     seed = checked_seed(seed)
     with private_randomness(seed):  # a loader may shuffle
-        given = copied(model)
+        given = clone(model)
         check_trainable(given)  # before the search, too
         data = CleanData.collect(clean)
     data.targets  # noqa: B018 - raises where there are none
     more: Sequence[RecoveredTrigger] = ()
     if search is not None:
-        silenced = private_copy(given).float()
+        silenced = frozen_copy(given).float()
         if selection is not None:
             check_fits(silenced, selection)
             silence_(silenced, selection, silencing=silencing)
@@ -92,7 +92,7 @@ def unlearn_triggers(
         label = triggers[0].target
         more = search.recover(silenced, data, [label], seed=seed + 5, progress=progress)
     tuned = fine_tune(
-        copied(given).to(_precision(given)),  # small steps are lost in half precision
+        clone(given).to(_precision(given)),  # small steps are lost in half precision
         data,
         **REPAIR,
         selection=selection,
@@ -113,7 +113,7 @@ def _state(model: nn.Module) -> list[Tensor]:
 
 def _precision(model: nn.Module) -> torch.dtype:
     """Single, or that of the model if it is higher."""
-    return wide(torch.empty(0, dtype=like(model)["dtype"])).dtype
+    return at_least_float32(torch.empty(0, dtype=placement(model)["dtype"])).dtype
 
 
 def repaired(

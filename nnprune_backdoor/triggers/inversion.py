@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import private_copy
+from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.predictions import at_once, check_labels, predict_labels
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import like, wide
+from ..utils.tensors import at_least_float32, placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Inversion:
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():  # a loader may shuffle
-            own = private_copy(model)
+            own = frozen_copy(model)
             data = CleanData.collect(clean, near=own)
             data = CleanData(data.images)  # stratifying would look at the labels
             if pixels is None:
@@ -115,7 +115,7 @@ class Inversion:
         bar: Any,
     ) -> list[RecoveredTrigger]:
         """Gradient descent on the triggers of a few labels at once (K of them)."""
-        where = like(model)
+        where = placement(model)
         device, count = where["device"], len(labels)
         channels, height, width = fit.images.shape[1:]
         low, high = pixels.low.to(device), pixels.high.to(device)
@@ -135,7 +135,7 @@ class Inversion:
             counts = (already[chosen.to(device)] != targets[:, None]).float()  # (K, B)
             mask, pattern = _mask_and_pattern(logits, low, high)
             stamped = (1 - mask)[:, None] * images + (mask * pattern)[:, None]
-            output = wide(model(stamped.flatten(0, 1).to(images.dtype)))
+            output = at_least_float32(model(stamped.flatten(0, 1).to(images.dtype)))
             wanted = targets.repeat_interleave(len(images))
             losses = F.cross_entropy(output, wanted, reduction="none").view(count, -1)
             loss = (losses * counts).sum(1) / counts.sum(1).clamp_min(1)

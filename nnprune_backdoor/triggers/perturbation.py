@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import private_copy
+from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.predictions import at_once, check_labels, predict_labels
 from ..core.recovered import PixelRange
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import like, wide
+from ..utils.tensors import at_least_float32, placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class UniversalPerturbation:
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            net = private_copy(model)
+            net = frozen_copy(model)
             data = CleanData(CleanData.collect(clean, near=net).images)
             pixels = pixels or PixelRange.seen_in(data.images)
             pixels.check(data.images)
@@ -125,7 +125,7 @@ class UniversalPerturbation:
         bar: Any,
     ) -> Tensor:
         """Patterns (K, C, H, W) for a few labels at once, on the CPU."""
-        where = like(model)
+        where = placement(model)
         low, high = pixels.low.to(**where), pixels.high.to(**where)
         # in shares of the valid range, where all channels weigh alike
         shape = fit.images.shape[1:]
@@ -145,7 +145,7 @@ class UniversalPerturbation:
             images = fit.images[chosen].to(**where)
             shares.requires_grad_(True)
             added = images + (shares.to(images) * (high - low))[:, None]
-            logits = wide(model(added.clamp(low, high).flatten(0, 1)))
+            logits = at_least_float32(model(added.clamp(low, high).flatten(0, 1)))
             loss = F.cross_entropy(logits, targets, reduction="sum")
             if not torch.isfinite(loss):
                 raise ScoringError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def like(model: nn.Module) -> dict[str, Any]:
+def placement(model: nn.Module) -> dict[str, Any]:
     """Device and floating dtype of the model, as keyword arguments of `Tensor.to`."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -16,6 +16,6 @@ def like(model: nn.Module) -> dict[str, Any]:
     return {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
-def wide(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """In single precision at least: losses of half precision lose what gradients live by."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -33,7 +33,7 @@ from nnprune_backdoor.cli import purify as purify_command
 from nnprune_backdoor.cli.base import write_whole
 from nnprune_backdoor.cli.main import _parser, main
 from nnprune_backdoor.core.held_out import HeldOut
-from nnprune_backdoor.core.scores import ChannelScores, Selection, prefix
+from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.criteria import base
 from nnprune_backdoor.files import read_record
 from nnprune_backdoor.selectors import LowestCount
@@ -99,7 +99,7 @@ class Shop:
         self.flat.mkdir()
         for number, path in enumerate(sorted(self.clean.rglob("*.png"))):
             (self.flat / f"{number:03}.png").write_bytes(path.read_bytes())
-        self.weights = root / "drill.safetensors"
+        self.weights = root / "backdoored.safetensors"
         attack = (
             f"attack {{}} --arch test_resnet {SMALL} --epochs 12 --lr 0.05 --batch-size 16 "
             "--target bear --rate 0.3 --trigger-set size=6 --out {} --json"
@@ -681,7 +681,7 @@ class Looked(LowestCount):
     looks: Any = ()
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
-        return prefix(scores, self.count, "because", remaining=self.looks)
+        return lowest(scores, self.count, "because", remaining=self.looks)
 
 
 def test_notes_say_what_was_read(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

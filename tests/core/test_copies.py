@@ -17,9 +17,9 @@ from helpers.criteria import Arbitrary
 from helpers.images import noise_images
 from nnprune_backdoor import CleanData, Compute, purify
 from nnprune_backdoor.core.copies import (
-    copied,
+    clone,
+    frozen_copy,
     how_to_make_plain,
-    private_copy,
     refuse_computed_weights,
 )
 from nnprune_backdoor.core.masks import MaskedModel, silence_
@@ -174,7 +174,7 @@ def test_models_with_computed_weights_are_copied_with_modes_and_flags(undo: str)
     with torch.no_grad():
         wanted = model(CLEAN.images[:2])
     model(CLEAN.images[:2])  # leaves results that have a history
-    again = copied(model)
+    again = clone(model)
     assert [m.training for m in again.modules()] == [m.training for m in model.modules()]
     flags = [[p.requires_grad for p in each.parameters()] for each in (model, again)]
     assert flags[0] == flags[1]
@@ -220,6 +220,6 @@ def test_what_cannot_be_copied_is_refused_by_name() -> None:
         (None, "NoneType"),
     ]
     for model, why in models:
-        for copying in (copied, private_copy):
+        for copying in (clone, frozen_copy):
             with pytest.raises(UnsupportedModelError, match=why):
                 copying(model)

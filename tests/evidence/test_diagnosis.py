@@ -21,7 +21,7 @@ from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.masks import silence_
 from nnprune_backdoor.core.predictions import at_once
 from nnprune_backdoor.core.recovered import RecoveredTrigger
-from nnprune_backdoor.core.scores import prefix
+from nnprune_backdoor.core.scores import lowest
 from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria.parts.unlearning import Unlearning
 from nnprune_backdoor.errors import DataError
@@ -389,7 +389,7 @@ def test_an_alarm_in_a_network_that_obeys_any_picture_comes_with_a_caution(
     )
     diagnosis = replace(look(model, images), evidence=found)
     assert diagnosis.alarm
-    assert diagnosis.to_dict()["obedient"] is diagnosis.obedient is caution
+    assert diagnosis.to_dict()["obedient"] is diagnosis.reachable_by_most_labels is caution
     assert ("caution " in diagnosis.summary()) is caution
     assert ("says little here" in scan_to_markdown(diagnosis)) is caution
 
@@ -510,7 +510,7 @@ def test_auto_reviews_a_repaired_network(
     assert cut.training
     assert "evidence of these kinds is gone" in ended.reason
     assert ended.details["repaired"]["alarm"] is False
-    nothing = prefix(ranked(model, images, []), 0)
+    nothing = lowest(ranked(model, images, []), 0)
     assert AUTO.review(nothing, model, given) is nothing
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from helpers.graphs import EXAMPLE, marks, narrow
 from helpers.networks import build
 from helpers.states import assert_same_state, hooks_of, state_of
-from nnprune_backdoor.core.copies import private_copy
+from nnprune_backdoor.core.copies import frozen_copy
 from nnprune_backdoor.errors import UnsupportedModelError
 from nnprune_backdoor.importance.graph import describe, out_of_range, trace
 from nnprune_backdoor.importance.ledger import Ledger
@@ -159,7 +159,7 @@ def test_results_that_a_network_keeps_do_not_prevent_a_copy(held: Callable[[Tens
     model.cache = held(model.conv1.weight * 2)
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(model)
-    own = private_copy(model)
+    own = frozen_copy(model)
     kept = own.cache["cpu"] if isinstance(own.cache, dict) else own.cache
     assert isinstance(kept, Tensor) and torch.equal(kept, own.conv1.weight * 2)
     assert not kept.requires_grad

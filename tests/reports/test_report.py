@@ -23,7 +23,7 @@ from nnprune_backdoor import CleanData, Criterion, Purified, PurifyError, Select
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.measures import ProxySuccess
 from nnprune_backdoor.core.recovered import RecoveredTrigger
-from nnprune_backdoor.core.scores import ChannelScores, Point, Selection, prefix
+from nnprune_backdoor.core.scores import ChannelScores, Point, Selection, lowest
 from nnprune_backdoor.core.sites import Site
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.reports import Report, plots
@@ -75,7 +75,7 @@ class Tried(Selector):
     """Nine neurons, with a curve and a trigger to show for it."""
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
-        chosen = prefix(scores, 9, "because <nine> | is enough", target=1)
+        chosen = lowest(scores, 9, "because <nine> | is enough", target=1)
         return replace(chosen, curve=CURVE, triggers=(corner(1),))
 
 

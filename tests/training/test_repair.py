@@ -211,8 +211,8 @@ def test_a_repair_that_ruins_the_network_is_undone(
     done = purify(backdoored, clean, method, repair="unlearn", **asked)
     plain = purify(backdoored, clean, method, repair="none", **asked)
     assert not done.repaired
-    assert "would have cost accuracy" in done.undone
-    assert f"undone: {done.undone}" in done.summary()
+    assert "would have cost accuracy" in done.repair_rejected
+    assert f"undone: {done.repair_rejected}" in done.summary()
     assert any("undone" in limit for limit in done.to_dict()["limits"])
     assert_same_state(state_of(plain.model), state_of(done.model))
     save_purified(done, tmp_path / "out", arch=None)

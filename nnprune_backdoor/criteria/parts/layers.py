@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...core.sites import Site
 from ...utils.hooks import hooked
-from ...utils.tensors import like
+from ...utils.tensors import placement
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def watch(
 
     with hooked(list(watched), hook):
         for part in images.split(_FEW):
-            model(part.to(**like(model)))
+            model(part.to(**placement(model)))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.compute import mean_gradients
 from ...core.data import CleanData
 from ...core.masks import MaskedModel
-from ...utils.tensors import wide
+from ...utils.tensors import at_least_float32
 
 
 def adversarial_noise(
@@ -43,7 +43,9 @@ def adversarial_noise(
 
     def passes(some: CleanData) -> tuple[tuple[Tensor, ...], None]:
         logits = masked(some.images, weight_noise=noise[0], bias_noise=noise[1])
-        return torch.autograd.grad(F.cross_entropy(wide(logits), some.targets), noise), None
+        return torch.autograd.grad(
+            F.cross_entropy(at_least_float32(logits), some.targets), noise
+        ), None
 
     with masked.frozen_masks():
         for _ in range(steps):

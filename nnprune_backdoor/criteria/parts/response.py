@@ -23,7 +23,7 @@ from ...core.masks import MaskedModel
 from ...core.sites import Site
 from ...errors import DataError
 from ...utils.progress import progress_bar
-from ...utils.tensors import like, wide
+from ...utils.tensors import at_least_float32, placement
 
 
 def sensitivity(
@@ -48,9 +48,9 @@ def sensitivity(
 
 def clean_loss(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor:
     """Mean cross-entropy of a batch at the present masks, differentiable in them."""
-    where = like(masked.model)
+    where = placement(masked.model)
     logits = masked(batch.images.to(**where), **noise)
-    return F.cross_entropy(wide(logits), batch.targets.to(where["device"]))
+    return F.cross_entropy(at_least_float32(logits), batch.targets.to(where["device"]))
 
 
 def loss_gradient(

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.compute import mean_gradients
-from ...core.copies import copied
+from ...core.copies import clone
 from ...core.data import CleanData
 from ...core.norms import Statistics, use_statistics_
 from ...core.predictions import predict_labels
 from ...errors import ScoringError
 from ...utils.progress import progress_bar
 from ...utils.settings import check_settings
-from ...utils.tensors import like, wide
+from ...utils.tensors import at_least_float32, placement
 from ..base import Criterion
 
 
@@ -73,7 +73,7 @@ class Unlearning:
         """
         if self.unlearn_statistics == "running":
             return self
-        tried, where = copied(model), like(model)
+        tried, where = clone(model), placement(model)
         use_statistics_(tried, self.unlearn_statistics)
         parts = -(-len(clean) // self.batch_size)  # of about equal size: one image has no variance
         with torch.no_grad():
@@ -99,7 +99,7 @@ class Unlearning:
             ScoringError: the loss or a weight became NaN or inf, or accuracy did not fall to
                 `unlearn_stop` within `unlearn_epochs` (with `unlearn_missed="error"`).
         """
-        unlearned = copied(model)
+        unlearned = clone(model)
         weights = [weight for weight in unlearned.parameters() if weight.is_floating_point()]
         for weight in weights:
             weight.requires_grad_(True)
@@ -194,10 +194,10 @@ class Unlearning:
 
 def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
     """Leave the gradients of ascent on a batch in the weights; its logits (N, classes), on CPU."""
-    weights, where = [w for w in model.parameters() if w.is_floating_point()], like(model)
+    weights, where = [w for w in model.parameters() if w.is_floating_point()], placement(model)
 
     def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
-        logits = wide(model(part.images.to(**where)))
+        logits = at_least_float32(model(part.images.to(**where)))
         loss = F.cross_entropy(logits, part.targets.to(where["device"]))
         # zeros for weights that no pass reads, such as those of auxiliary heads
         gradients = torch.autograd.grad(-loss, weights, allow_unused=True, materialize_grads=True)
