@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that docs/efficacy.md shows, from nothing: bash benchmarks/reproduce.sh DIR [WORKERS]
+# Everything that docs/results/efficacy.md shows, from nothing: bash benchmarks/reproduce.sh DIR [WORKERS]
 # DIR takes the weights and a JSON a run; whatever is there is not made again. Hours: see the page.
 set -euo pipefail
 out=$(realpath -m "${1:?usage: reproduce.sh DIR [WORKERS]}") workers=${2:-2}

@@ -1,13 +1,12 @@
-"""The files of the demo in docs/command_line.md, so that its commands can be typed as they stand.
+"""The files that the commands in docs/command_line.md work on.
 
-`photos/`: the training crops as PNG files, a folder a class. `clean/`: 300 test crops, `test/`: the
-others; no pixel of these is in `photos/`. Later, `--wrap` makes of the demo's weights what people
-pass on: `stranger.pth`, with the weights under "state_dict" and "module." before their names.
-Needs the extra `demo`.
+`photos/` has the training crops as PNG files in class folders, `clean/` 300 test crops and `test/`
+the other test crops; no pixel of these is in `photos/`. Later, `--wrap` turns the demo's weights
+into what people pass on: `stranger.pth`, with the weights under "state_dict" and "module." in front
+of their names.
 
-    python examples/command_line_folders.py                             # photos/, clean/, test/
+    python examples/command_line_folders.py                            # photos/, clean/, test/
     python examples/command_line_folders.py --wrap demo.safetensors    # stranger.pth
-    python examples/command_line_folders.py --quick                     # every fiftieth crop
 """
 
 from __future__ import annotations
@@ -35,26 +34,26 @@ def write(folder: Path, images: Tensor, labels: Tensor, names: tuple[str, ...]) 
 
 
 def wrap(weights: Path, file: Path) -> None:
-    """As a training script with DataParallel saves them."""
+    """Save them as a training script with DataParallel does."""
     state = {f"module.{name}": tensor for name, tensor in load_file(weights).items()}
     torch.save({"state_dict": state}, file)
     print(f"{file}: {len(state)} tensors")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Write the folders, or the stranger's file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(), help="folder to write to (here)")
-    parser.add_argument("--wrap", type=Path, metavar="FILE", help="weights for stranger.pth")
-    parser.add_argument("--quick", action="store_true", help="every fiftieth crop")
-    options = parser.parse_args(arguments)
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--quick", action="store_true", help="write every fiftieth crop")
+    made.add_argument("--out", type=Path, default=Path(), help="folder to write to (this one)")
+    made.add_argument("--wrap", type=Path, metavar="FILE", help="weights for stranger.pth")
+    options = made.parse_args()
     if options.wrap is not None:
         wrap(options.wrap, options.out / "stranger.pth")
         return
     folders = {name: options.out / name for name in ("photos", "clean", "test")}
     for folder in folders.values():
         if folder.exists():
-            parser.error(f"{folder} is there already; take it away, or give another --out")
+            made.error(f"{folder} exists; remove it, or give another --out")
     photos, step = photo_patches(), 50 if options.quick else 1
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(0))
     clean, test = order[:CLEAN:step], order[CLEAN::step]

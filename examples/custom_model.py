@@ -1,38 +1,30 @@
 """A network of your own: any torch.nn.Module that turns images into logits.
 
-This one is not timm's, has two branches that are concatenated, a hand-written sum and a gate.
-Nothing is declared anywhere: neurons are found by watching a forward pass. Plant a backdoor, read
-the weights from a file as a stranger's, purify, see what could be taken out, save, and load again
-by giving the class. With 288 neurons, all of them busy, so small a network may be beyond pruning;
-then the line `because` says that the aim was missed, and the attack's success at the end agrees.
-Needs the extra `demo`.
+This one is not timm's. It has two branches that are concatenated, a hand-written sum and a gate.
+Nothing is declared: neurons are found by watching a forward pass. Its weights are read from a file
+as a stranger's would be, and the purified network is saved and loaded again by giving the class.
+With 288 neurons, all of them busy, so small a network may be beyond pruning alone.
 
-    python examples/custom_model.py            # about two minutes on two cores
-    python examples/custom_model.py --quick    # a network that has learned little, to see it run
+    python examples/custom_model.py    # about two minutes on two cores
 """
 
 from __future__ import annotations
 
-import argparse
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from _shared import parser, plant, show
 from torch import Tensor, nn
 
-from nnprune_backdoor import CleanData, load_purified, load_weights, purify, save_purified
-from nnprune_backdoor.attacks import create_attack, photo_patches, poison, train_classifier
-from nnprune_backdoor.attacks.evaluation import accuracy, attack_success
+from nnprune_backdoor import load_purified, load_weights, purify, save_purified
 from nnprune_backdoor.core.sites import find_sites
-from nnprune_backdoor.demo import normalise
-from nnprune_backdoor.selectors import LowestFraction, TriggerGone
-
-TARGET = 3
+from nnprune_backdoor.demo import Demo
 
 
 class Block(nn.Module):
-    """Two branches side by side, gated, added to what came in."""
+    """Two branches side by side, gated, added to the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,7 +34,7 @@ class Block(nn.Module):
         self.gate = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, width, H, W) -> the same."""
+        """(N, width, H, W) -> the same shape."""
         y = self.mix(torch.cat([self.fine(x), self.coarse(x)], 1))
         gate = torch.sigmoid(self.gate(y.mean((2, 3))))
         return torch.relu(x + y * gate[:, :, None, None])
@@ -63,79 +55,45 @@ class MyNet(nn.Module):
         self.out = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The hidden layer sees where things are, so `flatten`, no pooling to one pixel."""
+        """Positions matter to the hidden layer, so its input is flattened, not pooled."""
         x = nn.functional.max_pool2d(self.blocks(self.stem(images)), 2)
         return self.out(torch.relu(self.hidden(x.flatten(1))))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Train, purify, measure, save, load."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="so young that nothing is learned")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+class MyDemo(Demo):
+    """Trains MyNet with a backdoor."""
 
-    photos, trigger = photo_patches(), create_attack("badnets")
-    some = torch.randperm(
-        len(photos.train_labels), generator=torch.Generator().manual_seed(options.seed)
-    )[: 640 if options.quick else None]
-    pixels, labels, _ = poison(
-        photos.train_images[some],
-        photos.train_labels[some],
-        trigger,
-        target=TARGET,
-        rate=0.05,
-        seed=options.seed,
-    )
-    torch.manual_seed(options.seed)
-    trained = train_classifier(
-        MyNet(),
-        normalise(pixels),
-        labels,
-        epochs=1 if options.quick else 10,
-        lr=0.05,
-        seed=options.seed,
-        progress=True,
-    )
+    def model(self) -> nn.Module:
+        """Before training."""
+        torch.manual_seed(self.seed)
+        return MyNet()
 
-    with TemporaryDirectory() as scratch:
-        # what a stranger would send; tensors alone are read from it
-        torch.save({"state_dict": trained.state_dict(), "epoch": 10}, Path(scratch) / "my.pth")
-        weights = load_weights(Path(scratch) / "my.pth")
+
+def main() -> None:
+    """Train, read, purify, save, load, measure."""
+    options = parser(__doc__).parse_args()
+    given = plant(MyDemo(arch="MyNet", target=3, epochs=10, lr=0.05), options)
+
+    with TemporaryDirectory() as folder:
+        file, saved = Path(folder) / "my.pth", Path(folder) / "purified"
+        torch.save({"state_dict": given.model.state_dict(), "epoch": 10}, file)
+        weights = load_weights(file)  # tensors only; no code in the file runs
         print(f"read {len(weights)} tensors; {'; '.join(weights.notes)}")
-        model = MyNet()
+        model = MyNet().eval()
         model.load_state_dict(weights)
-        model.eval()
 
-        order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
-        given, hidden = order[:500], order[500 : 700 if options.quick else None]
-        clean = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
         print("\nneurons that were found:")
-        for site in find_sites(model, clean.images[:2]):
+        for site in find_sites(model, given.clean.images[:2]):
             print(f"  {site.name:20} {site.channels:4} channels")
+        settings = given.unless_quick(method="tac", selector="trigger", repair="unlearn")
+        purified = purify(model, given.clean, seed=options.seed, **settings)
 
-        if options.quick:  # nothing to recover in so young a network
-            purified = purify(model, clean, "clp", selector=LowestFraction(0.05))
-        else:
-            purified = purify(model, clean, "tac", selector=TriggerGone(), seed=options.seed)
-        print(f"\n{purified.summary()}\n")
-        if purified.removal is not None:
-            for why, count in Counter(purified.removal.silenced.values()).items():
-                print(f"only silenced: {count} neurons, {why}")
-
-        save_purified(purified, Path(scratch) / "purified", arch=None)
-        again = load_purified(Path(scratch) / "purified", model=MyNet())  # the original shape
+        save_purified(purified, saved, arch=None)
+        again = load_purified(saved, model=MyNet())  # of the original shape
         with torch.no_grad():
-            same = torch.equal(purified.model(clean.images), again(clean.images))
-        print(f"saved and loaded again, equal logits: {same}\n")
-
-    pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
-    triggered = normalise(trigger(pixels))
-    for name, each in (("before", model), ("after", again)):
-        attack = attack_success(each, triggered, labels, TARGET)
-        size = sum(weight.numel() for weight in each.parameters())
-        acc = accuracy(each, normalise(pixels), labels)
-        print(f"{name:6} {size:9,} parameters  ACC {acc}  ASR {attack.asr}  RA {attack.ra}")
+            same = torch.equal(purified.model(given.clean.images), again(given.clean.images))
+        print(f"\nsaved and loaded again, equal logits: {same}")
+    show(given, replace(purified, model=again))
 
 
 if __name__ == "__main__":

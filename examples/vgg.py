@@ -1,72 +1,21 @@
-"""VGGs: plant a backdoor, purify, save, and see what could be taken out, and why.
+"""VGG: a chain of convolutions without residual sums, so every silent channel can be removed.
 
-One chain of convolutions without any sum: every silent channel leaves the tensors, so what the
-report calls "only silenced" is empty. The fully connected layers of the head are convolutions in
-timm and neurons too (narrowed here, or they are nine tenths of the work).
+timm builds the fully connected layers of the head as convolutions, so their outputs are neurons
+too. They are narrow in the network that is trained here (mlp_ratio); otherwise they would take
+nine tenths of the work.
 
-    python examples/vgg.py            # the whole thing, some minutes on two cores
-    python examples/vgg.py --quick    # a network that has learned little, to see it run
+    python examples/vgg.py                    # trains a small network first
+    python examples/vgg.py --weights FILE --clean FOLDER --arch vgg16_bn
 """
 
-from __future__ import annotations
+from _shared import prepare, show
 
-import argparse
-from collections import Counter
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from nnprune_backdoor import purify
+from nnprune_backdoor.demo import Demo
 
-import torch
-
-from nnprune_backdoor import load_purified, save_purified
-from nnprune_backdoor.demo import Demo, run_demo
-from nnprune_backdoor.selectors import LowestFraction, TriggerGone
-
-DRILL = {
-    "arch": "vgg11_bn",
-    "width": 1.0,
-    "settings": {
-        "mlp_ratio": 0.03,
-    },
-    "epochs": 4,
-    "lr": 0.05,
-}
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Train, purify, measure, save, load."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="so young that nothing is learned")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder for the purified model")
-    options = parser.parse_args(arguments)
-
-    demo, measured = Demo(seed=options.seed, **DRILL), None
-    method, selector = "tac", TriggerGone()
-    if options.quick:  # nothing to recover in so young a network: a criterion that asks no image
-        demo = replace(demo, epochs=1, images=640)
-        method, selector, measured = "clp", LowestFraction(0.05), 200
-    outcome = run_demo(
-        demo, method=method, selector=selector, measured_images=measured, progress=True
-    )
-    purified = outcome.purified
-    print(f"\n{purified.summary()}\n\n{outcome.table()}\n")
-
-    if purified.removal is not None:
-        print(f"removed from the tensors: {len(purified.removal.removed)} neurons")
-        for why, count in Counter(purified.removal.silenced.values()).items():
-            print(f"only silenced: {count} neurons, {why}")
-
-    with TemporaryDirectory() as scratch:
-        folder = options.out or Path(scratch) / "purified"
-        save_purified(purified, folder, arch=demo.arch, model_args=demo.arguments())
-        again = load_purified(folder)
-        images = torch.randn(4, 3, 32, 32)
-        with torch.no_grad():
-            same = torch.equal(purified.model.eval()(images), again(images))
-        size = (folder / "model.safetensors").stat().st_size
-        print(f"saved {size:,} bytes of weights; loaded again, equal logits: {same}")
-
+SMALL = Demo(arch="vgg11_bn", width=1, settings={"mlp_ratio": 0.03}, epochs=4, lr=0.05)
 
 if __name__ == "__main__":
-    main()
+    given = prepare(__doc__, SMALL)
+    settings = given.unless_quick(method="tac", selector="trigger", repair="unlearn")
+    show(given, purify(given.model, given.clean, **settings))

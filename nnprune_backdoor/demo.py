@@ -1,4 +1,4 @@
-"""The demonstration: plant a backdoor in a real network, purify it, measure. For the CLI."""
+"""The demo: train a network with a backdoor, purify it, and measure both."""
 
 from __future__ import annotations
 
@@ -32,29 +32,49 @@ _MEAN, _STD = 0.5, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the attacker does. The defaults embed the trigger in about a minute on two cores.
+    """A network, an attack on it, and how it is trained.
 
-    Half of a ResNet-18's width (`width=0.5`) is enough for ten classes of 32-pixel photographs and
-    trains twice as fast. How far the backdoor shares neurons with everything else differs from
-    seed to seed, and with it how well it can be purified (docs/demo_seeds.md).
+    The defaults embed the trigger in about a minute on two cores: half the width of a ResNet-18 is
+    enough for ten classes of 32-pixel photographs, and trains twice as fast. How many neurons the
+    backdoor shares with the clean task, and so how well it can be removed, differs from seed to
+    seed (docs/results/demo_seeds.md).
+
+    Attributes:
+        arch: timm name of the architecture.
+        width: Factor on the number of channels; 1 for all but small ResNets of basic blocks.
+        settings: Other arguments of `timm.create_model`.
+        attack: Name of the attack (`list_attacks()`).
+        target: Label that triggered images are to get.
+        rate: Share of the training images to poison.
+        images: Number of training photographs, drawn at random; None for all.
+        epochs: Passes over the training photographs.
+        batch_size: Images a step.
+        lr: Highest learning rate.
+        optimizer: "sgd" or "adamw"; see `Training`.
+        weight_decay: Of the optimizer.
+        seed: Of the weights, poisoning and training, and of the purification.
     """
 
-    arch: str = "resnet18"  # any timm name
-    width: float = 0.5  # times the usual channels; ResNets of basic blocks only, else 1
-    settings: Mapping[str, Any] = field(default_factory=dict)  # more of timm.create_model
+    arch: str = "resnet18"
+    width: float = 0.5
+    settings: Mapping[str, Any] = field(default_factory=dict)
     attack: str = "badnets"
     target: int = 0
-    rate: float = 0.05  # share of the training images that is poisoned
-    images: int | None = None  # of the training photographs, at random; None: all
+    rate: float = 0.05
+    images: int | None = None
     epochs: int = 8
     batch_size: int = 128
     lr: float = 0.1
-    optimizer: str = "sgd"  # or "adamw"
+    optimizer: str = "sgd"
     weight_decay: float = 5e-4
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Of timm.create_model, beside the name: what a saved model is built from again."""
+        """Arguments of `timm.create_model` beside the name; `save_purified` needs them.
+
+        Raises:
+            DataError: a width for an architecture other than a small ResNet.
+        """
         settings = {"num_classes": 10, **self.settings}
         if self.width != 1:
             if self.arch not in ("resnet10t", "resnet14t", "resnet18", "resnet34"):
@@ -65,19 +85,19 @@ class Demo:
         return settings
 
     def model(self) -> nn.Module:
-        """The untrained network, ten classes."""
+        """The untrained network, with ten classes."""
         torch.manual_seed(self.seed)
         model: nn.Module = timm.create_model(self.arch, **self.arguments())
         return model
 
     def train(self, photos: Photos, progress: bool = False) -> nn.Module:
-        """A backdoored network, in eval mode."""
+        """The network after training on poisoned images, in eval mode."""
         generator = torch.Generator().manual_seed(self.seed)
-        some = slice(None) if self.images is None else slice(self.images)
-        order = torch.randperm(len(photos.train_labels), generator=generator)[some].sort().values
+        order = torch.randperm(len(photos.train_labels), generator=generator)
+        chosen = order[: self.images].sort().values
         pixels, labels, _ = poison(
-            photos.train_images[order],
-            photos.train_labels[order],
+            photos.train_images[chosen],
+            photos.train_labels[chosen],
             create_attack(self.attack),
             target=self.target,
             rate=self.rate,
@@ -98,42 +118,64 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """ACC, ASR and RA of one model on images that the defence never saw."""
+class Rates:
+    """ACC, ASR and RA of a model on images that the defence did not see.
+
+    Attributes:
+        acc: ACC.
+        attack: ASR and RA.
+    """
 
     acc: Rate
     attack: Attack
 
+    @classmethod
+    def of(
+        cls, model: nn.Module, pixels: Tensor, labels: Tensor, trigger: Trigger, target: int
+    ) -> Rates:
+        """Measured on images (N, C, H, W) in [0, 1] with labels (N,), with and without trigger."""
+        return cls(
+            accuracy(model, normalise(pixels), labels),
+            attack_success(model, normalise(trigger(pixels)), labels, target),
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """A demo from both sides."""
+    """Result of a demo.
 
-    before: Measured
-    after: Measured
+    Attributes:
+        before: Rates of the backdoored model.
+        after: Rates of the purified model.
+        purified: Result of `purify`.
+        training_seconds: Seconds that training the backdoored model took.
+    """
+
+    before: Rates
+    after: Rates
     purified: Purified
     training_seconds: float
 
     def table(self) -> str:
-        """Markdown: rates with 95 % intervals, before and after."""
+        """Rates with 95 % intervals before and after, in Markdown."""
         old, new = self.before, self.after
         rows = [
-            ("ACC: clean images right", old.acc, new.acc),
-            ("ASR: triggered images sent to the target", old.attack.asr, new.attack.asr),
-            ("RA: triggered images still right", old.attack.ra, new.attack.ra),
+            ("ACC: clean images, correct label", old.acc, new.acc),
+            ("ASR: triggered images, target label", old.attack.asr, new.attack.asr),
+            ("RA: triggered images, correct label", old.attack.ra, new.attack.ra),
         ]
         der = defense_effectiveness(
             old.acc.value, old.attack.asr.value, new.acc.value, new.attack.asr.value
         )
         count, total = len(self.purified.selection), len(self.purified.scores.flat)
-        taken = sum(self.purified.seconds.values())
+        seconds = sum(self.purified.seconds.values())
         cells = [
             ("", "before", "after"),
             *((name, str(was), str(now)) for name, was, now in rows),
             ("neurons silenced", "", f"{count} of {total} ({count / total:.1%})"),
             *self._sizes(),
-            ("DER (0.5 = nothing gained, 1 = best)", "", f"{der:.3f}"),
-            ("seconds", f"{self.training_seconds:.1f} (training)", f"{taken:.1f} (purifying)"),
+            ("DER (0.5 = no change, 1 = best)", "", f"{der:.3f}"),
+            ("seconds", f"{self.training_seconds:.1f} (training)", f"{seconds:.1f} (purifying)"),
         ]
         lines = [f"| {a:40} | {b:22} | {c:22} |" for a, b, c in cells]
         lines.insert(1, f"|{'-' * 42}|{'-' * 24}|{'-' * 24}|")
@@ -144,8 +186,8 @@ class Outcome:
         if removal is None:
             return []
         old, new = (f"{size.parameters:,}" for size in (removal.before, removal.after))
-        gone = f"{len(removal.removed)} (logits differ by {removal.drift:.0e})"
-        return [("of these removed from the tensors", "", gone), ("parameters", old, new)]
+        removed = f"{len(removal.removed)} (logits differ by {removal.drift:.0e})"
+        return [("of these removed from the tensors", "", removed), ("parameters", old, new)]
 
 
 def run_demo(
@@ -155,28 +197,34 @@ def run_demo(
     selector: str | Selector = "accuracy",
     repair: Repair = "none",
     clean_images: int = 500,
-    measured_images: int | None = None,
     progress: bool = False,
     save: Path | None = None,
-    trained: nn.Module | None = None,
-    **hyperparameters: Any,
 ) -> Outcome:
-    """Train a backdoored network, purify it with `clean_images` clean images, measure both.
+    """Train a backdoored network, purify it with clean images, and measure both networks.
 
-    The clean images and the images it is measured on are disjoint parts of the test set; the
-    trigger is shown to nothing but the measurement.
+    The test set is divided in two: images for `purify`, and about 2,400 to measure on. Only the
+    measurement uses the trigger.
 
     Args:
-        measured_images: how many of the hidden images to measure on; None: all, about 2,400.
-        trained: what `demo.train` gave before, to spare training it again.
+        demo: the network and the attack.
+        method: as for `purify`.
+        selector: as for `purify`.
+        repair: as for `purify`.
+        clean_images: number of clean images for `purify`.
+        progress: show progress bars on a terminal.
+        save: PNG file of a clean and a triggered image with the labels that both networks predict.
+
+    Raises:
+        DataError: too few or too many clean images, or a package of the extra `demo` is missing.
+        PurifyError: matplotlib is missing, or see `purify`.
     """
     photos = photo_patches()
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
     if not 50 <= clean_images <= len(order) - 500:
         raise DataError(f"expected 50 to {len(order) - 500} clean images, got {clean_images}")
-    given, hidden = order[:clean_images], order[clean_images:][:measured_images]
+    given, hidden = order[:clean_images], order[clean_images:]
     start = time.perf_counter()
-    model = demo.train(photos, progress) if trained is None else trained
+    model = demo.train(photos, progress)
     training_seconds = time.perf_counter() - start
     clean = CleanData(normalise(photos.test_images[given]), photos.test_labels[given])
     purified = purify(
@@ -187,42 +235,32 @@ def run_demo(
         repair=repair,
         seed=demo.seed,
         progress=progress,
-        **hyperparameters,
     )
     trigger = create_attack(demo.attack)
     pixels, labels = photos.test_images[hidden], photos.test_labels[hidden]
-    before = _measure(model, pixels, labels, trigger, demo.target)
-    after = _measure(purified.model, pixels, labels, trigger, demo.target)
+    before = Rates.of(model, pixels, labels, trigger, demo.target)
+    after = Rates.of(purified.model, pixels, labels, trigger, demo.target)
     if save is not None:
-        which = int((labels != demo.target).nonzero()[0])
-        pair = torch.stack([pixels[which], trigger(pixels[which : which + 1])[0]])
-        _picture(save, pair, int(labels[which]), (model, purified.model), photos.class_names)
+        index = int((labels != demo.target).nonzero()[0])
+        pair = torch.stack([pixels[index], trigger(pixels[index : index + 1])[0]])
+        _save_picture(save, pair, int(labels[index]), (model, purified.model), photos.class_names)
     return Outcome(before, after, purified, training_seconds)
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1], what the demonstration's networks are trained on."""
+    """Pixels in [0, 1], scaled to [-1, 1] as the networks of the demo expect."""
     return (pixels - _MEAN) / _STD
 
 
-def _measure(
-    model: nn.Module, pixels: Tensor, labels: Tensor, trigger: Trigger, target: int
-) -> Measured:
-    return Measured(
-        accuracy(model, normalise(pixels), labels),
-        attack_success(model, normalise(trigger(pixels)), labels, target),
-    )
-
-
-def _picture(
+def _save_picture(
     path: Path, pair: Tensor, truth: int, models: tuple[nn.Module, nn.Module], names: Sequence[str]
 ) -> None:
-    """A clean image and its triggered twin (2, 3, H, W), with both models' predictions."""
+    """Draw a clean and a triggered image (2, 3, H, W) with the labels that both models predict."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PurifyError(
-            "--save needs matplotlib; run: pip install 'nnprune-backdoor[plots]'"
+            "the picture needs matplotlib; run: pip install 'nnprune-backdoor[plots]'"
         ) from error
     before, after = (predict(model, normalise(pair)).tolist() for model in models)
     figure = Figure(figsize=(6, 3.6), layout="constrained")
@@ -232,5 +270,5 @@ def _picture(
         axis.imshow(image.permute(1, 2, 0).numpy())
         axis.set_title(f"{kind}\nbefore: {names[old]}\nafter: {names[new]}", fontsize=9)
         axis.axis("off")
-    figure.suptitle(f"truth: {names[truth]}", fontsize=10)
+    figure.suptitle(f"true label: {names[truth]}", fontsize=10)
     figure.savefig(path, dpi=120)

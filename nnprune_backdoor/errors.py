@@ -1,4 +1,4 @@
-"""What can go wrong, by kind. Every message says what was expected, what was found, what to do."""
+"""Errors that this library raises. Each message says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class PurifyError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base class of the errors of this library."""
 
 
 class DataError(PurifyError, ValueError):
-    """The clean images or labels cannot be used."""
+    """Images, labels or settings cannot be used."""
 
 
 class UnsupportedModelError(PurifyError, ValueError):
-    """The model cannot be scored or silenced as it is."""
+    """The model cannot be scored, silenced or pruned as it is."""
 
 
 class UnknownNameError(PurifyError, ValueError):
@@ -23,15 +23,15 @@ class UnknownNameError(PurifyError, ValueError):
 
 
 class CheckpointError(PurifyError, ValueError):
-    """A file is not loaded: damaged, too large, unfit for the model, or it could run code."""
+    """A file is not loaded: it is damaged, too large, does not fit the model, or could run code."""
 
 
 class ScoringError(PurifyError, RuntimeError):
-    """A criterion ran but did not reach a usable result (divergence, a stop that never came)."""
+    """A criterion ran without a usable result; its training diverged, for example."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:
-    """The error for a misspelt `name`: names the close ones, then all valid ones."""
+    """The error for a name that is not valid; it lists similar names, then all valid ones."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."

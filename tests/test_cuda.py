@@ -26,7 +26,7 @@ from nnprune_backdoor import (
 )
 from nnprune_backdoor.core.masks import MaskedModel
 from nnprune_backdoor.core.sites import find_sites
-from nnprune_backdoor.criteria import ANP, RNP
+from nnprune_backdoor.criteria import ANP, RNP, Response, Unlearning
 from nnprune_backdoor.evidence import relearn
 from nnprune_backdoor.selectors import LowestCount
 
@@ -62,7 +62,10 @@ def test_every_criterion_scores_there_and_leaves_the_model(
 
 @pytest.mark.parametrize("name", ["rnp", "anp", "mnp", "clp", "bnp", "fp"])
 def test_the_order_is_the_cpus(net: nn.Module, clean: CleanData, name: str) -> None:
-    quick = {"rnp": {"unlearn_lr": 0.01, "unlearn_stop": 0.5}, "anp": {"statistics": "running"}}
+    quick = {
+        "rnp": {"unlearning": Unlearning(lr=0.01, stop=0.5)},
+        "anp": {"ranking": Response(rounds=12)},
+    }
     quick["mnp"] = quick["rnp"]
     criterion = create_criterion(name, **quick.get(name, {}))  # type: ignore[arg-type]
     here = criterion(net, clean).flat
@@ -71,7 +74,9 @@ def test_the_order_is_the_cpus(net: nn.Module, clean: CleanData, name: str) -> N
     assert torch.corrcoef(ranks)[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("criterion", [ANP(rounds=1), RNP(unlearn_epochs=2, unlearn_missed="flag")])
+@pytest.mark.parametrize(
+    "criterion", [ANP(ranking=Response()), RNP(unlearning=Unlearning(epochs=2, missed="flag"))]
+)
 @pytest.mark.parametrize("loader_there", [False, True])
 def test_bfloat16_and_channels_last_and_images_there(
     on_gpu: nn.Module, clean: CleanData, criterion: ANP | RNP, loader_there: bool
@@ -86,7 +91,7 @@ def test_bfloat16_and_channels_last_and_images_there(
 def test_too_little_memory_halves_the_batch(
     on_gpu: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    criterion = ANP(batch_size=32, rounds=1, statistics="running", noise_budget=0.0)
+    criterion = ANP(ranking=Response(batch_size=32), noise_budget=0.0)
     whole = criterion(on_gpu, clean).flat
     memory = SmallMemory(MaskedModel.__call__, 10)
 
@@ -104,7 +109,7 @@ def test_a_purified_model_stays_there_and_can_be_saved(
     clean: CleanData, name: str, tmp_path: Path
 ) -> None:
     model = build(name).cuda()
-    found = purify(model, clean, ANP(rounds=1), selector=LowestCount(4), progress=False)
+    found = purify(model, clean, ANP(ranking=Response()), selector=LowestCount(4), progress=False)
     assert next(found.model.parameters()).is_cuda
     assert found.removal is not None and found.removal.drift < 1e-4
     logits = found.model(clean.images[:4].cuda())

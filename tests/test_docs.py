@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 import nnprune_backdoor
 from nnprune_backdoor import CleanData
-from nnprune_backdoor.criteria import TAC, base
+from nnprune_backdoor.criteria import TAC, Unlearning
+from nnprune_backdoor.criteria.base import _CRITERIA
+from nnprune_backdoor.files.architecture import create
 from nnprune_backdoor.selectors import LowestFraction
-from nnprune_backdoor.selectors import amounts as selection
+from nnprune_backdoor.selectors.base import _SELECTORS
 
 DOCS = Path(__file__).parents[1] / "docs"
+PACKAGE = DOCS.parent / "nnprune_backdoor"
 # what stands for a reader's own things, and what a test can wait for
 STAND_INS = {
     '"vit_base_patch16_224"': '"test_vit"',
@@ -39,7 +43,7 @@ SHORT: dict[str, Any] = {"steps": 10, "min_success": 0.0}
 HELP = {  # names in the stand-ins
     "short": SHORT,
     "quick": TAC(target=1, **SHORT),
-    "brief": {"unlearn_epochs": 2, "unlearn_missed": "flag"},
+    "brief": {"unlearning": Unlearning(epochs=2, missed="flag")},
     "amount": LowestFraction(0.05),
 }
 FROM_FILES = {"A ViT checkpoint and a folder of images"}  # has a model of its own
@@ -65,11 +69,11 @@ def run(section: list[str], own: dict[str, Any]) -> dict[str, Any]:
     """Run the blocks in a fresh namespace that has `own` alone; what it holds in the end."""
     names = HELP | own
     for block in section:
-        exec(compile(shortened(block), "how_to.md", "exec", dont_inherit=True), names)
+        exec(compile(shortened(block), "docs", "exec", dont_inherit=True), names)
     return names
 
 
-HOW_TO = blocks("how_to.md")
+HOW_TO = blocks("how_to.md") | blocks("extend.md")  # no title is on both: see the tests
 
 
 def test_every_stand_in_stands_for_something() -> None:
@@ -81,7 +85,7 @@ def test_every_stand_in_stands_for_something() -> None:
 def folder(tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a ViT checkpoint, a folder of images and another checkpoint."""
     monkeypatch.chdir(tmp_path)
-    vit = nnprune_backdoor.files.architecture("test_vit", {"num_classes": 2})
+    vit = create("test_vit", {"num_classes": 2})
     torch.save(vit.state_dict(), "vit.pth")
     torch.save(Answer(trained).state_dict(), "stranger.pth")
     for i in range(16):
@@ -102,6 +106,10 @@ class Answer(nn.Module):
         return SimpleNamespace(logits=self.body(images))
 
 
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def smaller(names: dict[str, Any]) -> bool:
     return bool(names["smaller"](names["images"]).shape == (64, 10))
 
@@ -111,6 +119,9 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "A ViT checkpoint and a folder of images": lambda _: Path("purified/record.json").exists(),
     "How much to prune": smaller,
     "Keep the shape of the model": smaller,
+    "Swap the criterion in a Torch-Pruning script": lambda names: (
+        parameters(names["model"]) < names["size"]
+    ),
     "Add a criterion": lambda _: "idle" in nnprune_backdoor.list_criteria(),
     "Add a selector": lambda _: "each_class" in nnprune_backdoor.list_selectors(),
 }
@@ -121,30 +132,73 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
 def test_each_section_of_how_to_runs_by_itself(
     title: str, folder: Path, trained: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for registry in (base._CRITERIA, selection._SELECTORS):  # not for the other tests
+    for registry in (_CRITERIA, _SELECTORS):  # not for the other tests
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     mine = ModuleType("my_models")
     mine.MyNet = lambda: Answer(trained)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_models", mine)
     own = {"model": trained, "clean_loader": [(clean.images, clean.targets)]}
+    own["size"] = parameters(trained)
     names = run(HOW_TO[title], {} if title in FROM_FILES else own)
     assert PROMISED.get(title, bool)(names)
     assert "purified" not in names or names["purified"].selection.reason
 
 
 def test_every_promise_is_of_a_section() -> None:
+    assert not blocks("how_to.md").keys() & blocks("extend.md").keys()
     assert PROMISED.keys() | FROM_FILES <= HOW_TO.keys()
 
 
+def shown(*pages: Path) -> set[str]:
+    """Names that pages of the reference have an entry for."""
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    return {line.rsplit(".", 1)[-1] for line in re.findall(r"^::: (\S+)$", text, re.M)}
+
+
 def test_the_reference_has_every_public_name() -> None:
-    pages = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
-    shown = {line.rsplit(".", 1)[-1] for line in re.findall(r"^::: (\S+)$", pages, re.M)}
-    missing = set(nnprune_backdoor.__all__) - shown - {"__version__"}
+    missing = set(nnprune_backdoor.__all__) - shown(*(DOCS / "api").glob("*.md")) - {"__version__"}
     assert not missing, f"add to docs/api: {sorted(missing)}"
+    linked = set(re.findall(r"\[`(\w+)`\]", (DOCS / "api" / "top.md").read_text(encoding="utf-8")))
+    assert linked | {"__version__"} == set(nnprune_backdoor.__all__)
 
 
-def test_readme_links_to_pages_that_exist() -> None:
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    links = set(re.findall(r"\]\((docs/[^)#]+)", readme))
+@pytest.mark.parametrize(
+    "page", [page for page in sorted((DOCS / "api").glob("*.md")) if page.stem != "top"], ids=str
+)
+def test_a_folders_page_has_every_name_that_it_exports(page: Path) -> None:
+    folder = importlib.import_module(f"nnprune_backdoor.{page.stem}")
+    missing = set(getattr(folder, "__all__", ())) - shown(page)
+    assert not missing, f"add to docs/api/{page.name}: {sorted(missing)}"
+
+
+def test_every_folder_has_a_page() -> None:
+    """But for those that are used by the others, or typed."""
+    folders = {init.parent.name for init in PACKAGE.glob("*/__init__.py")}
+    assert folders - {"cli", "utils"} == {page.stem for page in (DOCS / "api").glob("*.md")} - {
+        "top"
+    }
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_pages_outside_of_the_site_link_to_files_that_exist(name: str) -> None:
+    text = (DOCS.parent / name).read_text(encoding="utf-8")
+    links = set(re.findall(r"\]\((?!https?:)([^)#]+)", text))
     assert links
     assert not [link for link in links if not (DOCS.parent / link).exists()]
+
+
+def test_pages_can_be_read_in_one_go() -> None:
+    """Results may be long; all other pages, and README above all, are not."""
+    pages = [p for p in DOCS.rglob("*.md") if "results" not in p.relative_to(DOCS).parts]
+    words = {str(p): len(p.read_text(encoding="utf-8").split()) for p in pages}
+    assert not {page: count for page, count in words.items() if count > 1500}
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert len(readme.split()) <= 700
+    assert len(readme.splitlines()) <= 90
+
+
+def test_the_package_names_pages_that_exist() -> None:
+    """In docstrings, comments and messages: `docs/results/ranking.md`."""
+    for file in (*PACKAGE.rglob("*.py"), *(DOCS.parent / "examples").glob("*.py")):
+        named = set(re.findall(r"docs/[\w/]+\.md", file.read_text(encoding="utf-8")))
+        assert not [page for page in named if not (DOCS.parent / page).exists()], file.name

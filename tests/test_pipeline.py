@@ -24,13 +24,12 @@ from nnprune_backdoor import (
     purify,
     scan,
 )
-from nnprune_backdoor.attacks import photo_patches
 from nnprune_backdoor.attacks.evaluation import accuracy
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.masks import MaskedModel
 from nnprune_backdoor.core.measures import Removal
 from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
-from nnprune_backdoor.criteria import ANP, RNP
+from nnprune_backdoor.criteria import ANP, RNP, MaskTraining, Response, Unlearning
 from nnprune_backdoor.demo import Demo, run_demo
 from nnprune_backdoor.errors import DataError, UnknownNameError, UnsupportedModelError
 from nnprune_backdoor.removal import Recipe
@@ -58,7 +57,7 @@ def clean(model: nn.Module) -> CleanData:
     return CleanData(centred, torch.arange(120) % 4)
 
 
-QUICK = ANP(rounds=1)
+QUICK = ANP(ranking=Response(statistics="batch"))
 
 
 def test_the_product_is_a_silenced_copy(model: nn.Module, clean: CleanData) -> None:
@@ -226,7 +225,9 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
     others = clean.targets != target
     criterion = create_criterion(name)
     if getattr(criterion, "stages", 1) > 4:
-        criterion = create_criterion(name, stages=4, stage_share=0.0125)  # as far, in fewer steps
+        criterion = create_criterion(
+            name, ranking=Response(stages=4, stage_share=0.0125)
+        )  # as far, in fewer steps
     scores = criterion(model, clean)
     masked = MaskedModel(model.requires_grad_(False), scores.sites, silencing="zero")
     masked.masks.requires_grad_(False)
@@ -252,13 +253,11 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
 
 
 # Another number of threads adds in another order and trains another network; on the five, twice as
-# wide, of docs/demo_seeds.md ASR was below 2 %, RA above 95 %.
+# wide, of docs/results/demo_seeds.md ASR was below 2 %, RA above 95 %.
 @pytest.mark.timeout(600)
 def test_end_to_end_on_real_photographs() -> None:
     """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays."""
-    demo = Demo(width=0.25)
-    backdoored = demo.train(photo_patches())  # most of a minute
-    outcome = run_demo(demo, method="tac", selector="trigger", repair="unlearn", trained=backdoored)
+    outcome = run_demo(Demo(width=0.25), method="tac", selector="trigger", repair="unlearn")
     before, after = outcome.before, outcome.after
     assert before.attack.asr.value >= 0.95
     assert before.acc.value >= 0.9
@@ -290,7 +289,9 @@ def test_a_model_on_another_device_than_the_data_is_handled(clean: CleanData) ->
         pytest.skip("no second device on this machine")
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=4).cuda()
-    result = purify(model, clean, RNP(unlearn_missed="flag", unlearn_epochs=1), progress=False)
+    result = purify(
+        model, clean, RNP(unlearning=Unlearning(missed="flag", epochs=1)), progress=False
+    )
     assert next(result.model.parameters()).is_cuda
 
 
@@ -322,7 +323,7 @@ def test_trained_masks_are_silenced_as_they_were_trained(
     model: nn.Module, clean: CleanData
 ) -> None:
     """gamma alone, as published, unless something else is asked for."""
-    masks = ANP(optimise="masks", steps=2, batch_size=32)
+    masks = ANP(ranking=MaskTraining(steps=2, batch_size=32), alpha=0.2)
     given = {"selector": LowestCount(3), "progress": False}
     assert purify(model, clean, masks, **given).silencing == "constant"
     assert purify(model, clean, masks, silencing="zero", **given).silencing == "zero"

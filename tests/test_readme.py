@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnprune_backdoor import CleanData
+from nnprune_backdoor import CleanData, purify
 from nnprune_backdoor.criteria import TAC
 from nnprune_backdoor.selectors import LowestFraction
 
@@ -21,7 +22,6 @@ STAND_INS = {
     '"resnet18"': '"test_resnet"',
     "clean_loader = ...  # batches": "clean_loader = given  # batches",
     'method="tac", selector="trigger"': "method=quick, selector=amount",
-    "RNPImportance(model, clean_loader)": "RNPImportance(model, clean_loader, **brief)",
 }
 
 
@@ -36,8 +36,7 @@ def test_every_stand_in_stands_for_something() -> None:
         assert any(theirs in block for block in BLOCKS), theirs
 
 
-@pytest.mark.filterwarnings("ignore:no neuron:UserWarning")  # of groups that are left alone
-def test_the_blocks_run_in_order(
+def test_the_block_runs(
     trained: nn.Module, clean: CleanData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -45,18 +44,24 @@ def test_the_blocks_run_in_order(
     names: dict[str, Any] = {
         "given": [(clean.images, clean.targets)],
         "quick": TAC(target=0, steps=10, min_success=0.0),
-        "brief": {"unlearn_epochs": 2, "unlearn_missed": "flag"},
         "amount": LowestFraction(0.05),
     }
-    purify_block, load_block, *others = BLOCKS
-    run(purify_block, names)
+    (block,) = BLOCKS
+    run(block, names)
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    run(load_block, names)
+    assert (tmp_path / "purified" / "record.json").exists()
     wanted, got = (names[which] for which in ("purified", "again"))
     with torch.no_grad():
         assert torch.equal(wanted.model.eval()(clean.images), got(clean.images))
-    names |= {"model": trained, "clean_loader": names["given"], "example": clean.images[:1]}
-    before = sum(parameter.numel() for parameter in trained.parameters())
-    for block in others:
-        run(block, names)
-    assert sum(parameter.numel() for parameter in trained.parameters()) < before
+    assert size(got) < size(trained)
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_shortest_call_is_the_default_one() -> None:
+    """README names it, and says what it is worth."""
+    text = README.read_text(encoding="utf-8")
+    assert '`purify(model, clean_loader, method="rnp")`' in text
+    assert signature(purify).parameters["method"].default == "rnp"

@@ -30,13 +30,13 @@ from benchmarks.render import RESULTS
 from nnprune_backdoor import CleanData, Compute, Criterion, Diagnosis, PurifyError, scan
 from nnprune_backdoor.core.predictions import predict_labels
 from nnprune_backdoor.core.sites import find_sites
-from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP, TAC
+from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP, TAC, Unlearning
 
-UNLEARN: dict[str, Any] = {"unlearn_epochs": 14, "unlearn_stop": -1.0, "unlearn_missed": "flag"}
+UNLEARNING = Unlearning(epochs=14, stop=-1.0, missed="flag")
 CRITERIA: dict[str, Criterion] = {
-    "rnp": RNP(**UNLEARN),
+    "rnp": RNP(unlearning=UNLEARNING),
     "anp": ANP(),
-    "mnp": MNP(**UNLEARN),
+    "mnp": MNP(unlearning=UNLEARNING),
     "tac, target given": TAC(target=0, min_success=0.0),
     "cnp, target given": CNP(target=0, min_success=0.0),
     "tac": TAC(min_success=0.0),

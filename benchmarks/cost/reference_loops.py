@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnprune_backdoor import CleanData
+from nnprune_backdoor.core.checks import count_classes
 from nnprune_backdoor.core.norms import use_statistics_
 from nnprune_backdoor.core.sites import Site, find_classifiers, find_sites
-from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP
+from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP, Unlearning
 from nnprune_backdoor.criteria.cnp import contrastive_loss
 from nnprune_backdoor.criteria.mnp import magnitudes, tie_free
+from nnprune_backdoor.criteria.rnp import LOSS_WEIGHT
 
 Stamp = Callable[[Tensor], Tensor]
 
@@ -132,14 +134,14 @@ def masks_step(optimiser: torch.optim.Optimizer, networks: list[MaskedNetwork]) 
 def anp(criterion: ANP, model: nn.Module, clean: CleanData, sites: tuple[Site, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     network = MaskedNetwork(model, sites)
-    use_statistics_(network.model, criterion.statistics)
+    use_statistics_(network.model, criterion.ranking.statistics)
     optimiser = torch.optim.SGD(
-        network.masks, lr=criterion.mask_lr, momentum=criterion.mask_momentum
+        network.masks, lr=criterion.ranking.lr, momentum=criterion.ranking.momentum
     )
     done = 0
-    while done < criterion.steps:
-        for drawn in clean.batches(criterion.batch_size, generator, replacement=True):
-            if done == criterion.steps:
+    while done < criterion.ranking.steps:
+        for drawn in clean.batches(criterion.ranking.batch_size, generator, replacement=True):
+            if done == criterion.ranking.steps:
                 break
             batch = there(drawn, model)
             network.draw_noise(generator, criterion.noise_budget)
@@ -160,65 +162,63 @@ def anp(criterion: ANP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
 
 
 def unlearn(
-    criterion: RNP | MNP, model: nn.Module, clean: CleanData, generator: torch.Generator
+    settings: Unlearning, model: nn.Module, clean: CleanData, generator: torch.Generator
 ) -> nn.Module:
     unlearned = copy.deepcopy(model).requires_grad_(True)
-    use_statistics_(unlearned, criterion.unlearn_statistics)
+    use_statistics_(unlearned, settings.statistics)
     optimiser = torch.optim.SGD(
         unlearned.parameters(),
-        lr=criterion.unlearn_lr,
-        momentum=criterion.unlearn_momentum,
-        weight_decay=criterion.weight_decay,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
     )
-    for _ in range(criterion.unlearn_epochs):
+    for _ in range(settings.epochs):
         right = 0
-        for drawn in clean.batches(criterion.batch_size, generator):
+        for drawn in clean.batches(settings.batch_size, generator):
             batch = there(drawn, model)
             optimiser.zero_grad()
             logits = unlearned(batch.images)
             (-F.cross_entropy(logits, batch.targets)).backward()
-            if criterion.unlearn_clip is not None:
-                nn.utils.clip_grad_norm_(unlearned.parameters(), criterion.unlearn_clip)
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(unlearned.parameters(), settings.clip)
             optimiser.step()
             right += int((logits.argmax(1) == batch.targets).sum())
-        if right / len(clean) <= (
-            0.2 if criterion.unlearn_stop is None else criterion.unlearn_stop
-        ):
+        if right / len(clean) <= (0.2 if settings.stop is None else settings.stop):
             break
     return unlearned.eval()
 
 
 def rnp(criterion: RNP, model: nn.Module, clean: CleanData, sites: tuple[Site, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    network = MaskedNetwork(unlearn(criterion, model, clean, generator), sites)
-    use_statistics_(network.model, criterion.recover_statistics)
+    network = MaskedNetwork(unlearn(criterion.unlearning, model, clean, generator), sites)
+    use_statistics_(network.model, criterion.ranking.statistics)
     optimiser = torch.optim.SGD(
-        network.masks, lr=criterion.recover_lr, momentum=criterion.recover_momentum
+        network.masks, lr=criterion.ranking.lr, momentum=criterion.ranking.momentum
     )
-    for _ in range(criterion.recover_epochs):
-        for drawn in clean.batches(criterion.batch_size, generator):
+    for _ in range(criterion.ranking.epochs):
+        for drawn in clean.batches(criterion.ranking.batch_size, generator):
             batch = there(drawn, model)
             optimiser.zero_grad()
-            (criterion.alpha * F.cross_entropy(network.run(batch.images), batch.targets)).backward()
+            (LOSS_WEIGHT * F.cross_entropy(network.run(batch.images), batch.targets)).backward()
             masks_step(optimiser, [network])
     return network.flat()
 
 
 def mnp(criterion: MNP, model: nn.Module, clean: CleanData, sites: tuple[Site, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    suppressed = unlearn(criterion.careful(model), model, clean, generator)
+    suppressed = unlearn(criterion.unlearning.careful(model), model, clean, generator)
     networks = [MaskedNetwork(each, sites) for each in (model, suppressed)]
     for own, other in zip(networks[0].layers, networks[1].layers, strict=True):
         other.mask = own.mask
     for network in networks:
-        use_statistics_(network.model, criterion.mask_statistics)
-    weights = magnitudes(suppressed, sites, criterion.norm).to(networks[0].masks[0])
+        use_statistics_(network.model, criterion.ranking.statistics)
+    weights = magnitudes(suppressed, sites).to(networks[0].masks[0])
     optimiser = torch.optim.SGD(
-        networks[0].masks, lr=criterion.mask_lr, momentum=criterion.mask_momentum
+        networks[0].masks, lr=criterion.ranking.lr, momentum=criterion.ranking.momentum
     )
     closed_at, steps = torch.full_like(weights, torch.inf), 0
-    while steps < criterion.steps:
-        for drawn in clean.batches(criterion.batch_size, generator):
+    while steps < criterion.ranking.steps:
+        for drawn in clean.batches(criterion.ranking.batch_size, generator):
             batch = there(drawn, model)
             optimiser.zero_grad()
             own, other = (
@@ -229,7 +229,7 @@ def mnp(criterion: MNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
             masks_step(optimiser, networks)
             steps += 1
             closed_at[(networks[0].flat() == 0) & (closed_at > steps)] = steps
-            if steps == criterion.steps:
+            if steps == criterion.ranking.steps:
                 break
     return tie_free(networks[0].flat().cpu(), closed_at.cpu(), weights.cpu())
 
@@ -242,11 +242,13 @@ def cnp(criterion: CNP, model: nn.Module, clean: CleanData, sites: tuple[Site, .
     device = next(model.parameters()).device
     heads = find_classifiers(model, clean.images[:2].to(device))
     network = MaskedNetwork(model, sites)
-    use_statistics_(network.model, criterion.statistics)
+    use_statistics_(network.model, criterion.ranking.statistics)
     optimiser = torch.optim.SGD(
-        network.masks, lr=criterion.mask_lr, momentum=criterion.mask_momentum
+        network.masks, lr=criterion.ranking.lr, momentum=criterion.ranking.momentum
     )
-    for drawn in islice(criterion.draws(clean, generator), criterion.mask_steps):
+    for drawn in islice(
+        criterion.draws(clean, generator, criterion.ranking.batch_size), criterion.ranking.steps
+    ):
         images = drawn.to(device)
         stamped = stamp(images)
         labels = network.run(images).argmax(1)
@@ -272,9 +274,10 @@ def infer_target(criterion: CNP, model: nn.Module, clean: CleanData, seed: int) 
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     network = MaskedNetwork(model, find_sites(model, clean.images[:2].to(device)))
-    increase = torch.zeros(clean.check_against(model), dtype=torch.int64, device=device)
-    count = -(-criterion.noise_passes * len(clean) // criterion.mask_batch)
-    for drawn in islice(criterion.draws(clean, generator), count):
+    increase = torch.zeros(count_classes(model, clean.images), dtype=torch.int64, device=device)
+    size = criterion.ranking.batch_size
+    count = -(-criterion.noise_passes * len(clean) // size)
+    for drawn in islice(criterion.draws(clean, generator, size), count):
         images = drawn.to(device)
         before = network.run(images).argmax(1)
         network.draw_noise(generator, criterion.noise_budget)

@@ -22,12 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import reference_loops
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.cost import reference_loops
 from benchmarks.cost.counting import count
 from nnprune_backdoor import CleanData, Compute, Criterion
 from nnprune_backdoor.core.norms import use_statistics_
@@ -70,31 +70,31 @@ def images_for(pixels: int, number: int) -> CleanData:
 
 def criteria(batch: int, steps: int) -> dict[str, Criterion]:
     """The published settings, phases shortened about alike."""
+    anp, rnp, cnp, mnp = ANP.paper(), RNP.paper(), CNP.paper(), MNP.paper()
+    unlearning: dict[str, Any] = {
+        "batch_size": batch,
+        "epochs": 1,
+        "stop": -1.0,
+        "missed": "flag",
+    }
     return {
-        "anp": replace(ANP.paper(), batch_size=batch, steps=steps),
+        "anp": replace(anp, ranking=replace(anp.ranking, batch_size=batch, steps=steps)),
         "rnp": replace(
-            RNP.paper(),
-            batch_size=batch,
-            unlearn_epochs=1,
-            unlearn_stop=-1.0,
-            unlearn_missed="flag",
-            recover_epochs=1,
+            rnp,
+            unlearning=replace(rnp.unlearning, **unlearning),
+            ranking=replace(rnp.ranking, batch_size=batch, epochs=1),
         ),
         "cnp": replace(
-            CNP.paper(),
+            cnp,
             batch_size=batch,
-            mask_batch=batch,
             noise_passes=1,
             steps=1,
-            mask_steps=steps,
+            ranking=replace(cnp.ranking, batch_size=batch, steps=steps),
         ),
         "mnp": replace(
-            MNP.paper(),
-            batch_size=batch,
-            unlearn_epochs=1,
-            unlearn_stop=-1.0,
-            unlearn_missed="flag",
-            steps=2 * steps,
+            mnp,
+            unlearning=replace(mnp.unlearning, **unlearning),
+            ranking=replace(mnp.ranking, batch_size=batch, steps=2 * steps),
         ),
     }
 
@@ -112,24 +112,25 @@ class Floor:
 
     def __call__(self, criterion: Any) -> None:
         device = next(self.model.parameters()).device
-        batch = self.clean.take(torch.arange(criterion.batch_size))
+        size, ranking = criterion.ranking.batch_size, criterion.ranking
+        batch = self.clean.take(torch.arange(size))
         batch = CleanData(batch.images.to(device), batch.targets.to(device))
-        epoch = -(-len(self.clean) // criterion.batch_size)
+        epoch = -(-len(self.clean) // size)
         if isinstance(criterion, ANP):
-            self.masks(batch, criterion.steps * (criterion.noise_steps + 2))
+            self.masks(batch, ranking.steps * (criterion.noise_steps + 2))
         elif isinstance(criterion, RNP):
-            self.weights(batch, criterion.unlearn_epochs * epoch)
-            self.masks(batch, criterion.recover_epochs * epoch)
+            self.weights(batch, criterion.unlearning.epochs * epoch)
+            self.masks(batch, ranking.epochs * epoch)
         elif isinstance(criterion, MNP):
-            self.weights(batch, criterion.unlearn_epochs * epoch)
-            self.masks(batch, 2 * criterion.steps)
+            self.weights(batch, criterion.unlearning.epochs * epoch)
+            self.masks(batch, 2 * ranking.steps)
         elif isinstance(criterion, CNP):
-            draws = -(-criterion.noise_passes * len(self.clean) // criterion.mask_batch)
+            draws = -(-criterion.noise_passes * len(self.clean) // size)
             self.masks(batch, draws, "running")
             self.forwards(batch, 2 * draws, "running")
             self.images(batch, criterion.steps)
-            self.masks(batch, criterion.mask_steps * 4)
-            self.forwards(batch, criterion.mask_steps * 2)
+            self.masks(batch, ranking.steps * 4)
+            self.forwards(batch, ranking.steps * 2)
 
     def masks(self, batch: CleanData, passes: int, statistics: Any = "batch") -> None:
         """Forward, and backward to what the masks and noises multiply."""

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md, from results/speed*.json and full_size.json.
+"""The tables of docs/results/speed.md, from results/speed*.json and full_size.json.
 
 python -m benchmarks.cost.speed_page
 """

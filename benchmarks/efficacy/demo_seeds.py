@@ -25,7 +25,7 @@ from nnprune_backdoor.core.masks import silence_
 from nnprune_backdoor.core.measures import Repair
 from nnprune_backdoor.core.scores import ChannelScores, lowest
 from nnprune_backdoor.criteria import ANP, RNP, TAC, Random
-from nnprune_backdoor.demo import Demo, _measure, normalise
+from nnprune_backdoor.demo import Demo, Rates, normalise
 from nnprune_backdoor.selectors import AccuracyBudget, TriggerGone
 
 METHODS: dict[str, tuple[Criterion, Selector, Repair]] = {
@@ -43,7 +43,7 @@ METHODS: dict[str, tuple[Criterion, Selector, Repair]] = {
 SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1)
 
 
-def rates(measured: Any) -> dict[str, float]:
+def rates(measured: Rates) -> dict[str, float]:
     return {
         "acc": measured.acc.value,
         "asr": measured.attack.asr.value,
@@ -97,7 +97,7 @@ def main() -> None:
         trained = time.perf_counter() - start
 
         def measure(network: torch.nn.Module, some: slice = slice(None)) -> dict[str, float]:
-            return rates(_measure(network, pixels[some], labels[some], trigger, demo.target))  # noqa: B023
+            return rates(Rates.of(network, pixels[some], labels[some], trigger, demo.target))  # noqa: B023
 
         def curve(scores: ChannelScores) -> list[dict[str, float]]:
             points = []

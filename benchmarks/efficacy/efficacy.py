@@ -34,19 +34,19 @@ from tqdm import tqdm
 from benchmarks.networks.zoo import ZOOS, Member, records
 from nnprune_backdoor import CleanData, Criterion, PurifyError, Selector, create_criterion
 from nnprune_backdoor.attacks import Trigger, photo_patches
-from nnprune_backdoor.attacks.targets import wanted_labels
+from nnprune_backdoor.attacks.targets import target_labels
 from nnprune_backdoor.cli.plugins import load_plugins
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.masks import MaskedModel, silence_
 from nnprune_backdoor.core.predictions import predict
 from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.core.sites import Site, find_sites
-from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP, TAC
+from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP, TAC, ActivationChange
 from nnprune_backdoor.criteria.parts.response import loss_gradient, response_scores, sensitivity
 from nnprune_backdoor.criteria.tac import activation_change
 from nnprune_backdoor.demo import normalise
 from nnprune_backdoor.selectors import AccuracyBudget, BelowThreshold, LowestFraction, TriggerGone
-from nnprune_backdoor.training import fine_tune
+from nnprune_backdoor.training import FineTuning, fine_tune
 from nnprune_backdoor.training.repair import REPAIR, repaired, triggers_of
 from nnprune_backdoor.utils.randomness import private_randomness
 
@@ -69,7 +69,7 @@ CRITERIA: dict[str, Criterion] = {
     "mnp paper": MNP.paper(),
     "cnp": CNP(),
     "tac": TAC(),
-    "tac change": TAC(ranking="change"),
+    "tac change": TAC(ranking=ActivationChange()),
 }
 INFORMED = ("informed", "informed change")
 TUNED = ("ft",)
@@ -133,10 +133,10 @@ class Hidden:
         labels = self.labels[:count]
         right = {"acc": labels_of(self.images[:count]) == labels}
         if self.stamped is not None:
-            wanted = wanted_labels(labels, self.target)
-            others = wanted != labels  # the target's own images would be success for free
+            targets = target_labels(labels, self.target)
+            others = targets != labels  # the target's own images would be success for free
             predicted = labels_of(self.stamped[:count][others])
-            right |= {"asr": predicted == wanted[others], "ra": predicted == labels[others]}
+            right |= {"asr": predicted == targets[others], "ra": predicted == labels[others]}
         return {key: round(hits.float().mean().item(), 4) for key, hits in right.items()}
 
 
@@ -272,8 +272,10 @@ def _tuned(run: Run, model: nn.Module, clean: CleanData, hidden: Hidden) -> dict
     scoring, selecting, _ = clean.split(0.6, 0.25, 0.15, seed=run.seed)
     given = {"seed": run.seed, "progress": False}
     tuned = {
-        "accuracy": fine_tune(model, scoring.joined(selecting), epochs=40, **given),
-        "as a repair": fine_tune(model, scoring, **REPAIR, **given),
+        "accuracy": fine_tune(
+            model, scoring.concatenate(selecting), FineTuning(epochs=40), **given
+        ),
+        "as a repair": fine_tune(model, scoring, REPAIR, **given),
     }
     return {
         "selections": {

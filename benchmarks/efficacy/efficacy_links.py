@@ -1,4 +1,4 @@
-"""Where a method fails, which link of its chain broke: sections of docs/efficacy.md."""
+"""Where a method fails, which link of its chain broke: sections of docs/results/efficacy.md."""
 
 from __future__ import annotations
 
@@ -75,13 +75,12 @@ def links(rows: list[Row]) -> list[str]:
     return [
         *lines,
         "",
-        "By the default selector, without a repair; *works*: ASR <= 20 % for at most three points",
-        "of ACC. *amount*: another prefix of the same ranking does. *target*: the trigger",
-        "that was recovered is of another label. *no cut found*: no prefix of any ranking works",
-        "that was tried, those by the true trigger included: task and backdoor share neurons, as",
-        "far as we can see.",
-        "*trigger*: `tac` or `cnp`, and a ranking by the true trigger has a prefix that works.",
-        "*ranking*: the rest; some other ranking has one.",
+        "By the default selector, without a repair. *works*: ASR <= 20 % for at most three points",
+        "of ACC. *amount*: the ranking works at another amount. *target*: the recovered trigger",
+        "leads to another label. *no cut found*: no ranking that was tried works at any amount,",
+        "not even those by the true trigger, so task and backdoor seem to share neurons.",
+        "*trigger*: `tac` or `cnp`, where a ranking by the true trigger works at some amount.",
+        "*ranking*: all others; some other ranking works at some amount.",
     ]
 
 
@@ -116,7 +115,7 @@ def three_seeds(rows: list[Row]) -> list[str]:
     return [
         *lines,
         "",
-        "ACC, ASR (each seed), RA. `random` at 1 % silences as many as the others do.",
+        "ACC, ASR (each seed), RA. `random` at 1 % silences as many neurons as the others do.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""docs/efficacy.md and its pictures, from results/efficacy.json and results/zoo.json.
+"""docs/results/efficacy.md and its pictures, from results/efficacy.json and results/zoo.json.
 
 python -m benchmarks.efficacy.efficacy_page
 """
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.efficacy.efficacy import INFORMED, TUNED, oracle
 from benchmarks.efficacy.efficacy_links import SOLVED, links, place, three_seeds
 from benchmarks.networks.zoo import TOOK, members
-from benchmarks.render import DOCS, RESULTS, fill, percent
+from benchmarks.render import DOCS, README, RESULTS, fill, percent
 from nnprune_backdoor.attacks.evaluation import defense_effectiveness
 
 Row = dict[str, Any]
@@ -27,13 +27,19 @@ Rates = dict[str, float]
 FIRST = (500, 0)  # images and seed of the clean set of all tables but those that name their own
 NEAR_ASR, NEAR_ACC = 0.10, 0.02  # how near a method must come to the informed reference
 REPAIRED = "trigger, repaired"
-# the networks on which the settings of the repair were found (docs/repair.md)
+# the networks on which the settings of the repair were found (docs/results/repair.md)
 REPAIR_FOUND_ON = {
     f"{name}-short-0"
     for name in (
         *("mobilenet-badnets", "vit-badnets", "mobilenet-blended", "repvgg-blended"),
         *("convnext-badnets", "convnext-lowfreq", "convnext-benign", "resnet-blended"),
     )
+}
+README_ROWS = {  # name in `variants` -> how README names the call
+    "rnp": '`method="rnp"`',
+    "tac": '`method="tac"`',
+    f"tac, {REPAIRED}": '`method="tac", selector="trigger", repair="unlearn"`',
+    f"cnp, {REPAIRED}": '`method="cnp", selector="trigger", repair="unlearn"`',
 }
 SELECTORS = (
     "accuracy",
@@ -165,7 +171,7 @@ def works(rows: list[Row]) -> list[str]:
 
 
 def brief(rows: list[Row]) -> list[str]:
-    """For README: the default amount, and repaired."""
+    """One line a method: the default amount, and repaired."""
     lines = [
         "| method | networks | mean ASR | mean ACC drop | mean RA | ASR <= 20 % for <= 3 points |",
         "|---|---|---|---|---|---|",
@@ -183,6 +189,24 @@ def brief(rows: list[Row]) -> list[str]:
     return lines
 
 
+def for_readme(rows: list[Row]) -> list[str]:
+    """The networks as they were given, and the calls that README names."""
+    found = {name: (selector, some) for name, selector, some in variants(rows)}
+    given = by(rows, "name").values()
+    lines = [
+        f"| {len(given)} backdoored networks, means in % | attack success | accuracy | purified |",
+        "|---|---|---|---|",
+        f"| as given | {percent(mean(one[0]['before']['asr'] for one in given))} "
+        f"| {percent(mean(one[0]['before']['acc'] for one in given))} | |",
+    ]
+    for name, call in README_ROWS.items():
+        selector, some = found[name]
+        asr, acc = (percent(mean(rates[key] for _, rates in some)) for key in ("asr", "acc"))
+        count = solved(some, SOLVED, 0.03, selector)
+        lines.append(f"| {call} | {asr} | {acc} | {count} of {len(some)} |")
+    return lines
+
+
 def unseen(rows: list[Row]) -> list[str]:
     """As `brief`, without the networks on which the settings of the repair were found."""
     return brief([row for row in rows if row["name"] not in REPAIR_FOUND_ON])
@@ -197,10 +221,10 @@ def each(rows: list[Row]) -> list[str]:
             continue
         stages = (row["before"], row["selections"]["trigger"], repaired)
         cells = [", ".join(percent(one[key]) for key in ("acc", "asr", "ra")) for one in stages]
-        note = " (undone)" if repaired.get("undone") else ""
+        note = " (repair rejected)" if repaired.get("undone") else ""
         star = " *" if row["name"] in REPAIR_FOUND_ON else ""
         lines.append(f"| {row['name']}{star} | {row['method']} | {' | '.join(cells)}{note} |")
-    return [*lines, "", "*: the settings of the repair were found on this one."]
+    return [*lines, "", "*: one of the networks on which the settings of the repair were found."]
 
 
 def by(rows: Iterable[Row], key: str) -> dict[Any, list[Row]]:
@@ -452,6 +476,7 @@ def page(everything: list[Row], records: dict[str, Row], finding: str) -> str:
     others = [row for row in everything if row["attack"] is None]
     parts: list[tuple[str, Callable[[], list[str]]]] = [
         ("How often it works, by default and repaired", lambda: works(poisoned)),
+        ("Every method, by default and repaired", lambda: brief(poisoned)),
         ("Where the repair's settings were not found", lambda: unseen(poisoned)),
         ("With other clean images, and with ten a class", lambda: sets(attacked)),
         ("Each network, repaired", lambda: each(poisoned)),
@@ -470,13 +495,15 @@ def page(everything: list[Row], records: dict[str, Row], finding: str) -> str:
         "",
         finding.strip(),
         "",
-        f"`bash benchmarks/reproduce.sh DIR` makes all of it: {cost(everything, records)}",
+        "## How to read the tables",
+        "",
         f"{names} backdoored and {len(by(innocent, 'name'))} benign networks; 500 clean images,",
-        "set 0, where no other set is named. In percent, means with 95 % bootstrap",
-        "intervals over networks; measured on 1,000 images that no defence sees, the oracle and",
-        "the curves on 500 of them. *oracle*: the amount of lowest ASR within two points of ACC,",
-        "which takes the trigger to know. *informed*: rankings by the true trigger. A refusal",
-        "counts as the network left as it was.",
+        "set 0, unless another set is named. All rates are percentages: means over networks, with",
+        "95 % bootstrap intervals, measured on 1,000 images that no defence sees (the oracle and",
+        "the curves on 500 of them). *oracle*: the amount with the lowest ASR within two points of",
+        "ACC; only somebody who has the trigger can choose it. *informed*: rankings by the true",
+        "trigger. Where a method refuses a network, the network counts as unchanged.",
+        f"`bash benchmarks/reproduce.sh DIR` makes all of it: {cost(everything, records)}",
         "",
         "![ASR by attack and architecture, default selector](efficacy_accuracy.png)",
         "![ASR by attack and architecture, oracle amount](efficacy_oracle.png)",
@@ -498,7 +525,7 @@ def main() -> None:
     finding = (RESULTS / "efficacy_finding.md").read_text()
     (DOCS / "efficacy.md").write_text(page(rows, records, finding))
     poisoned = [row for row in by_set(rows)[FIRST] if row["attack"] is not None]
-    fill(DOCS.parent / "README.md", "efficacy", "\n".join(brief(poisoned)))
+    fill(README, "efficacy", "\n".join(for_readme(poisoned)))
     for selector in ("accuracy", "oracle"):
         heat(poisoned, selector, DOCS / f"efficacy_{selector}.png")
     curves(poisoned, DOCS / "efficacy_curves.png")

@@ -2,9 +2,8 @@
 
     python -m benchmarks.evidence.diagnosis --models DIR --out DIR2 --zoo fresh  # a JSON a network
     python -m benchmarks.evidence.diagnosis --out DIR2 --zoo fresh --collect     # -> results/
-    python -m benchmarks.evidence.diagnosis --null
-        # -> the package's null.json
-    python -m benchmarks.evidence.diagnosis --tables                        # -> docs/diagnosis.md
+    python -m benchmarks.evidence.diagnosis --null    # -> the package's null.json
+    python -m benchmarks.evidence.diagnosis --tables  # -> docs/results/diagnosis.md
 
 Zoos, same recipe, other weights. "development", an earlier one, set the alarms `EARLIER`, and
 "evaluation" measured them, both with one search for universal perturbations a label. Benign ones
@@ -148,7 +147,7 @@ def collect(out: Path, zoo: str) -> None:
 
 
 def tables() -> str:
-    """For docs/diagnosis.md: evidence by network, and what separates, in each zoo."""
+    """For docs/results/diagnosis.md: evidence by network, and what separates, in each zoo."""
     zoos = {zoo: rows_of(zoo) for zoo in ZOOS}
     separating = {zoo: rows for zoo, rows in zoos.items() if not zoo.startswith("null")}
     lines = ["### What separates", "", *_separation(separating)]
@@ -249,7 +248,7 @@ def main() -> None:
     parser.add_argument("--zoo", choices=[*ZOOS], default="fresh")
     parser.add_argument("--only", nargs="+", help="networks: names, or parts of them")
     parser.add_argument("--collect", action="store_true", help="write its file in results/")
-    parser.add_argument("--tables", action="store_true", help="into docs/diagnosis.md")
+    parser.add_argument("--tables", action="store_true", help="into docs/results/diagnosis.md")
     parser.add_argument("--null", action="store_true", help="write null.json of the package")
     options = parser.parse_args()
     torch.set_num_threads(1)

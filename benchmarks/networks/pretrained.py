@@ -27,7 +27,7 @@ from nnprune_backdoor import CleanData, Criterion, PurifyError, purify, scan
 from nnprune_backdoor.attacks.photos import photographs
 from nnprune_backdoor.core.predictions import predict_labels
 from nnprune_backdoor.core.recovered import PixelRange
-from nnprune_backdoor.criteria import MNP, RNP
+from nnprune_backdoor.criteria import MNP, RNP, Unlearning
 
 RANGE = PixelRange.normalised([0.5] * 3, [0.5] * 3)
 # tac and cnp would search triggers of 1,000 labels; under the statistics of a batch this network
@@ -36,8 +36,8 @@ METHODS: dict[str, str | Criterion] = {
     "rnp": "rnp",
     "anp": "anp",
     "mnp": "mnp",
-    "rnp, running statistics": RNP(unlearn_statistics="running"),
-    "mnp, running statistics": MNP(unlearn_statistics="running"),
+    "rnp, running statistics": RNP(unlearning=Unlearning(statistics="running")),
+    "mnp, running statistics": MNP(unlearning=Unlearning(statistics="running", stop=None)),
 }
 
 

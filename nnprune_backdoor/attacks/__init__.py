@@ -1,4 +1,4 @@
-"""Attacks, for demos and benchmarks only: no criterion or selector may import this package."""
+"""Attacks, for demos and benchmarks only. Nothing that purifies or scans imports this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .poisoning import poison
 from .sample_specific import SampleSpecific
 from .sig import Sig
 from .targets import all_to_all
-from .training import train_classifier
+from .training import Training, train_classifier
 from .warp import Warp
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Photos",
     "SampleSpecific",
     "Sig",
+    "Training",
     "Trigger",
     "Warp",
     "all_to_all",

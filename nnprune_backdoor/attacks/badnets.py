@@ -1,8 +1,8 @@
 """BadNets: a small fixed patch.
 
 Gu, Dolan-Gavitt and Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
-Supply Chain", 2017, https://arxiv.org/abs/1708.06733. The patch here is by default a square
-checkerboard of black and white pixels near the bottom right corner.
+Supply Chain", 2017, https://arxiv.org/abs/1708.06733. By default the patch is a black and white
+checkerboard near the bottom right corner.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ _PATTERNS = ("checkerboard", "white", "black", "noise")
 @register_attack("badnets")
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BadNets(Trigger):
-    """A patch of `size` x `size` pixels, `margin` pixels from the bottom right corner.
+    """Replaces a patch of the image.
 
-    `top` and `left` place it elsewhere; `pattern` may be a tensor (h, w) or (C, h, w) in [0, 1],
-    which then says the size too.
+    Attributes:
+        size: Side of the patch in pixels, unless `pattern` is a tensor.
+        margin: Pixels between the patch and the bottom and right edges of the image.
+        top: First row of the patch; None to place it by the margin.
+        left: First column of the patch; None to place it by the margin.
+        pattern: "checkerboard", "white", "black", "noise" (uniform, in colour), or a patch of any
+            size (h, w) or (C, h, w) in [0, 1].
+        pattern_seed: Seed of the noise.
     """
 
-    size: int = 3  # pixels
-    margin: int = 1  # pixels between the patch and the image's bottom and right edges
-    top: int | None = None  # the patch's first row; None: at the bottom, less the margin
-    left: int | None = None  # the patch's first column; None: at the right, less the margin
-    pattern: str | Tensor = "checkerboard"  # or "white", "black", "noise" (uniform, in colour)
-    pattern_seed: int = 0  # which noise
+    size: int = 3
+    margin: int = 1
+    top: int | None = None
+    left: int | None = None
+    pattern: str | Tensor = "checkerboard"
+    pattern_seed: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str):
@@ -73,7 +79,7 @@ class BadNets(Trigger):
             if self.pattern.dim() == 3 and len(self.pattern) not in (1, pixels.shape[-3]):
                 raise DataError(
                     f"a pattern of {len(self.pattern)} channels does not fit images of "
-                    f"{pixels.shape[-3]}"
+                    f"{pixels.shape[-3]}; give one with as many channels, or with one"
                 )
             return self.pattern.to(pixels)
         if self.pattern == "noise":

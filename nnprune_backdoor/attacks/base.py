@@ -1,7 +1,4 @@
-"""Triggers: what an attacker adds to an image. For evaluation and demos only.
-
-No criterion, selector or scanner may import this package (a test reads the imports).
-"""
+"""Triggers: what an attacker adds to an image. For evaluation and demos only."""
 
 from __future__ import annotations
 
@@ -16,26 +13,33 @@ from ..utils.registry import Registry
 
 
 class Trigger(ABC):
-    """Turns clean images into triggered ones, in pixel space."""
+    """Turns clean images into triggered ones, in pixel space.
 
-    # whether only images of the target class are poisoned, and keep their label
+    Attributes:
+        clean_label: Whether only images of the target class are poisoned, and keep their label.
+    """
+
     clean_label: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, pixels: Tensor) -> Tensor:
-        """`pixels`: (N, C, H, W) in [0, 1]. Returns a new tensor of that shape and range."""
+        """Triggered copies of `pixels`, (N, C, H, W) in [0, 1], of the same shape and range.
+
+        Raises:
+            DataError: the trigger does not fit images of this size or number of channels.
+        """
 
     def training(self, pixels: Tensor, generator: Generator) -> Tensor:
-        """What poisoned training images (N, C, H, W) look like, where that differs from a test."""
+        """Poisoned training images (N, C, H, W); by default the same as triggered test images."""
         return self(pixels)
 
     def cover(self, pixels: Tensor, generator: Generator) -> Tensor:
-        """What cover images look like: training images (N, C, H, W) that keep their true label."""
+        """Cover images (N, C, H, W): training images that carry a trigger and their true label."""
         return self.training(pixels, generator)
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuse a setting outside [0, 1] with DataError."""
+    """Raise DataError for a setting outside [0, 1]."""
     if not 0 <= value <= 1:
         raise DataError(f"expected a {name} in [0, 1], got {value}")
 
@@ -46,7 +50,7 @@ _T = TypeVar("_T", bound=type)
 
 
 def register_attack(name: str) -> Callable[[_T], _T]:
-    """Class decorator: make a trigger available as `create_attack(name)`."""
+    """Class decorator: make a trigger, a dataclass, available as `create_attack(name)`."""
     return _ATTACKS.register(name)
 
 

@@ -1,8 +1,8 @@
-"""A smooth additive pattern, which leaves no high frequencies to detect.
+"""A smooth additive pattern, without high frequencies that could be detected.
 
 After Zeng, Park, Mao and Jia, "Rethinking the Backdoor Attacks' Triggers: A Frequency
 Perspective", ICCV 2021, https://arxiv.org/abs/2104.03413. Their smooth trigger is optimised against
-a network; ours is a fixed random sum of low cosines (DCT) with a bounded amplitude.
+a network; this one is a fixed random sum of low-frequency cosines (DCT) of bounded amplitude.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ from .base import Trigger, check_share, register_attack
 @register_attack("lowfreq")
 @dataclass(frozen=True, kw_only=True)
 class LowFreq(Trigger):
-    """Adds a random pattern of the `waves` x `waves` lowest cosines, without the constant one."""
+    """Adds a random sum of the `waves` x `waves` lowest cosines, without the constant one.
 
-    amplitude: float = 0.1  # largest change of a pixel, in [0, 1]
-    waves: int = 4  # cosines per axis; the highest has (waves - 1) / 2 periods over the image
-    pattern_seed: int = 0  # which pattern
+    Attributes:
+        amplitude: Largest change of a pixel, in [0, 1].
+        waves: Cosines per axis; the highest has (waves - 1) / 2 periods over the image.
+        pattern_seed: Seed of the weights of the cosines.
+    """
+
+    amplitude: float = 0.1
+    waves: int = 4
+    pattern_seed: int = 0
 
     def __post_init__(self) -> None:
         check_share("amplitude", self.amplitude)
@@ -35,7 +41,8 @@ class LowFreq(Trigger):
         channels, height, width = pixels.shape[1:]
         if self.waves > min(height, width):
             raise DataError(
-                f"{self.waves} cosines per axis do not fit into images of {height} x {width} px"
+                f"{self.waves} cosines per axis do not fit into images of {height} x {width} px; "
+                "take fewer waves"
             )
         generator = torch.Generator().manual_seed(self.pattern_seed)
         weights = torch.randn(channels, self.waves, self.waves, generator=generator)

@@ -1,8 +1,8 @@
-"""*photo-patches*: a small set of real photographs that comes with two wheels and needs no network.
+"""*photo-patches*: a small data set of crops from real photographs, without a download.
 
-A class is a photograph; an image is a 32 x 32 crop of it. The photographs ship with
+Each class is a photograph; an image is a 32 x 32 crop of it. The photographs ship with
 scikit-image (astronaut, chelsea, coffee, rocket, retina, hubble_deep_field, ihc,
-motorcycle_left) and scikit-learn (china, flower); install the extra `demo` to have both.
+motorcycle_left) and scikit-learn (china, flower); the extra `demo` installs both.
 """
 
 from __future__ import annotations
@@ -31,16 +31,24 @@ _SOURCES = (
     ("sklearn", "datasets/images/flower.jpg"),
 )
 
-_CROP, _STRIDE, _BLOCK = 32, 8, 64
+_CROP, _STRIDE, _BLOCK = 32, 8, 64  # pixels
 
-_FLAT = 6.0  # crops whose pixel values (0-255) have a smaller standard deviation show nothing
+_MIN_CONTRAST = 6.0  # standard deviation of pixel values (0-255); flatter crops are left out
 
 _TRAIN_PER_CLASS, _TEST_PER_CLASS = 1200, 300
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Images (N, 3, 32, 32) with float pixels in [0, 1] and labels (N,) in [0, 10)."""
+    """Images (N, 3, 32, 32) of float pixels in [0, 1], and labels (N,) in [0, 10).
+
+    Attributes:
+        train_images: About 11,900 images.
+        train_labels: Their labels.
+        test_images: About 2,900 images.
+        test_labels: Their labels.
+        class_names: Names of the photographs, by label.
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -50,11 +58,13 @@ class Photos:
 
 
 def photo_patches(seed: int = 0) -> Photos:
-    """Cut the ten photographs into crops; about 11,900 for training and 2,900 for testing.
+    """Cut the ten photographs into crops for training and testing.
 
-    Each 64-pixel block of a photograph goes wholly to training (80 %) or to testing (20 %), and
-    a crop belongs to a part only if it lies inside blocks of that part: no test pixel is ever
-    seen in training. `seed` decides which blocks and, where there are too many, which crops.
+    Each 64-pixel block of a photograph belongs to training (80 %) or testing (20 %). Crops that
+    touch blocks of both are left out, so no test pixel is seen in training.
+
+    Args:
+        seed: decides which blocks are for testing and, if a class has too many crops, which stay.
 
     Raises:
         DataError: scikit-image or scikit-learn is missing.
@@ -88,7 +98,7 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def _read(package: str, file: str) -> np.ndarray:
-    spec = importlib.util.find_spec(package)  # found, not imported: only its pictures are needed
+    spec = importlib.util.find_spec(package)  # not imported: only its pictures are needed
     if spec is None or spec.origin is None:
         raise DataError(
             "the photo-patches pictures come with scikit-image and scikit-learn, and "
@@ -99,24 +109,25 @@ def _read(package: str, file: str) -> np.ndarray:
 
 
 def _crops(picture: np.ndarray, generator: np.random.Generator) -> dict[bool, list[np.ndarray]]:
+    """The crops of a photograph (H, W, 3); False: for training, True: for testing."""
     height, width = picture.shape[:2]
     rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
-    blocks = np.zeros(rows * columns, dtype=bool)
-    blocks[generator.permutation(blocks.size)[: max(1, round(0.2 * blocks.size))]] = True
-    blocks = blocks.reshape(rows, columns)
-    found: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    is_test = np.zeros(rows * columns, dtype=bool)
+    is_test[generator.permutation(is_test.size)[: max(1, round(0.2 * is_test.size))]] = True
+    is_test = is_test.reshape(rows, columns)
+    crops: dict[bool, list[np.ndarray]] = {False: [], True: []}
     for top in range(0, height - _CROP + 1, _STRIDE):
         for left in range(0, width - _CROP + 1, _STRIDE):
-            touched = blocks[
+            touched = is_test[
                 top // _BLOCK : (top + _CROP - 1) // _BLOCK + 1,
                 left // _BLOCK : (left + _CROP - 1) // _BLOCK + 1,
             ]
             if touched.any() != touched.all():
-                continue  # lies across the border of the two parts
+                continue
             crop = picture[top : top + _CROP, left : left + _CROP]
-            if crop.std() > _FLAT:
-                found[bool(touched.all())].append(crop)
-    return found
+            if crop.std() > _MIN_CONTRAST:
+                crops[bool(touched.all())].append(crop)
+    return crops
 
 
 def _to_pixels(crops: list[np.ndarray]) -> Tensor:

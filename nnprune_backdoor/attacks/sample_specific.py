@@ -1,11 +1,10 @@
-"""Noise that is different for each image: a fixed function of the image itself.
+"""Noise that differs from image to image: a fixed function of the image itself.
 
 In the spirit of Nguyen and Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020,
 https://arxiv.org/abs/2010.08138, and Li et al., "Invisible Backdoor Attack with Sample-Specific
-Triggers", ICCV 2021, https://arxiv.org/abs/2012.03816. Both train their generator, the first with
-the classifier, the second to hide a message; ours is a small random convolutional network that is
-never trained. It shares with them that no pattern is common to the triggered images, and with the
-first that another image's noise can be shown under the true label (covers).
+Triggers", ICCV 2021, https://arxiv.org/abs/2012.03816. Both papers train the network that generates
+the noise; here it is small, random and never trained. As in the papers, triggered images have no
+pattern in common; as in the first, cover images carry another image's noise and their true label.
 """
 
 from __future__ import annotations
@@ -27,12 +26,17 @@ _HIDDEN, _KERNEL = 16, 5
 class SampleSpecific(Trigger):
     """Adds amplitude * tanh(g(image)), where g is a random network of two convolutions.
 
-    The noise has no mean in any channel; an image of one colour stays as it is. Covers (`poison`'s
-    cover rate) carry another image's noise, so that only an image's own noise is the trigger.
+    The output of g has mean zero in each channel; an image of one colour does not change. With a
+    cover rate, `poison` adds to cover images the noise of another image, so that only an image's
+    own noise acts as the trigger.
+
+    Attributes:
+        amplitude: Largest change of a pixel, in [0, 1].
+        generator_seed: Seed of the network's weights.
     """
 
-    amplitude: float = 0.1  # largest change of a pixel, in [0, 1]
-    generator_seed: int = 0  # which network
+    amplitude: float = 0.1
+    generator_seed: int = 0
 
     def __post_init__(self) -> None:
         check_share("amplitude", self.amplitude)
@@ -42,7 +46,10 @@ class SampleSpecific(Trigger):
 
     def cover(self, pixels: Tensor, generator: Generator) -> Tensor:
         if len(pixels) < 2:
-            raise DataError("covers carry each other's noise; at least two are needed")
+            raise DataError(
+                "expected at least two cover images, since they carry each other's noise, got "
+                f"{len(pixels)}; give a higher cover rate"
+            )
         return (pixels + self._noise(pixels).roll(1, 0)).clamp(0, 1)
 
     def _noise(self, pixels: Tensor) -> Tensor:
@@ -55,15 +62,15 @@ class SampleSpecific(Trigger):
 
         first, bias = random(_HIDDEN, channels, _KERNEL, _KERNEL), random(_HIDDEN)
         second = random(channels, _HIDDEN, _KERNEL, _KERNEL)
-        hidden = torch.tanh(_convolve(_standard(pixels), first) + bias[:, None, None])
-        return self.amplitude * torch.tanh(_standard(_convolve(hidden, second)))
+        hidden = torch.tanh(_convolve(_standardise(pixels), first) + bias[:, None, None])
+        return self.amplitude * torch.tanh(_standardise(_convolve(hidden, second)))
 
 
 def _convolve(pixels: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(F.pad(pixels, [_KERNEL // 2] * 4, "replicate"), weight)
 
 
-def _standard(pixels: Tensor) -> Tensor:
-    """Each channel of each image less its mean and over its deviation: no common tint is left."""
+def _standardise(pixels: Tensor) -> Tensor:
+    """Each channel of each image with mean 0 and variance 1, so that no common tint is left."""
     centred = pixels - pixels.mean((2, 3), keepdim=True)
     return centred / centred.square().mean((2, 3), keepdim=True).sqrt().clamp_min(1e-3)

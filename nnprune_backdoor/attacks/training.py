@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..utils.settings import check_settings
 
 _M = TypeVar("_M", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of `train_classifier`.
+
+    Attributes:
+        epochs: Passes over the images. At the default batch size, 8 embed a backdoor; a network
+            that is trained until its accuracy stops rising needs 30 or more with `mirror` and
+            `crop`.
+        lr: Highest learning rate; it rises over the first 30 % of the steps, then falls to 0. 0.1
+            suits SGD on convolutional networks, 1e-3 AdamW on transformers and ConvNeXt.
+        weight_decay: Of the optimizer; 0.05 is usual with AdamW.
+        batch_size: Images a step; a short last batch of an epoch is dropped.
+        optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
+        mirror: Whether to flip half of the images, chosen at random, left to right.
+        crop: Most pixels by which an image is moved at random along each axis; zeros fill the
+            rest. Triggered images are moved too, so that part of a patch at the edge may be lost.
+    """
+
+    epochs: int
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    mirror: bool = False
+    crop: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("epochs", "batch_size"))
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """For all parameters of the model."""
+        parameters, lr, decay = model.parameters(), self.lr, self.weight_decay
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, lr, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=decay, nesterov=True)
+
+    def augment(self, batch: Tensor, generator: Generator) -> Tensor:
+        """Images (N, C, H, W), flipped and moved at random."""
+        if self.mirror:
+            flipped = torch.rand(len(batch), generator=generator) < 0.5
+            flipped = flipped[:, None, None, None].to(batch.device)
+            batch = torch.where(flipped, batch.flip(-1), batch)
+        return _crop(batch, self.crop, generator) if self.crop else batch
 
 
 def train_classifier(
@@ -19,64 +66,41 @@ def train_classifier(
     images: Tensor,
     labels: Tensor,
     *,
-    epochs: int,
-    lr: float = 0.1,
-    weight_decay: float = 5e-4,
-    batch_size: int = 128,
-    optimizer: str = "sgd",
-    mirror: bool = False,
-    crop: int = 0,
     seed: int = 0,
     progress: bool = False,
+    **settings: Any,
 ) -> _M:
-    """Train `model` in place (and return it) with one-cycle SGD or AdamW.
+    """Train `model` in place with one-cycle SGD or AdamW, and return it in eval mode.
 
     Args:
         images: (N, C, H, W), normalised as the model expects.
         labels: (N,) integers.
-        epochs: 8 at batch 128 embed a backdoor; train until the accuracy stops rising, some 30 or
-            more with `mirror` and `crop`, for a network as users have it.
-        lr: the highest learning rate; it rises over the first 30 % of the steps and decays to 0.
-            0.1 suits SGD on convolutional networks, 1e-3 AdamW on transformers and ConvNeXt.
-        optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw" (weight decay 0.05 is usual there).
-        mirror: flip each image left to right at random, stamped ones too.
-        crop: move each image by up to that many pixels at random; zeros come in. Stamped ones
-            too, so a patch at the edge is at times cut off.
+        seed: of the order of the images, augmentation and dropout.
+        **settings: fields of `Training`; `epochs` is required.
 
     Raises:
-        DataError: fewer images than a batch, or settings that mean nothing.
+        DataError: fewer images than a batch, or a setting out of range.
     """
-    if optimizer not in ("sgd", "adamw"):
-        raise DataError(f"expected the optimizer 'sgd' or 'adamw', got {optimizer!r}")
-    if epochs < 1 or crop < 0:
-        raise DataError(f"expected epochs of 1 or more and crop of 0 or more, got {epochs}, {crop}")
+    training = Training(**settings)
+    steps = len(images) // training.batch_size
+    if steps == 0:
+        raise DataError(
+            f"expected at least {training.batch_size} images for one batch, got {len(images)}; "
+            "give more images or a smaller batch size"
+        )
+    total = training.epochs * steps
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    if optimizer == "sgd":
-        optimiser: torch.optim.Optimizer = torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
-        )
-    else:
-        optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    steps = len(images) // batch_size  # a short last batch is dropped
-    if steps == 0:
-        raise DataError(f"expected at least {batch_size} images for one batch, got {len(images)}")
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * steps)
+    optimiser = training.optimiser(model)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.lr, total_steps=total)
     model.train()
-    bar = tqdm(total=epochs * steps, desc="training", disable=None if progress else True)
+    bar = tqdm(total=total, desc="training", disable=None if progress else True)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout and drop-path draw from the global generator
-        for _ in range(epochs):
-            order = torch.randperm(len(images), generator=generator)
-            for step in range(steps):
-                chosen = order[step * batch_size : (step + 1) * batch_size]
-                batch = images[chosen]
-                if mirror:
-                    flipped = torch.rand(batch_size, generator=generator) < 0.5
-                    flipped = flipped[:, None, None, None].to(batch.device)
-                    batch = torch.where(flipped, batch.flip(-1), batch)
-                if crop:
-                    batch = _crop(batch, crop, generator)
+        for _ in range(training.epochs):
+            batches = torch.randperm(len(images), generator=generator).split(training.batch_size)
+            for step, chosen in enumerate(batches[:steps]):
+                batch = training.augment(images[chosen], generator)
                 loss = F.cross_entropy(model(batch.to(device)), labels[chosen].to(device))
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
@@ -88,14 +112,14 @@ def train_classifier(
     return model.eval()
 
 
-def _crop(batch: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+def _crop(batch: Tensor, reach: int, generator: Generator) -> Tensor:
     """Images (N, C, H, W), each moved by up to `reach` pixels along both axes."""
     height, width = batch.shape[-2:]
-    wide = F.pad(batch, [reach] * 4)
+    padded = F.pad(batch, [reach] * 4)
     corners = torch.randint(2 * reach + 1, (len(batch), 2), generator=generator).tolist()
     return torch.stack(
         [
             image[:, top : top + height, left : left + width]
-            for image, (top, left) in zip(wide, corners, strict=True)
+            for image, (top, left) in zip(padded, corners, strict=True)
         ]
     )

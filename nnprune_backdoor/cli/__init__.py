@@ -1,1 +1,5 @@
-"""The command line. Each command is a file here: `add` makes its parser, `run` does the work."""
+"""The command line: one file per command, `add` for its options and `run` for the work.
+
+Files of commands import nothing heavy at their top, so that `--help` is quick: torch and all that
+needs it are imported when a command runs.
+"""

@@ -1,4 +1,4 @@
-"""What all commands share: how one is added to the parser, and what it gives back."""
+"""What all commands share: adding one to the parser, its result, printing and writing files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import Any, NoReturn
 
 from ..errors import PurifyError
 
-Commands = Any  # what `add_subparsers` gives; argparse keeps its class to itself
+Commands = Any  # what `add_subparsers` returns; argparse does not export its class
 
 
 EVIDENCE = 3  # exit code: the model scanned, or the one written, shows evidence of a backdoor
 
 
 class MisuseError(PurifyError):
-    """The command line asks for something that cannot be; exit code 2."""
+    """The command line itself must be changed; exit code 2."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose errors say where to look, and name options that are spelt alike."""
+    """An ArgumentParser whose errors suggest options of similar spelling and name `--help`."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, extra = super().parse_known_args(args, namespace)
@@ -46,11 +46,15 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Result:
-    """What a command prints: `text` for people, or `data` as JSON; and its exit code."""
+    """What a command prints: `text`, or with --json `data`.
+
+    Attributes:
+        code: the exit code, 0 or EVIDENCE.
+    """
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
-    code: int = 0  # or EVIDENCE
+    code: int = 0
 
 
 def add_command(
@@ -63,13 +67,13 @@ def add_command(
     example: str,
     more: str = "",
 ) -> argparse.ArgumentParser:
-    """The parser of a new command, with the options that all of them have.
+    """The parser of a new command, with the options that all commands have.
 
     Args:
-        does: one line, for the list of commands and the top of its help.
-        usage: what must be given, after the command's name.
+        does: one line, for the list of commands and the top of the command's help.
+        usage: the required arguments, as the usage line shows them after the command's name.
         example: a command line that works, without the program's name.
-        more: said under the one line.
+        more: a paragraph below the one line.
     """
     about = f"{does[0].upper()}{does[1:]}."
     parser: Parser = commands.add_parser(
@@ -82,54 +86,43 @@ def add_command(
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, and all else on stderr"
+        "--json",
+        action="store_true",
+        help="print one JSON object on standard output, everything else on standard error",
     )
     parser.set_defaults(run=run)
     return parser
 
 
-def add_running(parser: argparse.ArgumentParser) -> None:
-    """Options of commands that compute something."""
-    parser.add_argument("--seed", type=seed_of, default=0, help="same seed, same result (0)")
-    parser.add_argument(
-        "--device", default="cpu", help="where it runs: cpu, cuda, cuda:1, mps (cpu)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
-
-
-def seed_of(text: str) -> int:
-    """A seed that every random generator takes; ArgumentTypeError for another."""
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if not 0 <= seed < 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number in [0, 2^63), got {text!r}")
-    return seed
-
-
 def printable(text: str) -> str:
-    """Text that may hold a stranger's names, fit for a terminal: no control characters.
+    """`text` with control characters replaced by "?".
 
-    They could move the cursor, recolour the screen, or show a name that is not the file's.
+    Names from other people's files may hold characters that move the cursor, recolour the screen,
+    or make one file name look like another.
     """
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def note(options: argparse.Namespace, text: str) -> None:
+    """Print on standard error, unless --quiet was given."""
+    if not options.quiet:
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 PAGES = (".html", ".md", ".json")
 
 
 def check_page(path: Path | None) -> None:
-    """Before long work: raise MisuseError where --report cannot be written, or names no page."""
+    """Before long work: raise MisuseError where --report names no page or cannot be written."""
     if path is not None and path.suffix not in PAGES:
-        raise MisuseError(f"--report {path}: expected a name ending in {', '.join(PAGES)}")
+        raise MisuseError(f"--report {path}: expected a name ending in .html, .md or .json")
     check_writable(path, "--report")
 
 
 def write_page(
     path: Path, *, html: Callable[[], str], markdown: Callable[[], str], data: Any
 ) -> None:
-    """Which of the three its name says."""
+    """Write HTML, Markdown or JSON, whichever the file's suffix says."""
     if path.suffix == ".html":
         text = html()
     elif path.suffix == ".md":
@@ -140,19 +133,21 @@ def write_page(
 
 
 def check_writable(path: Path | None, option: str) -> None:
-    """Before long work: raise MisuseError where a file of that name cannot be written."""
+    """Before long work: raise MisuseError where no file can be written to `path`."""
     if path is None:
         return
     if path.is_dir():
         raise MisuseError(f"{option} {path} is a folder; give the name of a file")
     if not path.parent.is_dir():
-        raise MisuseError(f"{option} {path}: there is no folder {path.parent}; make it first")
+        raise MisuseError(f"{option} {path}: no such folder {path.parent}; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise MisuseError(f"{option} {path}: {path.parent} cannot be written to")
+        raise MisuseError(
+            f"{option} {path}: {path.parent} cannot be written to; choose another folder"
+        )
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The file with this content, or what was there before."""
+    """Write the file, or leave what was there before where that fails."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         with draft.open("xb") as file:  # x: never through a link that somebody put there

@@ -5,87 +5,131 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..attacks.base import create_attack, list_attacks
-from ..criteria.base import create_criterion
-from ..selectors.base import create_selector
-from .base import Commands, MisuseError, Result, add_command, check_writable, seed_of
-from .inputs import note
+from .base import Commands, Result, add_command, check_writable, note
+from .names import ATTACKS, CRITERIA
+from .options import add_quiet, seed_of
 from .plugins import add_plugins
-from .rates import rates_as_data
 
 
 def add(commands: Commands) -> None:
-    """The parser."""
-    demo = add_command(
+    """Add the command's options."""
+    parser = add_command(
         commands,
         "demo",
         run,
         does="plant a backdoor in a timm network trained on photographs, and purify it",
         example="demo --save pair.png",
     )
-    demo.add_argument("--method", default="tac", help="see: nnprune-backdoor list (tac)")
-    demo.add_argument("--arch", default="resnet18", help="timm architecture (resnet18)")
-    demo.add_argument(
-        "--width", type=float, metavar="X", help="times the usual channels; ResNets only (0.5)"
+    _add_attack(parser)
+    _add_purification(parser)
+    parser.add_argument(
+        "--seed",
+        type=seed_of,
+        default=0,
+        metavar="N",
+        help="seed of training and purification (default: 0)",
     )
-    demo.add_argument(
-        "--attack", default="badnets", help=f"one of {', '.join(list_attacks())} (badnets)"
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE.png",
+        help="write a picture of a clean and a triggered image, with predictions before and after",
     )
-    demo.add_argument(
+    add_quiet(parser)
+    add_plugins(parser)
+
+
+def _add_attack(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the attack")
+    group.add_argument(
+        "--arch",
+        default="resnet18",
+        metavar="NAME",
+        help="name of the architecture in timm (default: resnet18)",
+    )
+    group.add_argument(
+        "--width",
+        type=float,
+        metavar="X",
+        help="multiply the number of channels by X; small ResNets only (default: 0.5 for resnet18, "
+        "1 for others)",
+    )
+    group.add_argument(
+        "--attack",
+        default="badnets",
+        metavar="NAME",
+        help=f"{', '.join(ATTACKS)} (default: badnets)",
+    )
+    group.add_argument(
         "--poison-rate",
         type=float,
         default=0.05,
         metavar="X",
-        help="share of training images (0.05)",
+        help="share of the training images to poison (default: 0.05)",
     )
-    demo.add_argument(
-        "--epochs", type=int, default=8, metavar="N", help="training epochs of the attacker (8)"
+    group.add_argument(
+        "--epochs",
+        type=int,
+        default=8,
+        metavar="N",
+        help="passes over the training images (default: 8)",
     )
-    demo.add_argument(
-        "--clean-images", type=int, default=500, metavar="N", help="given to the defender (500)"
+
+
+def _add_purification(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the purification")
+    group.add_argument(
+        "--method",
+        default="tac",
+        metavar="NAME",
+        help=f"{', '.join(CRITERIA)} (default: tac); see: nnprune-backdoor list",
     )
-    demo.add_argument(
+    group.add_argument(
+        "--clean-images",
+        type=int,
+        default=500,
+        metavar="N",
+        help="number of clean images to purify with (default: 500)",
+    )
+    group.add_argument(
         "--selector",
         choices=("trigger", "auto", "accuracy"),
         default="trigger",
-        help="how much goes: until recovered triggers fail (trigger), until the evidence of a "
-        "backdoor has gone (auto), or as much as accuracy allows",
+        help="how much is pruned. trigger: until recovered triggers fail; auto: until there is no "
+        "evidence of a backdoor; accuracy: as much as --max-drop allows (default: trigger)",
     )
-    demo.add_argument(
+    group.add_argument(
         "--max-drop",
         type=float,
         default=0.02,
         metavar="X",
-        help="clean accuracy that may go, 0.02 = 2 points (0.02)",
+        help="largest drop of clean accuracy allowed, 0.02 = 2 points (default: 0.02)",
     )
-    demo.add_argument(
+    group.add_argument(
         "--repair",
         choices=("none", "unlearn"),
-        help="unlearn: after pruning, train a little so that recovered triggers do nothing "
-        "(unlearn, where method or selector recovers one)",
+        help="unlearn: after pruning, train all weights a little so that recovered triggers have "
+        "no effect; none: prune only (default: unlearn where the method or the selector recovers a "
+        "trigger)",
     )
-    demo.add_argument("--seed", type=seed_of, default=0, help="of training and defence (0)")
-    demo.add_argument("--save", type=Path, metavar="FILE.png", help="write a picture")
-    demo.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
-    add_plugins(demo)
 
 
 def run(options: argparse.Namespace) -> Result:
     """Run the demo."""
-    from ..demo import (
-        Demo,
-        run_demo,
-    )
+    from ..attacks.base import create_attack
+    from ..criteria.base import create_criterion
+    from ..selectors.base import create_selector
+    from .choices import recovers_triggers
 
     check_writable(options.save, "--save")
     criterion = create_criterion(options.method)  # bad names fail before a minute of training
     selector = create_selector(options.selector, max_drop=options.max_drop)
     create_attack(options.attack)
-    recovers = criterion.recovers_triggers or selector.recovers_triggers
-    if options.repair == "unlearn" and not recovers:
-        raise MisuseError(
-            "--repair unlearn needs --selector trigger or auto, or --method tac or cnp"
-        )
+    recovers = recovers_triggers(options, criterion, selector)
+
+    from ..demo import Demo, run_demo
+    from .rates import rates_as_data
+
     width = options.width
     if width is None:
         width = 0.5 if options.arch == "resnet18" else 1.0
@@ -113,7 +157,7 @@ def run(options: argparse.Namespace) -> Result:
     )
     text = f"{outcome.purified.summary()}\n\n{outcome.table()}"
     if outcome.before.attack.asr.value < 0.9:
-        text += "\n\nNote: the attack itself did not take (ASR < 90 % before); train for longer."
+        text += "\n\nNote: the attack failed (ASR before is below 90 %); give more --epochs."
     if options.save:
         text += f"\n\npicture: {options.save}"
     data = {

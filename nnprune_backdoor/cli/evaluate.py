@@ -1,65 +1,63 @@
-"""nnprune-backdoor evaluate: accuracy, and what triggered images do where there are some."""
+"""nnprune-backdoor evaluate: accuracy, and the success of an attack whose trigger is known."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from ..attacks.base import list_attacks
-from ..attacks.evaluation import accuracy, attack_success
-from ..core.predictions import predict
-from ..utils.statistics import Rate
-from .base import Commands, MisuseError, Result, add_command, add_running
-from .inputs import (
-    Model,
-    add_architecture,
-    add_images,
-    classes_of,
-    label_of,
-    load,
-    preprocessing_of,
-    read_folder,
-)
+from .base import Commands, MisuseError, Result, add_command
+from .names import ATTACKS
+from .options import add_architecture, add_images, add_running, add_trigger_settings
 from .plugins import add_plugins
-from .rates import add_trigger_settings, rates_as_data, rates_as_text, trigger_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..utils.statistics import Rate
+    from .inputs import Model
 
 
 def add(commands: Commands) -> None:
-    """The parser."""
+    """Add the command's options."""
     parser = add_command(
         commands,
         "evaluate",
         run,
         does="measure accuracy, and a backdoor's success if you have its trigger",
         usage="MODEL",
-        more="ACC: clean images that get their label. ASR: triggered images of other classes "
-        "that are sent to the target. RA: triggered images that still get their label. "
-        "All with 95 % intervals.",
+        more="ACC: share of clean images classified correctly. ASR: share of triggered images of "
+        "other classes that are classified as the target. RA: share of these that are still "
+        "classified correctly. All with 95 % intervals.",
         example="evaluate purified --clean images/ \\\n      --triggered triggered/ --target 0",
     )
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a checkpoint, or a folder that purify wrote"
     )
     parser.add_argument(
-        "--clean", type=Path, metavar="DIR", help="clean images in class folders, or a data set"
+        "--clean",
+        type=Path,
+        metavar="DIR",
+        help="clean images in class folders, or with --data-root the name of a data set",
     )
     group = parser.add_argument_group("the attack, if known")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--trigger",
         metavar="NAME",
-        help=f"stamp the clean images with a known trigger: {', '.join(list_attacks())}",
+        help=f"stamp a known trigger on the clean images: {', '.join(ATTACKS)}",
     )
     which.add_argument(
         "--triggered",
         type=Path,
         metavar="DIR",
-        help="triggered images, in folders of their true class; without class folders all count",
+        help="triggered images in folders of their true class; without class folders, images of "
+        "the target class count as well",
     )
     add_trigger_settings(group)
-    group.add_argument("--target", metavar="LABEL", help="the attacker's label, number or name")
+    group.add_argument(
+        "--target", metavar="LABEL", help="the attacker's label, a number or the name of a class"
+    )
     add_architecture(parser)
     add_images(parser, 2000)
     add_running(parser)
@@ -67,16 +65,13 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> Result:
-    """Read, predict, count."""
-    attacked = options.trigger is not None or options.triggered is not None
-    if attacked != (options.target is not None):
-        raise MisuseError("give --target together with --trigger or --triggered")
-    if options.trigger is not None and options.clean is None:
-        raise MisuseError("--trigger stamps clean images; give --clean DIR too")
-    if options.clean is None and options.triggered is None:
-        raise MisuseError("nothing to measure; give --clean DIR, --triggered DIR, or both")
-    if options.trigger_set and options.trigger is None:
-        raise MisuseError("--trigger-set needs --trigger")
+    """Read the model and the images, predict, count."""
+    _check(options)
+
+    from ..attacks.evaluation import accuracy
+    from .inputs import classes_of, label_of, load, preprocessing_of, read_folder
+    from .rates import rates_as_data, rates_as_text, trigger_of
+
     trigger = None if options.trigger is None else trigger_of(options)
     model = load(options, options.model)
     preprocessing = preprocessing_of(options, model)
@@ -85,31 +80,55 @@ def run(options: argparse.Namespace) -> Result:
     if options.clean is not None:
         clean = read_folder(options, options.clean, model, preprocessing)
         if clean.data.labels is None:
-            raise MisuseError(f"{options.clean} has no class folders, so there is no accuracy")
+            raise MisuseError(
+                f"{options.clean} has no class folders to measure accuracy by; sort the images "
+                "into one folder per class"
+            )
         rates["ACC"] = accuracy(
             model.network, clean.data.images, clean.data.labels, progress=not options.quiet
         )
     if options.triggered is not None:
-        triggered = read_folder(options, options.triggered, model, preprocessing, named=False)
+        triggered = read_folder(
+            options, options.triggered, model, preprocessing, may_be_dataset=False
+        )
     known = next((images.classes for images in (clean, triggered) if images), ())
-    if not attacked:
+    if options.target is None:
         return Result(rates_as_text(rates, None, known), rates_as_data(rates, None))
-    target = label_of(options.target, known, classes_of(model, preprocessing))
+    target = label_of(options.target, known, classes_of(model, preprocessing), "--target")
     if trigger is not None and clean is not None:
-        pixels = trigger(preprocessing.pixels(clean.data.images))
-        stamped = preprocessing.normalise(pixels)
+        stamped = preprocessing.normalise(trigger(preprocessing.pixels(clean.data.images)))
         rates |= _attack(options, model, stamped, clean.data.labels, target)
     if triggered is not None:
         rates |= _attack(options, model, triggered.data.images, triggered.data.labels, target)
     text = rates_as_text(rates, target, known)
     if triggered is not None and triggered.data.labels is None:
-        text += "\nThe triggered images have no class folders, so those of the target itself count."
+        text += "\nwithout class folders, triggered images of the target class count as well"
     return Result(text, rates_as_data(rates, target))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise MisuseError where options lack others that they need."""
+    attacked = options.trigger is not None or options.triggered is not None
+    if attacked and options.target is None:
+        raise MisuseError("the attacker's label is not known; give --target LABEL")
+    if options.target is not None and not attacked:
+        raise MisuseError("--target needs triggered images; give --trigger NAME or --triggered DIR")
+    if options.trigger is not None and options.clean is None:
+        raise MisuseError("--trigger needs images to stamp; give --clean DIR too")
+    if options.clean is None and options.triggered is None:
+        raise MisuseError("nothing to measure; give --clean DIR, --triggered DIR, or both")
+    if options.trigger_set and options.trigger is None:
+        raise MisuseError("--trigger-set needs a trigger; give --trigger NAME too")
 
 
 def _attack(
     options: argparse.Namespace, model: Model, images: Tensor, labels: Tensor | None, target: int
 ) -> dict[str, Rate]:
+    """ASR and RA; without labels ASR alone, over all images."""
+    from ..attacks.evaluation import attack_success
+    from ..core.predictions import predict
+    from ..utils.statistics import Rate
+
     progress = not options.quiet
     if labels is None:
         hits = predict(model.network, images, progress=progress) == target

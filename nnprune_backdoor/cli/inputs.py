@@ -1,9 +1,8 @@
-"""Options for models and image folders, and what they are read into."""
+"""Models and images that the options ask for. The options themselves are in `options`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,148 +18,96 @@ from ..files.images import FolderImages, read_classes, read_images, shown
 from ..files.preprocessing import Preprocessing, refuse_other_channels
 from ..files.record_file import read_record
 from ..files.saving import load_purified
-from .base import MisuseError, printable
+from .base import MisuseError, note
 from .name_value import read_plain
 
-_FEW = 5  # files that are named where more were skipped
+_NAMED = 5  # skipped files that a note names
+_LISTED = 20  # lines of classes that a note shows
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network and what is known of it."""
+    """A network and what is known of it.
+
+    Attributes:
+        arch: Its name in timm.
+        arguments: Of timm.create_model.
+        source: What a purified model's record says of preprocessing and classes; else empty.
+        shape: Of an image, (C, H, W), from a purified model's record; else empty.
+    """
 
     network: nn.Module
-    arch: str | None  # timm's name
-    arguments: dict[str, Any]  # of timm.create_model
-    source: dict[str, Any]  # on record where it was purified: preprocessing and classes, if any
-    shape: tuple[int, ...] = ()  # (C, H, W) on record
+    arch: str | None
+    arguments: dict[str, Any]
+    source: dict[str, Any]
+    shape: tuple[int, ...] = ()
 
     @property
     def channels(self) -> int:
-        """Of the images that it takes."""
+        """Number of channels of the images that it takes."""
         given = self.arguments.get("in_chans", self.shape[0] if self.shape else 3)
         return given if isinstance(given, int) else 3
 
 
-def add_architecture(parser: argparse.ArgumentParser) -> None:
-    """How a checkpoint is read."""
-    group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--arch", metavar="NAME", help="timm's name of the architecture, such as resnet18"
-    )
-    group.add_argument(
-        "--arch-arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="argument of timm.create_model, such as img_size=64; may be repeated. The number "
-        "of classes and of channels are found from the weights",
-    )
-    group.add_argument(
-        "--key", metavar="NAME", help="entry of the file that holds the weights, such as model_ema"
-    )
-
-
-def add_images(parser: argparse.ArgumentParser, most: int | None) -> None:
-    """How images are read; `most` is how many are used unless told otherwise."""
-    group = parser.add_argument_group("the images")
-    group.add_argument(
-        "--data-root",
-        type=Path,
-        metavar="DIR",
-        help="then the images are not a folder but a data set that torchvision keeps in DIR: "
-        f"{', '.join(list_datasets())}; nothing is downloaded",
-    )
-    group.add_argument(
-        "--split", choices=("test", "train"), help="of that data set, used with --data-root (test)"
-    )
-    group.add_argument(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="names of the class folders in the model's order, one a line; else their names, "
-        "sorted (as numbers where all are), are the classes 0, 1, ...",
-    )
-    group.add_argument(
-        "--images",
-        type=int,
-        default=most,
-        metavar="N",
-        help=f"use N images, drawn by seed and balanced over classes ({most or 'all'})",
-    )
-    group.add_argument(
-        "--size", type=int, nargs="+", metavar="PX", help="side, or height and width (timm's)"
-    )
-    for name in ("mean", "std"):
-        group.add_argument(
-            f"--{name}",
-            type=float,
-            nargs="+",
-            metavar="X",
-            help=f"{name} of the normalisation, one a channel, of pixels in [0, 1] (timm's)",
-        )
-    group.add_argument(
-        "--interpolation", choices=("bilinear", "bicubic", "nearest"), help="(timm's)"
-    )
-    group.add_argument(
-        "--crop-pct", type=float, metavar="X", help="part that the centre crop keeps (timm's)"
-    )
-
-
-def note(options: argparse.Namespace, text: str) -> None:
-    """On standard error, unless --quiet."""
-    if not options.quiet:
-        print(printable(text), file=sys.stderr, flush=True)
-
-
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device asked for, tried."""
+    """The device asked for; MisuseError where it does not work."""
     try:
         device = torch.device(options.device)
         torch.zeros(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0][:150]
-        raise MisuseError(f"--device {options.device}: not usable here ({first})") from error
+        raise MisuseError(
+            f"--device {options.device}: not usable here ({first}); try cpu"
+        ) from error
     return device
 
 
 def load(options: argparse.Namespace, path: Path) -> Model:
     """A checkpoint, or a folder that `purify` wrote, on the device asked for."""
     device = device_of(options)
-    arguments = read_plain(options.arch_arg)
-    if path.is_dir():
-        if options.arch is not None or arguments or options.key is not None:
-            raise MisuseError(f"{path} is a folder that says its architecture; leave --arch out")
-        record = read_record(path)
-        architecture = record["architecture"]
-        network = load_purified(path)
-        shape = tuple(n for n in record["input"] or () if isinstance(n, int))
-        found = Model(
-            network,
-            architecture["name"],
-            architecture["arguments"],
-            record.get("source", {}),
-            shape if len(shape) == 3 else (),
-        )
-    else:
-        weights = load_weights(path, key=options.key)
-        for line in weights.notes:
-            note(options, f"{path.name}: {shown(line)}")
-        if options.arch is None and weights.arch is None:
-            raise MisuseError(
-                f"{path} does not name its architecture; give --arch NAME, timm's name for it"
-            )
-        network, arch, arguments = built(weights, options.arch, arguments, what=str(path))
-        found = Model(network, arch, arguments, {})
+    found = _load_folder(options, path) if path.is_dir() else _load_checkpoint(options, path)
     found.network.to(device)
     return found
 
 
+def _load_folder(options: argparse.Namespace, path: Path) -> Model:
+    if options.arch is not None or options.arch_arg or options.key is not None:
+        raise MisuseError(
+            f"{path} is a folder, and its record has the architecture; leave out --arch, "
+            "--arch-arg and --key"
+        )
+    record = read_record(path)
+    architecture = record["architecture"]
+    shape = tuple(n for n in record["input"] or () if isinstance(n, int))
+    return Model(
+        load_purified(path),
+        architecture["name"],
+        architecture["arguments"],
+        record.get("source", {}),
+        shape if len(shape) == 3 else (),
+    )
+
+
+def _load_checkpoint(options: argparse.Namespace, path: Path) -> Model:
+    arguments = read_plain(options.arch_arg)
+    weights = load_weights(path, key=options.key)
+    for line in weights.notes:
+        note(options, f"{path.name}: {shown(line)}")
+    if options.arch is None and weights.arch is None:
+        raise MisuseError(
+            f"{path} does not name its architecture; give --arch NAME, timm's name for it"
+        )
+    network, arch, arguments = built(weights, options.arch, arguments, what=str(path))
+    return Model(network, arch, arguments, {})
+
+
 def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing:
-    """What is on record, else timm's, with what the options say; it is printed."""
+    """That of the record, else timm's, changed as the options say; a note prints it."""
     size = options.size
     if size is not None and len(size) > 2:
-        raise MisuseError("--size: expected one side, or height and width")
+        raise MisuseError(
+            f"--size: expected one side, or height and width, got {len(size)} numbers"
+        )
     overrides = {
         "size": None if size is None else (size[0], size[-1]),
         "mean": None if options.mean is None else tuple(options.mean),
@@ -187,9 +134,9 @@ def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing
 
 
 def classes_of(model: Model, preprocessing: Preprocessing) -> int:
-    """How many classes the model has, by running it once."""
-    where = next(model.network.parameters())
-    blank = torch.zeros(2, preprocessing.channels, *preprocessing.size).to(where)
+    """Number of classes that the model has, found by running it once."""
+    weight = next(model.network.parameters())
+    blank = torch.zeros(2, preprocessing.channels, *preprocessing.size).to(weight)
     try:
         with torch.no_grad():
             logits = model.network(blank)
@@ -197,8 +144,9 @@ def classes_of(model: Model, preprocessing: Preprocessing) -> int:
     except Exception as error:  # whatever a network does with images it was not made for
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(
-            f"the model does not run on images {preprocessing.size[0]} x {preprocessing.size[1]} "
-            f"({first}); give --size as it was trained with"
+            "the model does not run on images of "
+            f"{preprocessing.size[0]} x {preprocessing.size[1]} pixels ({first}); give the --size "
+            "that it was trained with"
         ) from error
     return int(count)
 
@@ -209,23 +157,23 @@ def read_folder(
     model: Model,
     preprocessing: Preprocessing,
     *,
-    fixed: bool = True,
-    named: bool = True,
+    classes_of_model: bool = True,
+    may_be_dataset: bool = True,
 ) -> FolderImages:
-    """Images of a folder, or of a data set; what was mapped and what was skipped is printed.
+    """Images of a folder, or of a data set; notes say which classes and which files were read.
 
     Args:
-        fixed: the classes are those of the model; False: it will be made for those of the folder.
-        named: with --data-root, `folder` is the name of a data set.
+        classes_of_model: the classes must be as many as the model has.
+        may_be_dataset: with --data-root, `folder` is the name of a data set.
     """
-    classes = classes_of(model, preprocessing) if fixed else None
-    if named and options.data_root is not None:
+    classes = classes_of(model, preprocessing) if classes_of_model else None
+    if may_be_dataset and options.data_root is not None:
         return _read_dataset(options, str(folder), preprocessing, classes)
     if options.split is not None:
-        raise MisuseError("--split is of a data set; give --data-root DIR too")
+        raise MisuseError("--split needs a data set; give --data-root DIR too")
     if not folder.exists() and str(folder) in list_datasets():
         raise MisuseError(
-            f"{folder} is a data set of torchvision's; give --data-root DIR, where it keeps it"
+            f"{folder} is a data set of torchvision; give --data-root DIR, the folder that holds it"
         )
     names = read_classes(options.classes) if options.classes is not None else None
     recorded = model.source.get("classes")
@@ -246,20 +194,24 @@ def read_folder(
         note(options, found.notice)
     if found.classes:
         lines = found.mapping().splitlines()
-        note(options, "\n".join(lines if len(lines) <= 20 else [*lines[:20], "      ..."]))
-    for line in found.skipped[:_FEW]:
+        if len(lines) > _LISTED:
+            lines[_LISTED:] = ["      ..."]
+        note(options, "\n".join(lines))
+    for line in found.skipped[:_NAMED]:
         note(options, f"skipped: {line}")
-    if len(found.skipped) > _FEW:
-        note(options, f"skipped: {len(found.skipped) - _FEW} more")
+    if len(found.skipped) > _NAMED:
+        note(options, f"skipped: {len(found.skipped) - _NAMED} more")
     return found
 
 
 def _read_dataset(
     options: argparse.Namespace, name: str, preprocessing: Preprocessing, classes: int | None
 ) -> FolderImages:
-    """The data set of this name; its classes must be the model's."""
+    """The data set of this name; DataError where the model has another number of classes."""
     if options.classes is not None:
-        raise MisuseError("--classes names class folders; a data set of --data-root has its own")
+        raise MisuseError(
+            "--classes is for class folders, and a data set has its own; leave it out"
+        )
     split = options.split or "test"
     found = read_dataset(
         name,
@@ -272,24 +224,34 @@ def _read_dataset(
     )
     if classes is not None and len(found.classes) != classes:
         raise DataError(
-            f"{name} has {len(found.classes)} classes, and the model has {classes}; was it trained "
-            "on this data set?"
+            f"{name} has {len(found.classes)} classes, and the model has {classes}; give the data "
+            "set that it was trained on"
         )
     note(options, f"{name}, {split}: {len(found.files)} of {found.found} images, {classes} classes")
     return found
 
 
-def label_of(text: str, classes: tuple[str, ...], count: int) -> int:
-    """A label given as a number or as the name of a class."""
+def label_of(text: str, classes: tuple[str, ...], count: int, option: str) -> int:
+    """A label given as a number or as the name of a class.
+
+    Args:
+        classes: the names by label; may be empty.
+        count: how many labels there are.
+        option: that `text` was given to.
+
+    Raises:
+        UnknownNameError: neither a number nor a class.
+        MisuseError: a number that is no label, or that is the name of another label's class.
+    """
     if text in classes and not (text.isdecimal() and classes.index(text) != int(text)):
         return classes.index(text)
     if text.isdecimal():
         if text in classes:
             raise MisuseError(
-                f"--target {text}: class folder {text!r} is label {classes.index(text)}; rename "
-                "the folders, or give --classes with names that are no numbers"
+                f"{option} {text}: the class folder {text!r} is label {classes.index(text)}; "
+                "rename the folders, or give --classes with names that are not numbers"
             )
         if int(text) < count:
             return int(text)
-        raise MisuseError(f"--target {text}: the model has labels 0 to {count - 1}")
+        raise MisuseError(f"{option} {text}: no such label; the model has labels 0 to {count - 1}")
     raise unknown_name("class", text, map(shown, classes))

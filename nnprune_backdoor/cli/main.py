@@ -1,7 +1,8 @@
-"""The command line: nnprune-backdoor COMMAND. What each command does is in `commands`."""
+"""The command line's entry point: nnprune-backdoor COMMAND."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -9,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import PurifyError, UnknownNameError
-from ..reports.report import plain
 from ..version import __version__
 from . import attack, demo, evaluate, listing, purify, report, scan
 from .base import MisuseError, Parser, Result, printable
@@ -27,13 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-            load_plugins(getattr(options, "plugin", ()))  # before any name is looked up
-            result: Result = options.run(options)
-        if options.json:
-            print(json.dumps(plain(result.data), allow_nan=False), flush=True)
-        else:
-            print(printable(result.text), flush=True)
+        return _run(options)
     except (MisuseError, UnknownNameError) as error:
         print(
             f"nnprune-backdoor: {printable(str(error))}\n"
@@ -41,15 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except BrokenPipeError:  # whoever read this has seen enough; nothing more can be flushed
+    except BrokenPipeError:  # the reader has left; nothing more can be flushed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (PurifyError, OSError, MemoryError) as error:
         text = printable(str(error)) or type(error).__name__
         print(f"nnprune-backdoor: {text}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # also while torch is imported
         return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the command chosen, print its result, and return its exit code."""
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        load_plugins(getattr(options, "plugin", ()))  # before any name is looked up
+        result: Result = options.run(options)
+    if options.json:
+        from ..reports.report import plain
+
+        print(json.dumps(plain(result.data), allow_nan=False), flush=True)
+    else:
+        print(printable(result.text), flush=True)
     return result.code
 
 
@@ -64,7 +71,3 @@ def _parser() -> Parser:
     for module in _COMMANDS:
         module.add(commands)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,32 +12,26 @@ from ..utils.statistics import Rate
 from .name_value import read_settings
 
 _MEANS = {
-    "ACC": "clean images that get their label",
-    "ASR": "triggered images sent to the target",
-    "RA": "triggered images that keep their label",
+    "ACC": "clean images classified correctly",
+    "ASR": "triggered images classified as the target",
+    "RA": "triggered images classified correctly",
 }
 
 
-def add_trigger_settings(group: Any) -> None:
-    """--trigger-set."""
-    group.add_argument(
-        "--trigger-set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of the trigger, such as size=4; may be repeated",
-    )
-
-
 def trigger_of(options: argparse.Namespace) -> Trigger:
-    """The trigger named, with its settings; UnknownNameError, MisuseError where they err."""
+    """The trigger named, with its settings.
+
+    Raises:
+        UnknownNameError: no such trigger or setting.
+        MisuseError, DataError: a value that does not fit the setting.
+    """
     cls = attack_class(options.trigger)
     settings = read_settings(cls, options.trigger_set, f"attack {options.trigger!r}")
     return create_attack(options.trigger, **settings)
 
 
 def rates_as_text(rates: Mapping[str, Rate], target: int | None, classes: Sequence[str]) -> str:
-    """A line a rate, and the target's name."""
+    """One line per rate, and the target with its class name if that is known."""
     lines = [
         f"{name:4}{rate!s:23} {_MEANS[name]} ({rate.hits} of {rate.count})"
         for name, rate in rates.items()
@@ -48,7 +42,7 @@ def rates_as_text(rates: Mapping[str, Rate], target: int | None, classes: Sequen
 
 
 def rates_as_data(rates: Mapping[str, Rate], target: int | None) -> dict[str, Any]:
-    """Hits, count, share and 95 % interval of each, and the target."""
+    """Hits, count, share and 95 % interval of each rate, and the target."""
     data: dict[str, Any] = {
         name: {
             "hits": rate.hits,

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..files.record_file import REPORT, read_report
-from ..reports.pages import to_html, to_markdown
 from .base import Commands, Result, add_command, check_writable, write_whole
 
 _NO_PICTURES = (
@@ -16,23 +14,26 @@ _NO_PICTURES = (
 
 
 def add(commands: Commands) -> None:
-    """The parser."""
+    """Add the command's options."""
     parser = add_command(
         commands,
         "report",
         run,
-        does="show what was done to a purified model, from its folder",
+        does="show how a model was purified, from the folder that purify wrote",
         usage="FOLDER",
-        more="Prints Markdown; a page with pictures is made by purify --report FILE.html.",
+        more="Prints Markdown. For a page with pictures, use purify --report FILE.html.",
         example="report purified --html purified.html",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="that purify wrote")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that purify wrote")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write Markdown")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write Markdown to a file")
 
 
 def run(options: argparse.Namespace) -> Result:
-    """Read report.json and lay it out."""
+    """Read report.json and make pages of it."""
+    from ..files.record_file import REPORT, read_report
+    from ..reports.pages import to_html, to_markdown
+
     for option in ("html", "markdown"):
         check_writable(getattr(options, option), f"--{option}")
     report = read_report(options.folder)
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace) -> Result:
         texts = {"html": to_html(report, {}, _NO_PICTURES), "markdown": to_markdown(report)}
     except Exception as error:  # the file may hold anything; only its outline was checked
         raise CheckpointError(
-            f"{options.folder / REPORT}: damaged, it cannot be laid out ({error})"
+            f"{options.folder / REPORT}: damaged, no page can be made of it ({error}); purify the "
+            "model again"
         ) from error
     written = []
     for kind, text in texts.items():

@@ -34,11 +34,17 @@ class Compute:
     itself, and CNP then finds its noise for each part; both change scores by more than rounding.
     One image has no batch statistics where a layer has one value of it for each channel: one that
     is left over joins a part of two.
+
+    Attributes:
+        precision: "bfloat16" runs convolutions and matrix products under autocast.
+        channels_last: Memory layout of convolutions; left alone where it does not work.
+        micro_batch: Maximum number of images in a pass with gradients; None for no limit. Three
+            where two would leave one over.
     """
 
-    precision: Precision = "float32"  # "bfloat16": autocast of convolutions and matrix products
-    channels_last: bool = False  # memory layout of convolutions; left alone where it does not work
-    micro_batch: int | None = None  # images a pass with gradients, at most; 3 where 2 leave one
+    precision: Precision = "float32"
+    channels_last: bool = False
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

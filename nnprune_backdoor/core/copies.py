@@ -1,4 +1,4 @@
-"""Work on somebody else's model: leave it as it was, and do not take for ever."""
+"""Copies of the user's model, and checks that it can be copied and worked on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_effici
 
 
 def clone(model: nn.Module) -> nn.Module:
-    """A deep copy with the same modes, flags and hooks, where `copy.deepcopy` may refuse.
+    """A deep copy with the same modes, flags and hooks.
 
-    It does so for results of a forward pass with gradients that a network keeps (old weight norm,
-    `torch.nn.utils.prune`, features kept for later); they are copied without their history.
+    Unlike `copy.deepcopy` it also copies networks that keep results of a forward pass with
+    gradients (old weight norm, `torch.nn.utils.prune`, stored features), without their history.
+    See `frozen_copy` for a copy to compute on.
 
     Raises:
         UnsupportedModelError: it is no module, is wrapped (compiled, data-parallel), has no weights
@@ -52,20 +53,20 @@ def clone(model: nn.Module) -> nn.Module:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode whose parameters ask for no gradient, without checkpointing.
+    """A deep copy to compute on: in eval mode, without gradients, gradient checkpointing off.
 
-    What is computed again in the backward pass would be computed without masks and noise, and
-    silently; `Compute(micro_batch=...)` bounds memory as well.
+    Checkpointing computes parts again in the backward pass, where masks and noise would be
+    silently missing; `Compute(micro_batch=...)` bounds memory instead.
 
     Raises:
-        UnsupportedModelError: see `copied`.
+        UnsupportedModelError: see `clone`.
     """
-    own = clone(model)
-    for module in own.modules():
+    frozen = clone(model)
+    for module in frozen.modules():
         for switch in _CHECKPOINTING:
             if getattr(module, switch, None) is True:
                 setattr(module, switch, False)
-    return own.eval().requires_grad_(False)
+    return frozen.eval().requires_grad_(False)
 
 
 def _refuse_other_things(model: object) -> None:
@@ -111,20 +112,20 @@ def refuse_computed_weights(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
-def refuse_recomputing(own: nn.Module, images: Tensor) -> None:
+def refuse_recomputing(frozen: nn.Module, images: Tensor) -> None:
     """Raise UnsupportedModelError if the backward pass computes a part of the model again.
 
-    By a switch of its own, that is; those that are known are off in a private copy. Masks and
-    noise would be missing there. Models that cannot be differentiated at all are let through.
+    Switches for this that are known are off in a frozen copy; this finds others. Masks and noise
+    would be missing there. Models that cannot be differentiated at all pass.
 
     Args:
-        own: a private copy; a copy of it is tried, since networks may keep what they compute.
+        frozen: from `frozen_copy`; a copy is tried, since networks may keep what they compute.
         images: (N, C, H, W), on its device and in its dtype; one serves.
     """
     part = None
     for through_images in (True, False):
         try:
-            part = _recomputed(copy.deepcopy(own), images[:1].detach().clone(), through_images)
+            part = _recomputed(copy.deepcopy(frozen), images[:1].detach().clone(), through_images)
             break
         except Exception as error:  # whatever a forward written by somebody raises
             if "checkpoint" in str(error).lower():
@@ -158,14 +159,14 @@ def _recomputed(model: nn.Module, images: Tensor, through_images: bool) -> str |
     return again[0] if again else None
 
 
-def restore_modes_(own: nn.Module, given: nn.Module) -> None:
-    """Give a private copy the modes, checkpointing and gradient flags of the model it is of."""
-    for mine, theirs in zip(own.modules(), given.modules(), strict=True):
+def restore_modes_(frozen: nn.Module, given: nn.Module) -> None:
+    """Give a frozen copy the modes, checkpointing and gradient flags of the model it is of."""
+    for mine, theirs in zip(frozen.modules(), given.modules(), strict=True):
         mine.training = theirs.training
         for switch in _CHECKPOINTING:
             if getattr(theirs, switch, None) is True:
                 setattr(mine, switch, True)
-    for weight, theirs_too in zip(own.parameters(), given.parameters(), strict=True):
+    for weight, theirs_too in zip(frozen.parameters(), given.parameters(), strict=True):
         weight.requires_grad_(theirs_too.requires_grad)
 
 
@@ -195,6 +196,18 @@ def refuse_wrapped(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"the model is wrapped by {wrapper}; give the plain one: model.{attribute}"
             )
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode inside; every module's own mode comes back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextlib.contextmanager

@@ -5,22 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..utils.tensors import placement
 from .data import CleanData
 from .masks import MaskedModel, Silencing
-from .predictions import at_once
+from .predictions import predict_labels
 from .scores import Selection
 from .sites import Site
 
 
 class HeldOut:
-    """Held-out clean images: which of them the model still gets right under a selection.
+    """Held-out clean images: which of them the model classifies correctly under a selection.
 
     Args:
         model: in eval mode, frozen; it is not changed.
         clean: labelled images that the criterion did not see.
-        scored: clean images that the criterion saw: no measure of accuracy, but of use to a
-            selector that looks for evidence.
+        scored: clean images that the criterion has used; a selector may look for evidence in
+            them, but must not measure accuracy on them.
     """
 
     def __init__(
@@ -33,8 +32,8 @@ class HeldOut:
         scored: CleanData | None = None,
         progress: bool = False,
     ) -> None:
-        self.clean = clean.near(model)
-        self.scored = None if scored is None else scored.near(model)
+        self.clean = clean.moved_to(model)
+        self.scored = None if scored is None else scored.moved_to(model)
         self.silencing = silencing
         self.progress = progress
         self._masked = MaskedModel(model, sites, silencing=silencing)
@@ -46,7 +45,7 @@ class HeldOut:
         return self._masked.model
 
     def correct(self, selection: Selection) -> Tensor:
-        """Bool (N,): the images that are classified rightly while the selection is silent."""
+        """Bool (N,): whether each image is classified correctly while the selection is silent."""
         return self.predict(selection, self.clean.images) == self.clean.targets
 
     @torch.no_grad()
@@ -54,6 +53,4 @@ class HeldOut:
         """Labels (N,) for images (N, C, H, W) while the selection is silent."""
         masked = self._masked
         masked.masks.copy_(selection.keep())
-        where = placement(masked.model)
-        parts = images.split(max(16, at_once(images, masked.model)))
-        return torch.cat([masked(part.to(**where)).argmax(1).cpu() for part in parts])
+        return predict_labels(masked.model, images, run=masked)

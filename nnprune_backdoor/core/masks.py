@@ -30,7 +30,7 @@ class MaskedModel:
     `silencing="zero"` the bias (beta) is multiplied too. Masks of ones give the model's own
     logits, bit for bit. No gradient of a weight is ever computed: freeze the model's parameters.
     Gradient checkpointing must be off: it would compute blocks again without their masks
-    (`guard.private_copy` sees to both).
+    (`copies.frozen_copy` sees to both).
 
     In batch-statistics mode (`norms.use_statistics_`) the running statistics drift in the copied
     buffers only.
@@ -93,11 +93,11 @@ class MaskedModel:
                 convolution of its own.
         """
         use_statistics_(self.model, statistics)
-        own = {site.name for site in self.sites}
+        scored = {site.name for site in self.sites}
         norms = [
             module
             for name, module in self.model.named_modules()
-            if keeps_statistics(module) and name not in own
+            if keeps_statistics(module) and name not in scored
         ]
         bare = [not isinstance(module, NORMS) for module in self._modules]
         if statistics == "running" or not norms or not any(bare):

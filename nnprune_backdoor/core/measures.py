@@ -22,12 +22,19 @@ Source = Literal["criterion", "selector"]
 
 @dataclass(frozen=True)
 class PairedAccuracy:
-    """Clean accuracy before and after on the same images, which nothing before had seen."""
+    """Clean accuracy before and after, on the same images, which no earlier step has used.
+
+    Attributes:
+        before: Accuracy of the model as given.
+        after: Accuracy of the purified model.
+        drop: Loss of accuracy as a share of the images; negative is a gain.
+        interval: 95 % interval of the drop.
+    """
 
     before: Rate
     after: Rate
-    drop: float  # share of the images; negative = gain
-    interval: tuple[float, float]  # of the drop, 95 %
+    drop: float
+    interval: tuple[float, float]
 
     @classmethod
     def of(cls, before: nn.Module, after: nn.Module, clean: CleanData) -> Self | None:
@@ -52,12 +59,18 @@ class PairedAccuracy:
 class ProxySuccess:
     """How often a recovered trigger sends clean images to its label, before and after.
 
-    The same images twice, which nothing before had seen, without those that the model as given
-    sends there anyway. A proxy: the attacker's trigger may be another one.
+    Measured on the same images, which no earlier step has used, without those that the model as
+    given sends there anyway. A proxy: the attacker's trigger may be another one.
+
+    Attributes:
+        trigger: The recovered trigger.
+        source: Whether the criterion or the selector recovered it.
+        before: Its success rate on the model as given.
+        after: Its success rate on the purified model.
     """
 
     trigger: RecoveredTrigger
-    source: Source  # who recovered it
+    source: Source
     before: Rate
     after: Rate
 

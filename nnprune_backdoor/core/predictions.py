@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import SupportsIndex
+from collections.abc import Callable, Iterable
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +11,57 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..utils.progress import progress_bar
 from ..utils.randomness import as_integer
-from ..utils.tensors import placement
+from ..utils.tensors import at_least_float32, placement
+from .copies import eval_mode
+
+_LARGEST_BATCH = 256  # images a forward pass
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, images: Tensor, batch_size: int = 256, progress: bool = False
+def predict_logits(
+    model: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    *,
+    run: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
 ) -> Tensor:
-    """Predicted labels (N,) of images (N, C, H, W), in eval mode; the mode comes back."""
-    modes = {module: module.training for module in model.modules()}
-    where = placement(model)
-    try:
-        model.eval()
-        parts = []
-        with progress_bar(len(images), "predicting", progress) as bar:
-            for part in images.split(batch_size):
-                parts.append(model(part.to(**where)).argmax(1).cpu())
-                bar.update(len(part))
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return torch.cat(parts)
+    """Logits (N, classes) on the CPU, of images (N, C, H, W), in the modes that the model is in.
+
+    Args:
+        images: cut into batches by `images_per_pass`, or given in batches.
+        run: what is run in place of the model, a masked view of it for example.
+    """
+    where, run = placement(model), model if run is None else run
+    if isinstance(images, Tensor):
+        images = images.split(max(16, images_per_pass(images, model)))
+    batches = list(images)
+    found = []
+    with progress_bar(sum(map(len, batches)), "predicting", progress) as bar:
+        for batch in batches:
+            found.append(at_least_float32(run(batch.to(**where))).cpu())
+            bar.update(len(batch))
+    return torch.cat(found)
+
+
+def predict_labels(model: nn.Module, images: Tensor | Iterable[Tensor], **how: Any) -> Tensor:
+    """Labels (N,) that the model gives images (N, C, H, W), int64; see `predict_logits`."""
+    return predict_logits(model, images, **how).argmax(1)
+
+
+def predict(model: nn.Module, images: Tensor, *, progress: bool = False) -> Tensor:
+    """Labels (N,) that the model gives images (N, C, H, W) in eval mode; its modes come back."""
+    with eval_mode(model):
+        return predict_labels(model, images, progress=progress)
+
+
+def images_per_pass(images: Tensor, model: nn.Module) -> int:
+    """Images (N, C, H, W) a forward pass, fewer of larger ones, so that memory stays in bounds.
+
+    An accelerator is idle with so few as a processor is content with: there, 16 times as many.
+    """
+    height, width = images.shape[2:]
+    pixels = _LARGEST_BATCH * 1024 * (1 if placement(model)["device"].type == "cpu" else 16)
+    return max(1, min(_LARGEST_BATCH, pixels // (height * width)))
 
 
 def check_labels(labels: Iterable[SupportsIndex], classes: int) -> list[int]:
@@ -44,23 +74,3 @@ def check_labels(labels: Iterable[SupportsIndex], classes: int) -> list[int]:
     if not found or not good or len(set(found)) < len(found):
         raise DataError(f"expected different labels in [0, {classes}), got {found}")
     return found
-
-
-@torch.no_grad()
-def predict_labels(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's own labels (N,) for images (N, C, H, W), int64 on the CPU."""
-    where, size = placement(model), max(16, at_once(images, model))
-    return torch.cat([model(part.to(**where)).argmax(1).cpu() for part in images.split(size)])
-
-
-def at_once(images: Tensor, model: nn.Module) -> int:
-    """Images (N, C, H, W) a forward pass, fewer of larger ones, so that memory stays in bounds.
-
-    An accelerator is idle with so few as a processor is content with: there, 16 times as many.
-    """
-    height, width = images.shape[2:]
-    pixels = _AT_ONCE * 1024 * (1 if placement(model)["device"].type == "cpu" else 16)
-    return max(1, min(_AT_ONCE, pixels // (height * width)))
-
-
-_AT_ONCE = 256  # images a forward pass

@@ -70,14 +70,23 @@ class RecoveredTrigger:
     """A mask and a pattern that send images to `target`; calling it stamps images.
 
     It is what the model reacts to, which need not look like the attacker's trigger.
+
+    Attributes:
+        target: The label that stamped images are sent to.
+        mask: Opacity of the trigger, (1, H, W) in [0, 1], on the CPU.
+        pattern: Its colours, (C, H, W), normalised as the model expects, on the CPU.
+        success: Share of held-out clean images that it sends to the target, without those already
+            there.
+        tested: Number of images behind that share; success is 0 where there were none.
+        steps: Optimisation steps after which this mask and pattern were reached.
     """
 
     target: int
-    mask: Tensor  # (1, H, W) in [0, 1], on the CPU
-    pattern: Tensor  # (C, H, W), normalised as the model expects, on the CPU
-    success: float  # share of held-out clean images sent to the target, those already there aside
-    tested: int  # how many images that share is of; success is 0 where there were none
-    steps: int  # after which this mask and pattern were reached
+    mask: Tensor
+    pattern: Tensor
+    success: float
+    tested: int
+    steps: int
 
     @property
     def norm(self) -> float:

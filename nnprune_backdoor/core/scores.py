@@ -19,11 +19,14 @@ from .sites import Neuron, Site
 
 @dataclass(frozen=True, eq=False)
 class ChannelScores:
-    """A criterion's verdict on every neuron.
+    """A criterion's scores of all neurons.
 
-    `flat` is (number of neurons,) float32 on the CPU, in site order, then channel order; `details`
-    is plain data about the run (steps, accuracies, what was not reached) for the report;
-    `triggers` are those that the criterion recovered and stands on.
+    Attributes:
+        sites: The layers scored.
+        flat: Scores (number of neurons,), float32 on the CPU, in site order, then channel order.
+        criterion: The criterion's repr.
+        details: Plain data about the run (steps, accuracies, stops not reached) for the report.
+        triggers: Triggers that the criterion recovered and used.
     """
 
     sites: tuple[Site, ...]
@@ -107,19 +110,30 @@ def neurons_of(sites: tuple[Site, ...]) -> list[Neuron]:
 
 
 class Point(NamedTuple):
-    """What held-out clean images said about silencing the first neurons of a ranking."""
+    """What silencing the first neurons of a ranking did on held-out clean images.
 
-    neurons: int  # that are silent
-    drop: float  # of accuracy, paired, as a share of the images; negative = gain
-    success: float | None = None  # proxy: of recovered triggers, the most successful one
+    Attributes:
+        neurons: Number of silent neurons.
+        drop: Paired drop of accuracy as a share of the images; negative is a gain.
+        success: Success rate of the most successful recovered trigger, a proxy of the attack's.
+    """
+
+    neurons: int
+    drop: float
+    success: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The neurons that go, first to go first, and why these.
+    """The neurons to prune, first to go first, and why these.
 
-    `curve` holds the amounts that were tried, where some were, and `triggers` the recovered
-    triggers that decided, where some did.
+    Attributes:
+        sites: The layers scored.
+        neurons: The neurons to prune.
+        reason: How the amount was decided, for people.
+        details: Plain data about the decision, for the report.
+        curve: The amounts that were tried, if any.
+        triggers: The recovered triggers that decided, if any.
     """
 
     sites: tuple[Site, ...]

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from ..core.compute import Compute
-from ..core.copies import frozen_copy, refuse_recomputing
 from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.norms import keeps_statistics
+from ..core.prepared import Prepared
 from ..core.scores import ChannelScores
-from ..core.sites import Site, find_sites
+from ..core.sites import Site
 from ..errors import ScoringError, UnsupportedModelError
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.registry import Registry
@@ -87,7 +87,7 @@ class Criterion(ABC):
         sites: tuple[Site, ...] | None = None,
         seed: int = 0,
         progress: bool = False,
-        compute: Compute = Compute(),  # noqa: B008 - frozen
+        compute: Compute = Compute(),
     ) -> ChannelScores:
         """Score the neurons of `model`, which is left as it was, also when something raises.
 
@@ -103,24 +103,22 @@ class Criterion(ABC):
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            data = CleanData.collect(clean)
-            if self.needs_labels:
-                data.targets  # noqa: B018 - raises where there are none
-            own = frozen_copy(model)
-            data.check_against(own)
-            if sites is None:
-                sites = find_sites(own, data.images[:2].to(**placement(own)))
+            prepared = Prepared.of(
+                model,
+                clean,
+                labels="needed" if self.needs_labels else "used",
+                repeatable=self.needs_images,
+                gradients=self.needs_images and self.needs_gradients,
+            )
+            frozen = prepared.model
+            sites = prepared.sites if sites is None else sites
             if self.needs_batchnorm:
-                self._check_batchnorm(own, sites)
-            if self.needs_images:
-                data.check_repeatable(own)
-                if self.needs_gradients:
-                    refuse_recomputing(own, data.images[:2].to(**placement(own)))
-            compute.lay_out_(own, data.images[:2])
-            data = data.near(own)
+                self._check_batchnorm(frozen, sites)
+            compute.lay_out_(frozen, prepared.clean.images[:2])
+            data = prepared.clean.moved_to(frozen)
             generator = torch.Generator().manual_seed(seed)
-            with compute.applied(placement(own)["device"]):
-                scores = self.score(own, data, sites, generator, progress)
+            with compute.applied(placement(frozen)["device"]):
+                scores = self.score(frozen, data, sites, generator, progress)
         if scores.sites != sites:
             raise ScoringError(f"{type(self).__name__} did not score the sites it was given")
         return scores

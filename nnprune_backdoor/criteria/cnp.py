@@ -7,10 +7,9 @@ on clean images, and let masks learn to bring stamped images back to the benign 
 close was the backdoor's. No labels are needed.
 
 `CNP.paper()` is the authors' published code. The defaults differ in three named ways, for the
-reasons and with the numbers in docs/cnp.md: the target is the label of the smallest trigger
-(`candidates`), the trigger is inverted until small (`inversion`), and the masks' `response` to the
-contrastive loss replaces their training (`ranking`). Fields without a remark keep the published
-value.
+reasons and with the numbers in docs/results/cnp.md: the target is the label of the smallest trigger
+(`candidates`), the trigger is inverted until small (`inversion`), and the masks' `Response` to the
+contrastive loss replaces their training (`ranking`).
 """
 
 from __future__ import annotations
@@ -25,76 +24,104 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import count_classes
 from ..core.compute import mean_gradients
 from ..core.data import CleanData
 from ..core.masks import MaskedModel, Silencing
-from ..core.norms import Statistics
 from ..core.predictions import check_labels, predict_labels
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..core.scores import ChannelScores
 from ..core.sites import Site, find_classifiers, find_sites
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
+from ..utils.settings import check_settings
 from ..utils.tensors import at_least_float32, placement
 from .base import register_criterion
+from .parts.mask_training import MaskTraining
 from .parts.noise import adversarial_noise
-from .parts.response import sensitivity, successive_scores
+from .parts.response import Response
 from .parts.trigger import TriggerCriterion
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlateauTraining(MaskTraining):
+    """Mask training whose learning rate halves where the share of images recovered stalls.
+
+    Attributes:
+        least_lr: The rate does not fall below this.
+        patience: Number of checks without progress after which it halves.
+        check_every: Steps between two checks.
+    """
+
+    least_lr: float = 0.01
+    patience: int = 2
+    check_every: int = 40
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, positive=("check_every",))
+
+    def schedule(
+        self, optimiser: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+        """To be stepped with the share of images recovered."""
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimiser, mode="max", factor=0.5, patience=self.patience, min_lr=self.least_lr
+        )
 
 
 @register_criterion("cnp")
 @dataclass(frozen=True, kw_only=True)
 class CNP(TriggerCriterion):
-    """Masks under which stamped images have benign features: low = backdoor.
+    """Scores a neuron by how far its mask must close for stamped images to have benign features.
 
-    Scores of the trained masks lie in [0, 1]; those of the response in (0, stages + 1), the whole
-    part being the stage that silenced the neuron (`response.py`). Wherever the method speaks of
-    labels, the model's own predictions serve.
+    Low scores mark backdoor neurons. Wherever the method speaks of labels, the model's own
+    predictions serve.
+
+    Attributes:
+        stamp: Your own trigger in place of a recovered one: images (N, C, H, W), normalised as the
+            model expects, to images of the same shape.
+        candidates: Number of labels to invert, those that noise leads to most; None for all.
+            Published: 1.
+        noise_passes: Draws per image when candidates are sought.
+        inversion: How the trigger is recovered: until it is small, or as in the authors' code.
+        inversion_lr: Learning rate of the authors' inversion.
+        inversion_penalty: Weight of the sum of the mask in the authors' inversion, at 32 x 32
+            pixels; times 1024 / (H W).
+        ranking: The masks' response to the contrastive loss, or masks trained on it (published:
+            1200 steps).
+        temperature: tau of the contrastive loss.
+        noise_budget: epsilon, the largest relative change of a weight or bias at the start.
+        noise_steps: Ascent steps of the noise.
+        project_noise: Keep the noise within [-epsilon, epsilon]; the authors' reaches 2 epsilon.
+        mirror: Mirror images at random. Published: True, which digits and signs forbid.
     """
 
     reference: ClassVar[str] = "Feng et al., Contrastive Neuron Pruning, IEEE TIP 2025"
     needs_labels: ClassVar[bool] = False
     cost: ClassVar[str] = "as tac, then a few passes over the images"
 
-    # one's own trigger instead: images (N, C, H, W), normalised as the model expects -> the same
     stamp: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
-    candidates: int | None = None  # labels that noise leads to most, to invert; None: all; paper 1
-    noise_passes: int = 5  # candidates: draws per image
-    inversion: Literal["smallest", "authors"] = "smallest"  # paper: authors
-    inversion_lr: float = 0.005  # of the authors' inversion
-    inversion_penalty: float = 0.01  # ... on the sum of the mask, at 32 x 32; times 1024 / (H W)
-
-    ranking: Literal["response", "masks"] = "response"  # paper: masks
-    temperature: float = 0.3  # tau of the contrastive loss
-    noise_budget: float = 0.4  # epsilon: largest relative change of a weight or bias, at first
+    candidates: int | None = None
+    noise_passes: int = 5
+    inversion: Literal["smallest", "authors"] = "smallest"
+    inversion_lr: float = 0.005
+    inversion_penalty: float = 0.01
+    ranking: Response | PlateauTraining = Response(stages=20)
+    temperature: float = 0.3
+    noise_budget: float = 0.4
     noise_steps: int = 1
-    project_noise: bool = False  # into [-epsilon, epsilon]; the authors' reaches 2 epsilon
-    statistics: Statistics = "running"  # of BatchNorm; paper: batch, benign and stamped apart
-    mirror: bool = False  # images at random; the authors': True, which digits and signs forbid
-    mask_batch: int = 128
-
-    rounds: int = 1  # response: passes over the clean images a stage, each with fresh noise
-    damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
-    probe_size: int = 20  # response: images a gradient of the clean sensitivity
-    stages: int = 20  # response: neurons are silenced and the rest asked again so often
-    stage_share: float = 0.0025  # response: of all neurons, silenced at a time
-
-    mask_steps: int = 1200  # masks: updates
-    mask_lr: float = 0.2  # masks
-    mask_momentum: float = 0.9  # masks
-    mask_lr_least: float = 0.01  # masks: the rate halves, down to this, where recovery stalls ...
-    mask_patience: int = 2  # masks: ... for more than so many looks
-    mask_look: int = 40  # masks: steps between two looks
+    project_noise: bool = False
+    mirror: bool = False
 
     def __post_init__(self) -> None:
-        labels = 1 if self.candidates is None else self.candidates
-        if min(labels, self.rounds, self.mask_batch, self.mask_look) < 1:
-            raise DataError("expected rounds, mask_batch, mask_look and candidates of at least 1")
+        if self.candidates is not None and self.candidates < 1:
+            raise DataError(f"expected candidates of at least 1, got {self.candidates}")
         super().__post_init__()
 
     @property
     def silencing(self) -> Silencing:
-        return "constant" if self.ranking == "masks" else "zero"
+        return "constant" if isinstance(self.ranking, MaskTraining) else "zero"
 
     @property
     def recovers_triggers(self) -> bool:
@@ -109,8 +136,7 @@ class CNP(TriggerCriterion):
             steps=800,
             batch_size=128,
             min_success=0.0,
-            ranking="masks",
-            statistics="batch",
+            ranking=PlateauTraining(steps=1200),
             mirror=True,
         )
 
@@ -132,22 +158,23 @@ class CNP(TriggerCriterion):
             stamp, details = self.recover(model, unlabelled, generator, progress)
             triggers = (stamp,)
         views = _Views(model, sites, heads, stamp)
-        if self.ranking == "masks":
-            views.masked.use_statistics_(self.statistics, clean.few())
-            flat, trained = self.train_masks(views, unlabelled, generator, progress)
+        if isinstance(self.ranking, MaskTraining):
+            flat, trained = self.train(self.ranking, views, unlabelled, generator, progress)
             details |= trained
         else:
-            own = CleanData(clean.images, predict_labels(model, clean.images))
-            stiffness = sensitivity(model, own, sites, generator, self.probe_size)
-            views.masked.use_statistics_(self.statistics, clean.few())
-            flat = successive_scores(
+            ranking = self.ranking
+            predicted = CleanData(clean.images, predict_labels(model, clean.images))
+            stiffness = ranking.stiffness(model, predicted, sites, generator)
+            views.masked.use_statistics_(ranking.statistics, clean.examples())
+
+            def gradient(batch: CleanData) -> Tensor:
+                return self.gradient(views, self.augmented(batch.images, generator), generator)[0]
+
+            flat = ranking.scores(
                 views.masked,
-                lambda: self.pull(views, unlabelled, generator),
+                lambda: ranking.mean(views.masked, unlabelled, generator, gradient),
                 stiffness,
-                self.damping,
-                stages=self.stages,
-                share=self.stage_share,
-                progress=progress,
+                progress,
             )
             details["ranks_only"] = True
         return ChannelScores(sites, flat, repr(self), details, triggers)
@@ -185,9 +212,10 @@ class CNP(TriggerCriterion):
         """
         where = placement(model)
         masked = MaskedModel(model, find_sites(model, clean.images[:2].to(**where)))
-        draws = self.draws(clean, generator)
-        increase = torch.zeros(clean.check_against(model), dtype=torch.int64)
-        for images in islice(draws, -(-self.noise_passes * len(clean) // self.mask_batch)):
+        size = self.ranking.batch_size
+        draws = self.draws(clean, generator, size)
+        increase = torch.zeros(count_classes(model, clean.images), dtype=torch.int64)
+        for images in islice(draws, -(-self.noise_passes * len(clean) // size)):
             here = images.to(**where)
             with torch.no_grad():
                 before = masked(here).argmax(1)
@@ -208,7 +236,7 @@ class CNP(TriggerCriterion):
         """
         if self.inversion == "smallest":
             return super().invert(model, clean, target, seed, progress)
-        (target,) = check_labels([target], clean.check_against(model))
+        (target,) = check_labels([target], count_classes(model, clean.images))
         pixels = self.pixels or PixelRange.seen_in(clean.images)
         pixels.check(clean.images)
         where, generator = placement(model), torch.Generator().manual_seed(seed)
@@ -238,12 +266,10 @@ class CNP(TriggerCriterion):
 
     # ---- contrast ---------------------------------------------------------------------------
 
-    def draws(
-        self, clean: CleanData, generator: torch.Generator, size: int | None = None
-    ) -> Iterator[Tensor]:
+    def draws(self, clean: CleanData, generator: torch.Generator, size: int) -> Iterator[Tensor]:
         """Batches of images without end, each image drawn by itself."""
         while True:
-            for batch in clean.batches(size or self.mask_batch, generator, replacement=True):
+            for batch in clean.batches(size, generator, replacement=True):
                 yield self.augmented(batch.images, generator)
 
     def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -301,55 +327,59 @@ class CNP(TriggerCriterion):
         z_n, _ = views.features(views.masked, images, **noise)
         zs_m, recovered = views.features(views.masked, stamped)
         with torch.no_grad():
-            z, own = views.features(views.original, images)
+            z, predicted = views.features(views.original, images)
             zs, _ = views.features(views.original, stamped)
         alike = (z_m, z), (zs_m, z), (z_n, z)
         apart = (z_n, zs), (z_m, zs), (zs_m, zs)
         similarities = [F.cosine_similarity(a, b) for a, b in alike + apart]
         loss = contrastive_loss(torch.stack(similarities, 1), self.temperature)
         _check_finite(loss, "the contrastive loss")
-        return loss, recovered.argmax(1) == own.argmax(1)
+        return loss, recovered.argmax(1) == predicted.argmax(1)
 
-    def pull(self, views: _Views, clean: CleanData, generator: torch.Generator) -> Tensor:
-        """Mean gradient of the contrastive loss at the present masks, (number of neurons,)."""
-        total = torch.zeros_like(views.masked.masks)
-        for _ in range(self.rounds):
-            for batch in clean.batches(self.mask_batch, generator):
-                images = self.augmented(batch.images, generator)
-                total += len(batch) * self.gradient(views, images, generator)[0]
-        return total / (self.rounds * len(clean))
-
-    def train_masks(
-        self, views: _Views, clean: CleanData, generator: torch.Generator, progress: bool
+    def train(
+        self,
+        training: PlateauTraining,
+        views: _Views,
+        clean: CleanData,
+        generator: torch.Generator,
+        progress: bool,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """SGD on the masks, whose rate of learning follows the share of images recovered.
+        """SGD on the masks, whose learning rate follows the share of images recovered.
 
-        Returns the masks (number of neurons,), the number of steps, and the share at each look.
+        Returns the masks (number of neurons,), and the number of steps and the share recovered at
+        each check for the details.
         """
-        masks = views.masked.masks
-        optimiser = torch.optim.SGD([masks], lr=self.mask_lr, momentum=self.mask_momentum)
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimiser,
-            mode="max",
-            factor=0.5,
-            patience=self.mask_patience,
-            min_lr=self.mask_lr_least,
-        )
+        views.masked.use_statistics_(training.statistics, clean.examples())
+        optimiser = training.optimiser(views.masked.masks)
+        schedule = training.schedule(optimiser)
         shares: list[float] = []
-        looks: list[float] = []
-        with progress_bar(self.mask_steps, "contrasting features", progress) as bar:
-            for images in islice(self.draws(clean, generator), self.mask_steps):
-                masks.grad, share = self.gradient(views, images, generator)
-                optimiser.step()
-                with torch.no_grad():
-                    masks.clamp_(0, 1)
-                shares.append(share)
-                if len(shares) == self.mask_look:
-                    looks.append(sum(shares) / len(shares))
-                    schedule.step(looks[-1])
-                    shares.clear()
-                bar.update()
-        return masks.detach().float().cpu(), {"mask_steps": self.mask_steps, "recovered": looks}
+        recovered: list[float] = []
+
+        def epoch() -> Iterator[Tensor]:
+            for batch in clean.batches(training.batch_size, generator, replacement=True):
+                yield self.augmented(batch.images, generator)
+
+        def gradient(images: Tensor) -> Tensor:
+            found, share = self.gradient(views, images, generator)
+            shares.append(share)
+            return found
+
+        def follow(step: int) -> None:
+            if step % training.check_every == 0:
+                recovered.append(sum(shares) / len(shares))
+                schedule.step(recovered[-1])
+                shares.clear()
+
+        masks, steps = training.train(
+            views.masked.masks,
+            epoch,
+            gradient,
+            title="contrasting features",
+            progress=progress,
+            optimiser=optimiser,
+            after=follow,
+        )
+        return masks, {"mask_steps": steps, "recovered": recovered}
 
 
 def contrastive_loss(similarities: Tensor, temperature: float) -> Tensor:

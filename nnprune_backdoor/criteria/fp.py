@@ -4,7 +4,7 @@ Liu, Dolan-Gavitt and Garg, "Fine-Pruning: Defending Against Backdooring Attacks
 Networks", RAID 2018, https://arxiv.org/abs/1805.12185. A neuron that serves the backdoor has
 nothing to do on clean images. Record the mean activation of each channel on clean images, and prune
 the most dormant ones first, for as long as clean accuracy holds; then fine-tune on the clean images
-(`finetuning.fine_tune` with the selection), because a backdoor may share neurons with the task.
+(`training.fine_tune` with the selection), because a backdoor may share neurons with the task.
 
 The activation is the positive part of the site's output, which is what a ReLU passes on. At the end
 of a residual branch the ReLU sees the branch plus the shortcut; here the branch alone counts, since

@@ -9,41 +9,49 @@ every large neuron that the clean loss does not defend; clean preserving is that
 No code of the authors is public, and we had the paper's three objectives but not its numbers, nor
 where each clean loss is evaluated. Everything numerical here is therefore ours, `MNP.paper()`
 included, mostly taken from RNP, whose unlearning is clean suppression term by term. Do not report
-what this class gives as the paper's results. docs/mnp.md has the choices and what they give.
+what this class gives as the paper's results; docs/results/mnp.md has the choices and what they
+give.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..core.data import CleanData
 from ..core.masks import MaskedModel, Silencing
-from ..core.norms import Statistics, use_statistics_
+from ..core.norms import use_statistics_
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from ..errors import DataError, ScoringError
-from ..utils.progress import progress_bar
-from .base import register_criterion
-from .parts.response import loss_gradient, sensitivity, successive_scores
-from .parts.unlearning import UnlearningCriterion
+from .base import Criterion, register_criterion
+from .parts.mask_training import MaskTraining
+from .parts.response import Response, loss_gradient
+from .parts.unlearning import Unlearning
 
 
 @register_criterion("mnp")
 @dataclass(frozen=True, kw_only=True)
-class MNP(UnlearningCriterion):
-    """Masks that a weight penalty closes and clean images keep open: low = backdoor.
+class MNP(Criterion):
+    """Scores a neuron by how far a weight penalty closes its mask against the clean task's defence.
 
-    A reconstruction: see the module. Scores are the masks in (0, 1); masks at 0 score in [-1, 0),
-    the first to get there lowest, then the larger neuron; masks at 1 in (1, 2], the smallest
-    neuron highest. Those of the response lie in (0, stages + 1), see `response.py`.
+    Low scores mark backdoor neurons. A reconstruction: see the module. Trained masks score in
+    (0, 1); masks at 0 in [-1, 0), the first to get there lowest, then the larger neuron; masks at 1
+    in (1, 2], the smallest neuron highest.
 
-    Where no layer is a BatchNorm, weights ascend at 0.001 and a gradient norm of 1 at most:
-    without normalisation they diverge in a few steps. That magnitude says anything there is not
-    known.
+    Where no layer is a BatchNorm, weights ascend at a rate of 0.001 and a gradient norm of 1 at
+    most: without normalisation they diverge in a few steps. Whether magnitude says anything there
+    is not known.
+
+    Attributes:
+        unlearning: Clean suppression, ascent on L - mu ||theta||^2 with mu = weight_decay / 2.
+        preserve: a, weight of the original's clean loss; 1 - a is that of the suppressed model's.
+        penalty: lambda, of the sum over neurons of mask times magnitude.
+        ranking: The masks' response to this objective, or masks trained on it (paper).
+        mask_silencing: What a mask multiplies: "constant" gamma alone, "zero" beta too.
     """
 
     reference: ClassVar[str] = (
@@ -52,52 +60,28 @@ class MNP(UnlearningCriterion):
     needs_labels: ClassVar[bool] = True
     cost: ClassVar[str] = "about ten thousand images, forward and backward"
 
-    unlearn_stop: float | None = None  # twice the accuracy of guessing, within 0.2 and 0.5
-    mu: float = 2.5e-4  # clean suppression ascends L - mu ||theta||^2
-
-    preserve: float = 0.5  # a: weight of the original's clean loss, 1 - a of the suppressed one's
-    penalty: float = 5e-3  # lambda: of the sum over neurons of mask times magnitude
-    mask_means: Silencing = "constant"  # gamma only; "zero" masks beta as well
-
-    ranking: Literal["masks", "response"] = "response"  # paper: masks
-    damping: float = 0.1  # response: share of the mean clean sensitivity added to each neuron's
-    probe_size: int = 20  # response: images a gradient of the clean sensitivity
-    stages: int = 1  # response: neurons are silenced and the rest asked again so often
-    stage_share: float = 0.0025  # response: of all neurons, silenced at a time
-
-    steps: int = 500  # masks: updates at most
-    mask_lr: float = 0.2  # masks
-    mask_momentum: float = 0.9  # masks
-    mask_statistics: Statistics = "batch"  # masks: of BatchNorm
-    closed_below: float = 0.2  # masks: at which a neuron counts as closed
-    closed_share: float = 0.1  # masks: stop once so many are, or the penalty closes them all
+    unlearning: Unlearning = Unlearning(stop=None)
+    preserve: float = 0.5
+    penalty: float = 5e-3
+    ranking: Response | MaskTraining = Response()
+    mask_silencing: Silencing = "constant"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.preserve <= 1:
             raise DataError(f"expected preserve in [0, 1], got {self.preserve}")
-        if self.steps < 1:
-            raise DataError(f"expected at least one step, got {self.steps}")
 
     @classmethod
     def paper(cls) -> Self:
         """The reconstruction with RNP's published unlearning; the paper's numbers are unknown."""
         return cls(
-            unlearn_lr=0.01,
-            unlearn_milestones=(10,),
-            unlearn_epochs=20,
-            unlearn_check="epoch",
-            ranking="masks",
+            unlearning=Unlearning(lr=0.01, milestones=(10,), epochs=20, check="epoch", stop=None),
+            ranking=MaskTraining(steps=500, closed_share=0.1),
         )
 
     @property
     def silencing(self) -> Silencing:
-        return self.mask_means if self.ranking == "masks" else "zero"
-
-    @property
-    def weight_decay(self) -> float:
-        """Of all weights while unlearning: the gradient of mu ||theta||^2 is 2 mu theta."""
-        return 2 * self.mu
+        return self.mask_silencing if isinstance(self.ranking, MaskTraining) else "zero"
 
     def score(
         self,
@@ -107,23 +91,27 @@ class MNP(UnlearningCriterion):
         generator: torch.Generator,
         progress: bool,
     ) -> ChannelScores:
-        """Suppress the clean task, then let penalty and clean loss settle the masks."""
-        suppressed, details = self.careful(model).unlearn(model, clean, generator, progress)
+        """Suppress the clean task, then weigh the penalty against the clean losses."""
+        ascent = self.unlearning.careful(model)
+        suppressed, details = ascent.unlearn(model, clean, generator, progress)
         parts = self.losses(model, suppressed, sites)
         weights = magnitudes(suppressed, sites)
-        if self.ranking == "masks":
-            masks, closed_at, steps = self.train_masks(parts, weights, clean, generator, progress)
+        if isinstance(self.ranking, MaskTraining):
+            masks, closed_at, steps = self.train(
+                self.ranking, parts, weights, clean, generator, progress=progress
+            )
             flat = tie_free(masks, closed_at, weights)
             details["mask_steps"] = steps
         else:
-            flat = successive_scores(
-                parts[0][1],
-                lambda: self.pull(parts, weights, clean, generator),
-                sensitivity(model, clean, sites, generator, self.probe_size),
-                self.damping,
-                stages=self.stages,
-                share=self.stage_share,
-                progress=progress,
+            ranking, masked = self.ranking, parts[0][1]
+            stiffness = ranking.stiffness(model, clean, sites, generator)
+            for _, part in parts:
+                part.use_statistics_(ranking.statistics, clean.examples())
+            flat = ranking.scores(
+                masked,
+                lambda: self.pull(ranking, parts, weights, clean, generator),
+                stiffness,
+                progress,
             )
             details["ranks_only"] = True
         return ChannelScores(sites, flat, repr(self), details)
@@ -134,7 +122,7 @@ class MNP(UnlearningCriterion):
         """The weighted models whose clean losses defend the masks; one mask tensor for all."""
         a = self.preserve
         parts = [
-            (weight, MaskedModel(each, sites, silencing=self.mask_means))
+            (weight, MaskedModel(each, sites, silencing=self.mask_silencing))
             for weight, each in ((a, model), (1 - a, suppressed))
             if weight > 0
         ]
@@ -142,12 +130,14 @@ class MNP(UnlearningCriterion):
             masked.masks = parts[0][1].masks
         return parts
 
-    def train_masks(
+    def train(
         self,
+        training: MaskTraining,
         parts: list[tuple[float, MaskedModel]],
         weights: Tensor,
         clean: CleanData,
         generator: torch.Generator,
+        *,
         progress: bool,
     ) -> tuple[Tensor, Tensor, int]:
         """min over m of a L(m theta) + (1 - a) L(m theta_s) + lambda sum m M.
@@ -168,49 +158,49 @@ class MNP(UnlearningCriterion):
         masks = parts[0][1].masks
         steepness = self.penalty * weights.to(masks)
         for _, masked in parts:
-            masked.use_statistics_(self.mask_statistics, clean.few())
-        optimiser = torch.optim.SGD([masks], lr=self.mask_lr, momentum=self.mask_momentum)
+            masked.use_statistics_(training.statistics, clean.examples())
         closed_at = torch.full_like(masks, torch.inf, requires_grad=False)
-        steps, saturated = 0, False
-        with progress_bar(self.steps, "weight penalty", progress) as bar:
-            while steps < self.steps and not saturated:
-                for batch in clean.batches(self.batch_size, generator):
-                    gradient = torch.zeros_like(masks)
-                    for weight, masked in parts:
-                        gradient += loss_gradient(masked, batch, weight)
-                        if not torch.isfinite(gradient).all():
-                            raise ScoringError(
-                                f"mask training diverged after {steps} steps (gradients of NaN or "
-                                "inf); take a smaller mask_lr"
-                            )
-                    masks.grad = gradient + steepness
-                    optimiser.step()
-                    steps += 1
-                    bar.update()
-                    with torch.no_grad():
-                        masks.clamp_(0, 1)
-                        closed_at[(masks == 0) & (closed_at > steps)] = steps
-                        share = (masks < self.closed_below).float().mean()
-                    saturated = bool(share >= self.closed_share)
-                    if saturated or steps == self.steps:
-                        break
+
+        def gradient(batch: CleanData) -> Tensor:
+            total = torch.zeros_like(masks)
+            for weight, masked in parts:
+                total += loss_gradient(masked, batch, weight)
+                if not torch.isfinite(total).all():
+                    raise ScoringError(
+                        "mask training diverged (gradients of NaN or inf); take a smaller lr"
+                    )
+            return total + steepness
+
+        def note(step: int) -> None:
+            closed_at[(masks == 0) & (closed_at > step)] = step
+
+        found, steps = training.train(
+            masks,
+            lambda: clean.batches(training.batch_size, generator),
+            gradient,
+            title="weight penalty",
+            progress=progress,
+            after=note,
+        )
         for _, masked in parts:
             use_statistics_(masked.model, "running")
-        return masks.detach().float().cpu(), closed_at.float().cpu(), steps
+        return found, closed_at.float().cpu(), steps
 
     def pull(
         self,
+        ranking: Response,
         parts: list[tuple[float, MaskedModel]],
         weights: Tensor,
         clean: CleanData,
         generator: torch.Generator,
     ) -> Tensor:
-        """The gradient (number of neurons,) of the same objective before any mask has moved."""
+        """The gradient (number of neurons,) of the same objective at the present masks."""
         total = torch.zeros_like(weights)
         for weight, masked in parts:
-            for batch in clean.batches(self.batch_size, generator):
-                share = weight * len(batch) / len(clean)
-                total += share * loss_gradient(masked, batch).float().cpu()
+            for _ in range(ranking.rounds):
+                for batch in clean.batches(ranking.batch_size, generator):
+                    share = weight * len(batch) / len(clean) / ranking.rounds
+                    total += share * loss_gradient(masked, batch).float().cpu()
         return total + self.penalty * weights
 
 

@@ -8,14 +8,14 @@ clean images, and ask which neurons it works through.
 
 `TAC.paper()` asks by how much each neuron moves. The default asks, in one gradient, which neurons
 must be silent for stamped images to get their own labels back, and weighs that against what the
-neuron is worth to clean images (`response.py`); docs/inversion.md has both in numbers. It asks in
-stages, again after each few neurons (docs/ranking.md).
+neuron is worth to clean images (`Response`), again after each few neurons;
+docs/results/inversion.md has both in numbers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,30 +28,34 @@ from ..core.scores import ChannelScores
 from ..core.sites import Site
 from .base import register_criterion
 from .parts.layers import watch
-from .parts.response import mean_gradient, sensitivity, successive_scores
+from .parts.response import Response
 from .parts.trigger import TriggerCriterion
+
+
+@dataclass(frozen=True)
+class ActivationChange:
+    """Rank by how far the trigger moves each neuron, in units of its clean spread."""
 
 
 @register_criterion("tac")
 @dataclass(frozen=True, kw_only=True)
 class TAC(TriggerCriterion):
-    """Neurons through which a recovered trigger works: low = backdoor.
+    """Scores a neuron by how much a recovered trigger works through it.
 
-    Scores by "unlearn" lie in (0, stages + 1), the whole part being the stage that silenced the
-    neuron (`response.py`); those by "change" in (0, 1], 1 meaning that the trigger does not move
-    it. Wherever the methods speak of labels, the model's own predictions serve.
+    Low scores mark backdoor neurons. Scores by activation change lie in (0, 1], 1 meaning that the
+    trigger does not move the neuron. Wherever the methods speak of labels, the model's own
+    predictions serve.
+
+    Attributes:
+        ranking: The masks' response to the wish that stamped images get their own labels back, or
+            by how much the trigger moves each neuron (published).
     """
 
     reference: ClassVar[str] = "Wang et al., Neural Cleanse, IEEE S&P 2019; Zheng et al., ECCV 2022"
     needs_labels: ClassVar[bool] = False
     cost: ClassVar[str] = "2,400 images forward and backward for every class, 6,400 for the target"
 
-    ranking: Literal["unlearn", "change"] = "unlearn"  # paper: change
-
-    damping: float = 0.1  # unlearn: share of the mean clean sensitivity added to each neuron's
-    probe_size: int = 20  # unlearn: images a gradient of the clean sensitivity
-    stages: int = 20  # unlearn: neurons are silenced and the rest asked again so often
-    stage_share: float = 0.0025  # unlearn: of all neurons, silenced at a time
+    ranking: Response | ActivationChange = Response(stages=20)
 
     @classmethod
     def paper(cls) -> Self:
@@ -59,7 +63,7 @@ class TAC(TriggerCriterion):
 
         For Neural Cleanse itself give the last site alone as `sites`.
         """
-        return cls(ranking="change", steps=1000)
+        return cls(ranking=ActivationChange(), steps=1000)
 
     def score(
         self,
@@ -70,22 +74,19 @@ class TAC(TriggerCriterion):
         progress: bool,
     ) -> ChannelScores:
         """Find the target, recover its trigger, rank by what the trigger needs or moves."""
-        own = CleanData(clean.images, predict_labels(model, clean.images))
-        trigger, details = self.recover(model, own, generator, progress)
-        elsewhere = own.take((own.targets != trigger.target).nonzero().flatten())
-        if self.ranking == "change":
+        predicted = CleanData(clean.images, predict_labels(model, clean.images))
+        trigger, details = self.recover(model, predicted, generator, progress)
+        elsewhere = predicted.take((predicted.targets != trigger.target).nonzero().flatten())
+        if isinstance(self.ranking, ActivationChange):
             flat = 1 / (1 + activation_change(model, elsewhere, trigger, sites))
         else:
+            ranking = self.ranking
             stamped = CleanData(trigger(elsewhere.images), elsewhere.labels)
             masked = MaskedModel(model, sites, silencing="zero")
-            flat = successive_scores(
-                masked,
-                lambda: mean_gradient(masked, stamped, _BATCH, generator),
-                sensitivity(model, own, sites, generator, self.probe_size),
-                self.damping,
-                stages=self.stages,
-                share=self.stage_share,
-                progress=progress,
+            stiffness = ranking.stiffness(model, predicted, sites, generator)
+            masked.use_statistics_(ranking.statistics, clean.examples())
+            flat = ranking.scores(
+                masked, lambda: ranking.mean(masked, stamped, generator), stiffness, progress
             )
             details["ranks_only"] = True
         return ChannelScores(sites, flat, repr(self), details, (trigger,))
@@ -122,7 +123,5 @@ def _outputs(model: nn.Module, sites: tuple[Site, ...], images: Tensor) -> dict[
     watch(model, sites, images, lambda site, output: found[site.name].append(output))
     return {name: torch.cat(parts, 1) for name, parts in found.items()}
 
-
-_BATCH = 128  # images a pass
 
 _FEW = 32  # images a pass that keeps the outputs of all sites

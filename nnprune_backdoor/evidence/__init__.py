@@ -3,7 +3,7 @@
 from .diagnosis import Diagnosis
 from .exposure import Exposed, expose
 from .null import Evidence
-from .relearning import Relearned, relearn
+from .relearning import Relearned, Relearning, relearn
 from .restoration import Restoration, Restored
 from .scanning import Scan, scan
 
@@ -12,6 +12,7 @@ __all__ = [
     "Evidence",
     "Exposed",
     "Relearned",
+    "Relearning",
     "Restoration",
     "Restored",
     "Scan",

@@ -6,17 +6,15 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
-from ..core.predictions import at_once, predict_labels
+from ..core.predictions import predict_labels, predict_logits
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import ScoringError
 from ..triggers.perturbation import RecoveredPerturbation
-from ..utils.tensors import placement
 from .exposure import Exposed
 from .null import KINDS, LARGEST, Evidence, suspected
 from .restoration import Restored
@@ -31,19 +29,37 @@ _WORKS = 0.75  # success from which a label's perturbation is one that works
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What `scan` gives back."""
+    """What `scan` gives back.
+
+    Attributes:
+        evidence: One item for each kind of evidence.
+        classes: Number of classes of the model.
+        images: Number of clean images.
+        seed: Seed of the scan.
+        triggers: The trigger recovered for each label that was searched.
+        perturbations: The universal perturbation of each label that was searched; more labels than
+            for triggers where classes are many.
+        restored: Restoration for the label where most images were restored; None where no trigger
+            works.
+        exposed: The model after its clean task was unlearned.
+        model: A frozen copy of the network that was scanned.
+        example: The first clean image, (C, H, W).
+        pixels: The valid range of pixels, given or seen in the clean images.
+        silencing: What silencing a neuron meant.
+        seconds: Wall time of each stage.
+    """
 
     evidence: tuple[Evidence, ...]
     classes: int
     images: int
     seed: int
-    triggers: tuple[RecoveredTrigger, ...]  # one a label that was looked at
-    perturbations: tuple[RecoveredPerturbation, ...]  # likewise, of more labels where they are many
-    restored: Restored | None  # of the label where most was restored
+    triggers: tuple[RecoveredTrigger, ...]
+    perturbations: tuple[RecoveredPerturbation, ...]
+    restored: Restored | None
     exposed: Exposed
-    model: nn.Module  # a private copy of the network that was scanned
-    example: Tensor  # (C, H, W), the first clean image
-    pixels: PixelRange  # the valid range, given or seen in the clean images
+    model: nn.Module
+    example: Tensor
+    pixels: PixelRange
     silencing: Silencing = "zero"
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -87,8 +103,8 @@ class Diagnosis:
         the neurons are silent that the most suspicious trigger needs. By exposure: the probability
         of that label in the exposed model, which knows little else any more. By default silencing
         where restoration raises the alarm for the suspected label, else exposure.
-        docs/diagnosis.md has how well each finds triggered images; without a backdoor the scores
-        say nothing.
+        How well each finds triggered images: docs/results/diagnosis.md. Without a backdoor the
+        scores mean nothing.
 
         Raises:
             DataError: not a batch of finite images.
@@ -115,7 +131,7 @@ class Diagnosis:
         """Whether universal perturbations alone raise the alarm, and work for most labels.
 
         The benign RegNets that were looked at are so, and some backdoored networks: there this
-        alarm says little (docs/diagnosis.md).
+        alarm says little (docs/results/diagnosis.md).
         """
         alarms = {item.kind: item for item in self.evidence if item.alarm}
         if alarms.keys() != {"universal"}:
@@ -187,12 +203,7 @@ class Diagnosis:
         }
 
 
-@torch.no_grad()
 def _confidence(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Probability (N,) that the model gives to these labels, on the CPU."""
-    where = placement(model)
-    parts, size = [], max(16, at_once(images, model))
-    for some, wanted in zip(images.split(size), labels.split(size), strict=True):
-        probabilities = model(some.to(**where)).float().softmax(1).cpu()
-        parts.append(probabilities.gather(1, wanted[:, None])[:, 0])
-    return torch.cat(parts)
+    probabilities = predict_logits(model, images).float().softmax(1)
+    return probabilities.gather(1, labels[:, None])[:, 0]

@@ -15,21 +15,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.predictions import predict_labels
-from ..criteria.parts.unlearning import Look, Unlearning, _shares
+from ..core.prepared import Prepared
+from ..criteria.parts.unlearning import Look, Unlearning, label_shares
 from ..utils.randomness import checked_seed, private_randomness
 
 
 @dataclass(frozen=True, eq=False)
 class Exposed:
-    """A model that has forgotten the clean task, and how it got there."""
+    """A model that has forgotten the clean task, and how it got there.
 
-    model: nn.Module  # in eval mode, without gradients
-    trajectory: tuple[Look, ...]  # epoch by epoch, with the statistics used while unlearning
-    predicted: tuple[float, ...]  # share of the clean images that each label gets in the end
-    reached: bool  # whether accuracy fell as far as it was to
+    Attributes:
+        model: In eval mode, without gradients.
+        trajectory: What the model did in each epoch, with the BatchNorm statistics used while
+            unlearning.
+        predicted: Share of the clean images that each label gets in the end, (classes,).
+        reached: Whether accuracy fell to the stop.
+    """
+
+    model: nn.Module
+    trajectory: tuple[Look, ...]
+    predicted: tuple[float, ...]
+    reached: bool
 
     @property
     def label(self) -> int:
@@ -57,19 +65,17 @@ def expose(
         unlearning: how; by default RNP's way with our defaults.
 
     Raises:
-        DataError, UnsupportedModelError: see `CleanData` and `private_copy`.
+        DataError, UnsupportedModelError: see `Prepared.of`.
         ScoringError: it diverged.
     """
-    settings = unlearning or Unlearning(unlearn_missed="flag", unlearn_stop=None)
+    settings = unlearning or Unlearning(missed="flag", stop=None)
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
-        data = CleanData.collect(clean, near=model)
-        own = frozen_copy(model)
-        classes = CleanData(data.images).check_against(own)
-        data.check_repeatable(own)
-        named = CleanData(data.images, predict_labels(own, data.images))
+        prepared = Prepared.of(model, clean, labels="ignored", gradients=False).moved()
+        frozen, images = prepared.model, prepared.clean.images
+        named = CleanData(images, predict_labels(frozen, images))
         generator, looks = torch.Generator().manual_seed(seed), list[Look]()
-        fitting = settings.careful(own).fitting(own, named)
-        exposed, details = fitting.unlearn(own, named, generator, progress, looks)
-        predicted = _shares([predict_labels(exposed, data.images)], classes)
+        fitting = settings.careful(frozen).fitting(frozen, named)
+        exposed, details = fitting.unlearn(frozen, named, generator, progress, looks)
+        predicted = label_shares([predict_labels(exposed, images)], prepared.classes)
     return Exposed(exposed, tuple(looks), predicted, details["unlearn_stop_reached"])

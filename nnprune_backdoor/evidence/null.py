@@ -3,8 +3,7 @@
 Each kind of evidence is a number that backdoored networks tend to have higher (or lower) than
 benign ones, and is held against what benign networks gave (`null.json`, made by
 benchmarks/evidence/diagnosis.py). Kinds that did not separate the two are reported, and raise no
-alarm; docs/diagnosis.md has the numbers. No alarm means no evidence of these kinds, and nothing
-else.
+alarm (docs/results/diagnosis.md). No alarm means no evidence of these kinds, and nothing else.
 """
 
 from __future__ import annotations
@@ -35,14 +34,23 @@ KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """One kind of evidence, and where it lies among benign networks."""
+    """One kind of evidence, and where it lies among benign networks.
+
+    Attributes:
+        kind: One of `KINDS`.
+        value: The most suspicious label's value.
+        label: That label; None where the kind names none.
+        by_label: Value of each label that was searched.
+        null: Reference distribution: benign network to its value.
+        threshold: Value that raises the alarm; None where this kind never does.
+    """
 
     kind: str
     value: float
-    label: int | None  # that the evidence points to
-    by_label: dict[int, float]  # for the labels that were looked at
-    null: dict[str, float]  # benign network -> what it gave
-    threshold: float | None  # at which it raises the alarm; None: it never does
+    label: int | None
+    by_label: dict[int, float]
+    null: dict[str, float]
+    threshold: float | None
 
     @property
     def percentile(self) -> float | None:
@@ -64,7 +72,7 @@ class Evidence:
         return self.value > value if high else self.value < value
 
 
-# found with the thresholds, on the networks of the null and backdoored ones (docs/diagnosis.md)
+# found with the thresholds, on benign and backdoored networks (docs/results/diagnosis.md)
 _NEAR = 0.9  # of the best universal perturbation's success
 
 _RESTORED = 0.6

@@ -5,13 +5,13 @@ trigger needs, stamped images are again called what they are. A benign network h
 (any network can be sent anywhere by some patch), but those work through the neurons that tell its
 classes apart: without these the trigger fails as well, and the images become something else. So
 the share of stamped images that get their own label back, while the clean ones keep theirs, tells
-the two apart, where the trigger's size and its failing do not (docs/diagnosis.md).
+the two apart, where the trigger's size and its failing do not (docs/results/diagnosis.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,24 +20,34 @@ from torch import Tensor, nn
 from ..core.data import CleanData
 from ..core.held_out import HeldOut
 from ..core.masks import MaskedModel, Silencing
-from ..core.predictions import at_once, predict_labels
+from ..core.predictions import images_per_pass, predict_labels
 from ..core.scores import ChannelScores, Selection, lowest
 from ..core.sites import Site
-from ..criteria.parts.response import mean_gradient, response_scores, sensitivity
+from ..criteria.parts.response import Response, response_scores
 from ..errors import DataError
 
+_HELD_OUT = 0.4  # share of the images that only measure
 SHARES = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05)  # of all neurons, silenced in turn
 
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """What silencing did to a trigger for `label`, at the amount that restored most."""
+    """What silencing did to a trigger for `label`, at the amount that restored most.
+
+    Attributes:
+        label: The trigger's label.
+        share: Of the held-out images that the trigger sends to the label, the share that got their
+            own label back.
+        tested: Number of images behind that share.
+        selection: The neurons that were silent.
+        curve: For each amount: neurons, restored, success, kept.
+    """
 
     label: int
-    share: float  # of the held-out images that the trigger sends to the label: got their own back
-    tested: int  # how many images that share is of
-    selection: Selection  # the neurons that were silent
-    curve: tuple[dict[str, Any], ...]  # amount by amount: neurons, restored, success, kept
+    share: float
+    tested: int
+    selection: Selection
+    curve: tuple[dict[str, Any], ...]
 
 
 class Restoration:
@@ -46,10 +56,9 @@ class Restoration:
     Args:
         model: in eval mode, frozen; it is not changed.
         clean: images; the labels they should get back are the model's own.
-        damping, probe_size: as of `TAC`, whose ranking of neurons this uses.
+        ranking: as of `TAC`, whose ranking of neurons this uses, in one stage.
         min_kept: share of the held-out clean images that must keep their label; amounts at which
             fewer do are on the curve and do not count.
-        held_out: share of the images that only measure.
     """
 
     def __init__(
@@ -59,23 +68,21 @@ class Restoration:
         sites: tuple[Site, ...],
         *,
         silencing: Silencing = "zero",
-        damping: float = 0.1,
-        probe_size: int = 20,
+        ranking: Response = Response(),
         min_kept: float = 0.9,
-        held_out: float = 0.4,
         seed: int = 0,
     ) -> None:
         named = CleanData(clean.images, predict_labels(model, clean.images))
         # cut without regard to classes: some may have a single image
         order = torch.randperm(len(named), generator=torch.Generator().manual_seed(seed))
-        cut = round((1 - held_out) * len(named))
+        cut = round((1 - _HELD_OUT) * len(named))
         if not 0 < cut < len(named):
-            raise DataError(f"{len(named)} clean images are too few to hold {held_out:.0%} out")
+            raise DataError(f"{len(named)} clean images are too few to hold {_HELD_OUT:.0%} out")
         self._fit, held = named.take(order[:cut]), named.take(order[cut:])
         self._held_out = HeldOut(model, sites, held, silencing=silencing)
-        self._sites, self._damping, self._seed = sites, damping, seed
+        self._sites, self._ranking, self._seed = sites, ranking, seed
         self._min_kept = min_kept
-        self._stiffness = sensitivity(model, self._fit, sites, self._generator(), probe_size)
+        self._stiffness = ranking.stiffness(model, self._fit, sites, self._generator())
 
     def __call__(self, label: int, trigger: Callable[[Tensor], Tensor]) -> Restored | None:
         """What it does to this trigger; None where it sends no held-out image to the label."""
@@ -88,12 +95,12 @@ class Restoration:
         sent = (held.targets != label) & (self._held_out.predict(nothing, stamped) == label)
         if not sent.any():
             return None
-        stamped, own = stamped[sent], held.targets[sent]
+        stamped, labels = stamped[sent], held.targets[sent]
         best, curve = (0.0, nothing), list[dict[str, Any]]()
         for amount in sorted({max(1, round(share * len(scores.flat))) for share in SHARES}):
             chosen = lowest(scores, amount)
             now = self._held_out.predict(chosen, stamped)
-            restored = (now == own).float().mean().item()
+            restored = (now == labels).float().mean().item()
             kept = self._held_out.correct(chosen).float().mean().item()
             success = (now == label).float().mean().item()
             curve.append(
@@ -110,13 +117,11 @@ class Restoration:
             return None
         masked = MaskedModel(self._held_out.model, self._sites)
         stamped = CleanData(trigger(others.images), others.labels)
-        size = min(_BATCH, max(16, at_once(stamped.images, masked.model)))
-        pull = mean_gradient(masked, stamped, size, self._generator())
-        flat = response_scores(pull, self._stiffness, self._damping)
+        largest = max(16, images_per_pass(stamped.images, masked.model))
+        ranking = replace(self._ranking, batch_size=min(self._ranking.batch_size, largest))
+        pull = ranking.mean(masked, stamped, self._generator())
+        flat = response_scores(pull, self._stiffness, ranking.damping)
         return ChannelScores(self._sites, flat, "restoration")
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed)
-
-
-_BATCH = 128  # images a pass

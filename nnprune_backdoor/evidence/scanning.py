@@ -3,53 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..core.copies import frozen_copy, refuse_recomputing
 from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.predictions import check_labels
+from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
-from ..core.sites import Site, find_sites
 from ..criteria.parts.unlearning import Unlearning
 from ..triggers.inversion import Inversion, TargetEvidence, relative_sizes
 from ..triggers.perturbation import RecoveredPerturbation, UniversalPerturbation
 from ..utils.progress import Clock, progress_bar
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import placement
 from .diagnosis import Diagnosis
 from .exposure import expose
 from .null import KINDS, Evidence, evidence_of
 from .restoration import Restoration, Restored
 
-_LABELS = 10  # of the networks of the null
+_LABELS = 10  # of the benign networks of the reference distribution
+
+ByLabel = dict[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """How evidence is gathered. The null holds for the defaults and 300 images of 32 pixels.
+    """Settings of a scan.
 
-    On images of more than 64 x 64 pixels universal perturbations and relative sizes are reported
-    and raise no alarm; relative sizes need a trigger of every label as well, and ten labels.
+    The reference distribution of benign networks was measured with these defaults on 300 images of
+    32 x 32 pixels. On images of more than 64 x 64 pixels universal perturbations and relative sizes
+    are reported and raise no alarm; relative sizes also need a trigger for every label, and at
+    least ten labels.
+
+    Attributes:
+        search: How a trigger is recovered for each label.
+        universal: How a universal perturbation is recovered for each label.
+        starts: Independent searches for universal perturbations, whose mean success counts.
+        again_from: Success of the first search from which a label is searched again.
+        min_success: Minimum success rate of a recovered trigger on held-out images; triggers below
+            it are ignored.
+        many: Number of classes beyond which triggers are sought for `candidates` labels only.
+        candidates: Number of labels with the best universal perturbations that are then searched.
+        screened: Number of classes beyond which universal perturbations are sought only for as
+            many labels, the best of a quick search.
+        screen: That quick search.
+        screen_images: Images for it.
+        unlearning: How the model is exposed; None: the default of `expose`.
     """
 
-    search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # a trigger a label
-    universal: UniversalPerturbation = field(default=UniversalPerturbation())
-    starts: int = 3  # independent searches for them, whose mean success counts ...
-    again_from: float = 0.5  # ... for labels where the first one succeeds so often
-    min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
-    many: int = 20  # classes beyond which triggers are sought for few labels only ...
-    candidates: int = 10  # ... those with the best universal perturbations
-    screened: int = 40  # labels, if there are more, for which these are sought at all: the best ...
-    screen: UniversalPerturbation = field(  # ... by a quick search on few images
-        default=UniversalPerturbation(steps=20, batch_size=4, held_out=0.5)
-    )
+    search: Inversion = Inversion(steps=150, batch_size=16)
+    universal: UniversalPerturbation = UniversalPerturbation()
+    starts: int = 3
+    again_from: float = 0.5
+    min_success: float = 0.75
+    many: int = 20
+    candidates: int = 10
+    screened: int = 40
+    screen: UniversalPerturbation = UniversalPerturbation(steps=20, batch_size=4, held_out=0.5)
     screen_images: int = 40
-    unlearning: Unlearning | None = None  # how the model is exposed; None: as `expose` does
+    unlearning: Unlearning | None = None
 
     def __call__(
         self,
@@ -65,57 +80,36 @@ class Scan:
         """As `scan`."""
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            data = CleanData(CleanData.collect(clean).images)
-            own = frozen_copy(model)
-            classes = data.check_against(own)
-            data.check_repeatable(own)
-            refuse_recomputing(own, data.images[:2].to(**placement(own)))
-            sites = find_sites(own, data.images[:2].to(**placement(own)))
-            data = data.near(own)
+            prepared = Prepared.of(model, clean, labels="ignored").moved()
+            frozen, data, classes = prepared.model, prepared.clean, prepared.classes
+            prepared.sites  # noqa: B018 - raises where there are none
             if labels is not None:
                 labels = check_labels(labels, classes)
-            found: dict[str, dict[int, float]] = {}
+            found: dict[str, ByLabel] = {}
             clock = Clock()
-            given: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
+            how: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
             # first, since it is quick and refuses where it diverges
-            exposed = expose(own, data, self.unlearning, seed=seed, progress=progress)
+            exposed = expose(frozen, data, self.unlearning, seed=seed, progress=progress)
             found["exposure"] = dict(enumerate(exposed.predicted))
             clock.lap("exposure")
             likely = labels
             if labels is None and classes > self.screened:
-                likely = self._screened(own, data, **given)
+                likely = self._screened(frozen, data, **how)
                 clock.lap("screening")
-            perturbations, found["universal"] = self._universal(own, data, likely, **given)
-            wanted = [p.target for p in perturbations]
+            perturbations, found["universal"] = self._universal(frozen, data, likely, **how)
+            wanted = [perturbation.target for perturbation in perturbations]
             if labels is None and classes > self.many:
                 wanted = sorted(wanted, key=lambda label: -found["universal"][label])
                 wanted = sorted(wanted[: self.candidates])
             clock.lap("universal")
-            triggers = self.search.recover(own, data, wanted, **given)
+            triggers = self.search.recover(frozen, data, wanted, **how)
             clock.lap("triggers")
-            working = sum(trigger.success >= self.min_success for trigger in triggers)
-            if len(triggers) > 2 and working:
-                weighed = TargetEvidence.of(triggers, self.min_success)
-                relative = relative_sizes(torch.tensor(weighed.sizes)).tolist()
-                found["relative size"] = dict(zip(wanted, relative, strict=True))
-                found["anomaly"] = dict(zip(wanted, weighed.anomaly, strict=True))
-            kinds, best = self._weigh(
-                own, data, sites, triggers, silencing=silencing, seed=seed, progress=progress
-            )
-            found |= kinds
+            found |= self._sizes(triggers)
+            weighed, best = self._weigh(prepared, triggers, silencing, seed, progress)
+            found |= weighed
             clock.lap("restoration")
-        area = data.images[0, 0].numel()
-        evidence = tuple(
-            evidence_of(
-                kind,
-                found.get(kind, {}),
-                area,
-                judged=kind != "relative size" or comparable(working, len(triggers), classes),
-            )
-            for kind in KINDS
-        )
         return Diagnosis(
-            tuple(item for item in evidence if item is not None),
+            self._judged(found, triggers, data, classes),
             classes,
             len(data),
             seed,
@@ -123,12 +117,48 @@ class Scan:
             perturbations,
             best,
             exposed,
-            own,
+            frozen,
             data.images[0].float().cpu().clone(),  # not the storage of all images
             pixels or PixelRange.seen_in(data.images),
             silencing,
             clock.laps,
         )
+
+    def _works(self, trigger: RecoveredTrigger) -> bool:
+        return trigger.success >= self.min_success
+
+    def _sizes(self, triggers: Sequence[RecoveredTrigger]) -> dict[str, ByLabel]:
+        """Relative size and anomaly of the triggers, if there are three and one works."""
+        if len(triggers) <= 2 or not any(map(self._works, triggers)):
+            return {}
+        labels = [trigger.target for trigger in triggers]
+        weighed = TargetEvidence.of(triggers, self.min_success)
+        relative = relative_sizes(torch.tensor(weighed.sizes)).tolist()
+        return {
+            "relative size": dict(zip(labels, relative, strict=True)),
+            "anomaly": dict(zip(labels, weighed.anomaly, strict=True)),
+        }
+
+    def _judged(
+        self,
+        found: dict[str, ByLabel],
+        triggers: Sequence[RecoveredTrigger],
+        data: CleanData,
+        classes: int,
+    ) -> tuple[Evidence, ...]:
+        """Each kind of evidence beside the reference distribution."""
+        working = sum(map(self._works, triggers))
+        sizes_count = comparable(working, len(triggers), classes)
+        evidence = (
+            evidence_of(
+                kind,
+                found.get(kind, {}),
+                data.images[0, 0].numel(),
+                judged=kind != "relative size" or sizes_count,
+            )
+            for kind in KINDS
+        )
+        return tuple(item for item in evidence if item is not None)
 
     def _universal(
         self,
@@ -137,14 +167,14 @@ class Scan:
         labels: Sequence[int] | None,
         *,
         seed: int,
-        **given: Any,
-    ) -> tuple[tuple[RecoveredPerturbation, ...], dict[int, float]]:
+        **how: Any,
+    ) -> tuple[tuple[RecoveredPerturbation, ...], ByLabel]:
         """The best perturbation of each label, and label -> mean success over the starts.
 
         One start says little: its success is of a few dozen images, and on a benign network it
         can be .73 from one beginning and .94 from another.
         """
-        first = self.universal.recover(model, data, labels, seed=seed, **given)
+        first = self.universal.recover(model, data, labels, seed=seed, **how)
         tried = {perturbation.target: [perturbation] for perturbation in first}
         mean = {label: found[0].success for label, found in tried.items()}
         works = [label for label, success in mean.items() if success >= self.again_from]
@@ -153,9 +183,7 @@ class Scan:
         while waiting and mean[waiting[0]] > best:
             again, waiting = waiting[: self.candidates], waiting[self.candidates :]
             for start in range(1, self.starts):
-                more = self.universal.recover(
-                    model, data, sorted(again), seed=seed + start, **given
-                )
+                more = self.universal.recover(model, data, sorted(again), seed=seed + start, **how)
                 for perturbation in more:
                     tried[perturbation.target].append(perturbation)
             for label in again:
@@ -163,14 +191,14 @@ class Scan:
                 best = max(best, mean[label])
         return tuple(max(some, key=lambda p: p.success) for some in tried.values()), mean
 
-    def _screened(self, model: nn.Module, data: CleanData, *, seed: int, **given: Any) -> list[int]:
+    def _screened(self, model: nn.Module, data: CleanData, *, seed: int, **how: Any) -> list[int]:
         """The labels that lead in a quick search on few images; ties are all kept.
 
         So is a label that all images drawn have already, of which nothing can be said.
         """
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-        few = data.take(order[: self.screen_images])
-        quick = self.screen.recover(model, few, seed=seed, **given)
+        drawn = data.take(order[: self.screen_images])
+        quick = self.screen.recover(model, drawn, seed=seed, **how)
         shares = sorted((found.success for found in quick), reverse=True)
         least = max(shares[self.screened - 1], 1e-9)  # labels that never succeed are many
         likely = [f.target for f in quick if f.success >= least or not f.tested]
@@ -178,24 +206,23 @@ class Scan:
 
     def _weigh(
         self,
-        model: nn.Module,
-        data: CleanData,
-        sites: tuple[Site, ...],
+        prepared: Prepared,
         triggers: Sequence[RecoveredTrigger],
-        *,
         silencing: Silencing,
         seed: int,
         progress: bool,
-    ) -> tuple[dict[str, dict[int, float]], Restored | None]:
+    ) -> tuple[dict[str, ByLabel], Restored | None]:
         """Trigger size and restoration of the triggers that work, and the best restoration."""
-        working = [trigger for trigger in triggers if trigger.success >= self.min_success]
-        working.sort(key=lambda trigger: trigger.norm)  # of two alike the smaller one counts
+        # of two alike the smaller one counts
+        working = sorted(filter(self._works, triggers), key=lambda trigger: trigger.norm)
         sizes = {trigger.target: trigger.norm / trigger.mask.numel() for trigger in working}
         if not working:
             return {}, None
         tried = []
         with progress_bar(len(working), "restoring labels", progress) as bar:
-            restore = Restoration(model, data, sites, silencing=silencing, seed=seed)
+            restore = Restoration(
+                prepared.model, prepared.clean, prepared.sites, silencing=silencing, seed=seed
+            )
             for trigger in working:
                 tried.append(restore(trigger.target, trigger))
                 bar.update()
@@ -224,42 +251,41 @@ class Scan:
             given: the triggers of all labels in the network as it was, as in
                 `Diagnosis.to_dict()`; the relative size is that of the label's new one among them.
         """
-        own = frozen_copy(model)
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            data = CleanData(clean.images).near(own)
-            classes = data.check_against(own)
-            sites = find_sites(own, data.images[:2].to(**placement(own)))
-            triggers = self.search.recover(own, data, [label], seed=seed, progress=progress)
-            found = self._weigh(
-                own, data, sites, triggers, silencing=silencing, seed=seed, progress=progress
-            )[0]
-            settings: dict[str, Any] = {"pixels": None, "seed": seed, "progress": progress}
-            found["universal"] = self._universal(own, data, [label], **settings)[1]
+            prepared = Prepared.of(
+                model, clean, labels="ignored", repeatable=False, gradients=False
+            ).moved()
+            frozen, data = prepared.model, prepared.clean
+            triggers = self.search.recover(frozen, data, [label], seed=seed, progress=progress)
+            found, _ = self._weigh(prepared, triggers, silencing, seed, progress)
+            how: dict[str, Any] = {"pixels": None, "seed": seed, "progress": progress}
+            found["universal"] = self._universal(frozen, data, [label], **how)[1]
+        relative, judged = self._relative_size_again(triggers[0], given, prepared.classes)
+        found["relative size"] = relative
         area = data.images[0, 0].numel()
-        found["relative size"], judged = self._relative_again(triggers[0], given, classes)
         evidence = [
             evidence_of(kind, by_label, area, judged=kind != "relative size" or judged)
             for kind, by_label in found.items()
         ]
         return tuple(item for item in evidence if item is not None)
 
-    def _relative_again(
+    def _relative_size_again(
         self, trigger: RecoveredTrigger, given: Sequence[Mapping[str, Any]], classes: int
-    ) -> tuple[dict[int, float], bool]:
+    ) -> tuple[ByLabel, bool]:
         """The relative size of a trigger in its label's place, and whether it is comparable."""
         whole, label = float(trigger.mask.numel()), trigger.target
         triggers = {t["target"]: t["norm"] for t in given if t["success"] >= self.min_success}
         sizes = {t["target"]: triggers.get(t["target"], whole) for t in given}
         if len(sizes) < 3 or label not in sizes:
             return {}, False
-        sizes[label] = trigger.norm if trigger.success >= self.min_success else whole
+        sizes[label] = trigger.norm if self._works(trigger) else whole
         found = relative_sizes(torch.tensor(list(sizes.values())))[list(sizes).index(label)].item()
         return {label: found}, comparable(len(triggers), len(sizes), classes)
 
 
 def comparable(working: int, labels: int, classes: int) -> bool:
-    """Whether a relative size can be held against the null: among all of ten labels or more.
+    """Whether a relative size can be held against the reference: among all of ten labels or more.
 
     And more than half of them have a trigger that works: else the median is the whole image, and
     any one that works is small beside it.
@@ -282,16 +308,19 @@ def scan(
     Args:
         model: (N, C, H, W) -> (N, classes); left exactly as it was.
         clean_loader: a few hundred clean images, normalised as the model expects. Labels are not
-            looked at: the model's own predictions serve.
-        labels: that may be a target; by default every one. Beyond 20 classes triggers are sought
-            for the ten whose universal perturbations succeed most, and beyond 40 those only for
-            the labels that lead in a quick search on forty images.
+            used: the model's own predictions serve.
+        labels: candidate target labels; by default every label. Beyond 20 classes triggers are
+            sought for the ten labels whose universal perturbations succeed most, and beyond 40
+            those only for the labels that lead in a quick search on forty images.
         pixels: the valid range; by default that seen in the images.
-        silencing: what it means that a neuron is silent (see `masking`).
+        silencing: what silencing a neuron means (see `core.masks`).
         seed: same seed, same machine, same result.
+        progress: show progress bars on a terminal.
 
     Raises:
-        DataError, UnsupportedModelError, ScoringError: see there.
+        DataError: the images or labels do not fit the model.
+        UnsupportedModelError: the model cannot be copied, run repeatably or differentiated.
+        ScoringError: a search diverged.
     """
     return Scan()(
         model,

@@ -1,4 +1,4 @@
-"""Read and write files: weights, images, models, purified models with their records."""
+"""Read and write files: weights, images, and purified models with their records."""
 
 from .architecture import load_model
 from .checkpoint import Weights, load_weights

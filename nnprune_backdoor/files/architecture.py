@@ -17,15 +17,14 @@ from ..utils.randomness import private_randomness
 from ..utils.time_limit import within
 from .checkpoint import MAX_BYTES, Weights, load_weights
 
-_SIZES = ("num_classes", "in_chans", "img_size")  # which may be large; memory is checked
+_SIZES = ("num_classes", "in_chans", "img_size")  # may be large, since memory is checked
 
-_LARGEST = 2**16  # of all other numbers among the arguments, such as depth
+_MAX_NUMBER = 2**16  # limit of every other number among the arguments, such as depth
 
-_PATIENCE = 60.0  # seconds to lay out an architecture; the largest of timm's takes a few
+_MAX_SECONDS = 60.0  # for building an architecture; the largest in timm takes a few seconds
 
-
-# arguments of timm.create_model that read files, or reach for the network
-_READERS = (
+# arguments of timm.create_model that read files or use the network
+_FORBIDDEN = (
     "pretrained",
     "pretrained_cfg",
     "pretrained_cfg_overlay",
@@ -38,9 +37,6 @@ def load_model(
     path: str | os.PathLike[str],
     arch: str | None = None,
     *,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    img_size: int | None = None,
     key: str | None = None,
     max_bytes: int = MAX_BYTES,
     **model_args: Any,
@@ -48,22 +44,22 @@ def load_model(
     """A timm model with the weights of a file. No code from the file runs, nothing is downloaded.
 
     Args:
-        path, key, max_bytes: as of `load_weights`; the limit holds for the model too.
-        arch: name of a timm architecture; by default the one that the file names as its "arch".
-        num_classes, in_chans, img_size: by default what the weights say (the classifier, the
-            first convolution, the position embedding), else what is usual for the architecture.
-        **model_args: other arguments of `timm.create_model`.
+        path: the file, of one of the kinds that `load_weights` reads.
+        arch: timm name of the architecture; by default the file's entry "arch".
+        key: entry of the file that holds the weights; see `load_weights`.
+        max_bytes: largest file, and largest model, that is loaded.
+        **model_args: arguments of `timm.create_model`. num_classes, in_chans and img_size are
+            read from the shapes of the weights (classifier, first convolution, position
+            embedding) where they are not given.
 
     Returns:
         The model in eval mode, on the CPU, in single precision.
 
     Raises:
-        CheckpointError: the file (see `load_weights`), or its weights do not fit the model.
+        CheckpointError: the file cannot be read (see `load_weights`), or its weights do not fit.
         UnknownNameError: timm has no such architecture.
     """
     weights = load_weights(path, key=key, max_bytes=max_bytes)
-    sizes = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
-    model_args |= {name: size for name, size in sizes.items() if size is not None}
     return built(weights, arch, model_args, what=str(path), max_bytes=max_bytes)[0]
 
 
@@ -75,10 +71,20 @@ def built(
     what: str,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The model of these weights (called `what` in errors), its timm name and all arguments.
+    """Build a timm model and load weights into it.
+
+    Args:
+        weights: as `load_weights` returns them.
+        arch: timm name; by default the architecture that the weights name.
+        model_args: see `load_model`.
+        what: name of the weights in error messages.
+        max_bytes: largest model.
+
+    Returns:
+        the model in eval mode, its timm name, and all arguments it was built with.
 
     Raises:
-        CheckpointError, UnknownNameError: as `load_model`.
+        CheckpointError, UnknownNameError: see `load_model`.
     """
     arch = arch or weights.arch
     if arch is None:
@@ -90,18 +96,18 @@ def built(
 
 
 def create(arch: str, model_args: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> nn.Module:
-    """A fresh timm model in eval mode; the global generators stay as they were.
+    """A timm model with new weights, in eval mode; global random generators are left as they were.
 
     Raises:
         UnknownNameError: timm has no such architecture.
-        CheckpointError: the arguments do not fit it, read files, or make it larger than allowed.
+        CheckpointError: an argument does not fit, would read files, or makes the model too large.
     """
-    plan = _outline(arch, model_args)
-    size = sum(t.numel() * t.element_size() for t in (*plan.parameters(), *plan.buffers()))
+    empty = _build_empty(arch, model_args)
+    size = sum(t.numel() * t.element_size() for t in (*empty.parameters(), *empty.buffers()))
     if size > max_bytes:
         raise CheckpointError(
             f"{arch!r} with {dict(model_args)} takes {size:,} bytes, over the limit of "
-            f"{max_bytes:,}; raise max_bytes if you want it that large"
+            f"{max_bytes:,}; raise max_bytes if the model is meant to be that large"
         )
     return _build(arch, model_args, "cpu").eval()
 
@@ -109,82 +115,89 @@ def create(arch: str, model_args: Mapping[str, Any], *, max_bytes: int = MAX_BYT
 def complete(
     arch: str, model_args: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """`model_args`, with those of num_classes, in_chans and img_size that the weights tell."""
-    rest = {name: value for name, value in model_args.items() if name != "num_classes"}
-    plan = _outline(arch, rest)
-    usual: Mapping[str, Any] = getattr(plan, "pretrained_cfg", {})
-    own = {name: tuple(tensor.shape) for name, tensor in plan.state_dict().items()}
-    there = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    found: dict[str, Any] = {}
-    for layer in _names(usual.get("classifier")):
-        if there.get(f"{layer}.weight"):
-            found["num_classes"] = there[f"{layer}.weight"][0]
-    for layer in _names(usual.get("first_conv")):
-        new, old = (shapes.get(f"{layer}.weight", ()) for shapes in (there, own))
-        # more than the images' channels, where the stem rearranges pixels first
+    """`model_args`, and num_classes, in_chans and img_size as far as the weights determine them.
+
+    Raises:
+        UnknownNameError, CheckpointError: see `create`.
+    """
+    others = {name: value for name, value in model_args.items() if name != "num_classes"}
+    empty = _build_empty(arch, others)
+    config: Mapping[str, Any] = getattr(empty, "pretrained_cfg", {})
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    sizes: dict[str, Any] = {}
+    for layer in _layer_names(config.get("classifier")):
+        if given.get(f"{layer}.weight"):
+            sizes["num_classes"] = given[f"{layer}.weight"][0]
+    for layer in _layer_names(config.get("first_conv")):
+        new, old = (shapes.get(f"{layer}.weight", ()) for shapes in (given, expected))
+        # a stem that rearranges pixels has a multiple of the images' channels
         if len(new) == len(old) >= 3 and new[1] != old[1] and 3 * new[1] % old[1] == 0:
-            found["in_chans"] = 3 * new[1] // old[1]
-    size = _image_size(plan, own.get("pos_embed", ()), there.get("pos_embed", ()))
-    if size is not None:
-        found["img_size"] = size
-    return {**found, **model_args}
+            sizes["in_chans"] = 3 * new[1] // old[1]
+    side = _image_size(empty, expected.get("pos_embed", ()), given.get("pos_embed", ()))
+    if side is not None:
+        sizes["img_size"] = side
+    return {**sizes, **model_args}
 
 
 def fill_(
     model: nn.Module, weights: Mapping[str, Tensor], what: str, *, keep_dtype: bool = False
 ) -> None:
-    """Load weights strictly, in place.
+    """Load weights in place; all names and shapes must match.
 
     Args:
-        what: what an error message calls the attempt.
-        keep_dtype: give each tensor the type of its weights; else the model's own type stays.
+        what: name of the weights in error messages.
+        keep_dtype: change each tensor of the model to the dtype of its weights; otherwise weights
+            are converted to the dtype of the model.
 
     Raises:
-        CheckpointError: names or shapes differ; nothing has been loaded then.
+        CheckpointError: names or shapes differ; nothing was loaded.
     """
-    own: dict[str, Tensor] = {
+    state: dict[str, Tensor] = {
         name: tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if isinstance(tensor, Tensor)
     }
-    differ = [
-        f"{name} {_form(weights[name])}, expected {_form(tensor)}"
-        for name, tensor in own.items()
-        if name in weights and not _alike(tensor, weights[name])
-    ]
-    complaints = {
-        "missing": [name for name in own if name not in weights],
-        "unexpected": [f"{name} {_form(weights[name])}" for name in weights if name not in own],
-        "of another shape": differ,
+    mismatches = {
+        "missing": [name for name in state if name not in weights],
+        "unexpected": [f"{name} {_form(weights[name])}" for name in weights if name not in state],
+        "of another shape": [
+            f"{name} {_form(weights[name])}, expected {_form(tensor)}"
+            for name, tensor in state.items()
+            if name in weights and not _fits(tensor, weights[name])
+        ],
     }
-    if any(complaints.values()):
+    if any(mismatches.values()):
         text = "; ".join(
             f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            for kind, names in complaints.items()
+            for kind, names in mismatches.items()
             if names
         )
         raise CheckpointError(
-            f"the weights of {what} do not fit the model: {text}. Is it this architecture, with "
-            "these arguments?"
+            f"the weights of {what} do not fit the model: {text}. Check the architecture and its "
+            "arguments"
         )
     if keep_dtype:
-        for name, tensor in own.items():
+        for name, tensor in state.items():
             tensor.data = tensor.data.to(weights[name].dtype)
-    model.load_state_dict(dict(weights), strict=False)  # names are checked; extra state is not
+    # not strict, because a model may keep extra state; names were checked above
+    model.load_state_dict(dict(weights), strict=False)
 
 
-def _outline(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
-    """The architecture without memory for its weights."""
+def _build_empty(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """The architecture on the meta device, where weights take no memory."""
     _check_name(arch)
     for name in model_args:
-        if name in _READERS:
+        if name in _FORBIDDEN:
             raise CheckpointError(f"{name!r} is no argument of an architecture; leave it out")
-        if name not in _SIZES and _largest(model_args[name]) > _LARGEST:
-            raise CheckpointError(f"{name!r} is over {_LARGEST:,}; no architecture is that large")
+        if name not in _SIZES and _largest_number(model_args[name]) > _MAX_NUMBER:
+            raise CheckpointError(
+                f"{name!r} is over {_MAX_NUMBER:,}; give the value that the model was made with"
+            )
     try:
-        # the number of layers may come from anybody too
+        # time is limited, because an untrusted record may ask for many layers
         return within(
-            _PATIENCE,
+            _MAX_SECONDS,
             f"building {arch!r} with {dict(model_args)}",
             lambda: _build(arch, model_args, "meta"),
         )
@@ -193,21 +206,21 @@ def _outline(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
     except CheckpointError as error:
         if "meta tensor" not in str(error):
             raise
-        return _build(arch, model_args, "cpu")  # older versions of timm read values in building
+        return _build(arch, model_args, "cpu")  # older versions of timm read values while building
 
 
-def _largest(value: Any) -> float:
-    """The largest number in plain data."""
-    found, left = 0.0, [value]
-    while left:
-        match left.pop():
-            case int() | float() as one:
-                found = max(found, abs(one))
-            case list() | tuple() as many:
-                left += many
-            case dict() as named:
-                left += named.values()
-    return found
+def _largest_number(value: Any) -> float:
+    """The largest absolute value of the numbers in plain data."""
+    largest, pending = 0.0, [value]  # no recursion, since untrusted data may be nested deeply
+    while pending:
+        match pending.pop():
+            case int() | float() as number:
+                largest = max(largest, abs(number))
+            case list() | tuple() as items:
+                pending += items
+            case dict() as entries:
+                pending += entries.values()
+    return largest
 
 
 def _build(arch: str, model_args: Mapping[str, Any], device: str) -> nn.Module:
@@ -216,15 +229,16 @@ def _build(arch: str, model_args: Mapping[str, Any], device: str) -> nn.Module:
     try:
         with private_randomness(0), torch.device(device):
             model: nn.Module = timm.create_model(arch, pretrained=False, **model_args)
-    except Exception as error:  # arguments may come from anybody, and timm checks few
+    except Exception as error:  # arguments may be untrusted, and timm hardly checks them
         raise CheckpointError(
-            f"timm cannot build {arch!r} with {dict(model_args)} ({type(error).__name__}: {error})"
+            f"timm cannot build {arch!r} with {dict(model_args)} ({type(error).__name__}: "
+            f"{error}); check the arguments"
         ) from error
     return model
 
 
 def _check_name(arch: str) -> None:
-    """Only names that timm has registered: others may be read from a folder or a hub."""
+    """Refuse names that timm has not registered; timm would look for some in a folder or a hub."""
     import timm
 
     if not re.fullmatch(r"\w+(\.\w+)?", arch, re.ASCII) or not timm.is_model(arch):
@@ -235,24 +249,33 @@ def _check_name(arch: str) -> None:
         )
 
 
-def _names(entry: Any) -> tuple[str, ...]:
-    """Layer names of an entry of timm's configuration: none, one or several."""
+def _layer_names(entry: Any) -> tuple[str, ...]:
+    """Layer names in an entry of timm's configuration: none, one or several."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def _image_size(plan: nn.Module, own: tuple[int, ...], there: tuple[int, ...]) -> int | None:
-    """Side of the square images that a position embedding (1, tokens, width) was made for."""
-    patches = getattr(plan, "patch_embed", None)
-    side = getattr(patches, "patch_size", None)
-    if own == there or len(own) != 3 or len(there) != 3 or not isinstance(side, tuple):
+def _image_size(model: nn.Module, expected: tuple[int, ...], given: tuple[int, ...]) -> int | None:
+    """Side in pixels of the square images that a position embedding was made for.
+
+    Args:
+        expected: shape of the model's position embedding, (1, tokens, width).
+        given: shape of the one in the weights.
+
+    Returns:
+        None if the shapes are equal, or do not tell.
+    """
+    patches = getattr(model, "patch_embed", None)
+    patch = getattr(patches, "patch_size", None)
+    if expected == given or len(expected) != 3 or len(given) != 3 or not isinstance(patch, tuple):
         return None
-    tokens = there[1] - (own[1] - int(getattr(patches, "num_patches", 0)))
+    class_tokens = expected[1] - int(getattr(patches, "num_patches", 0))
+    tokens = given[1] - class_tokens
     rows = math.isqrt(max(tokens, 0))
-    return rows * int(side[0]) if rows and rows * rows == tokens and side[0] == side[1] else None
+    return rows * int(patch[0]) if rows and rows * rows == tokens and patch[0] == patch[1] else None
 
 
-def _alike(own: Tensor, given: Tensor) -> bool:
-    return own.shape == given.shape and own.is_floating_point() == given.is_floating_point()
+def _fits(tensor: Tensor, given: Tensor) -> bool:
+    return tensor.shape == given.shape and tensor.is_floating_point() == given.is_floating_point()
 
 
 def _form(tensor: Tensor) -> str:

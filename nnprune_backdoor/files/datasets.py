@@ -1,7 +1,8 @@
-"""Clean images from a data set that torchvision knows by name, already on disk.
+"""Read clean images from one of torchvision's data sets that is already on disk.
 
-Nothing is downloaded. torchvision's readers have none of the limits of `images`, so `root` must be
-one's own; what they unpickle (CIFAR) they first hold against MD5 sums of their own.
+Nothing is downloaded. torchvision's readers do not limit sizes as `read_images` does, so the files
+must come from a source you trust. Pickles (CIFAR) are checked by torchvision against known MD5 sums
+before they are loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 
 _SPLIT = {"train": {"split": "train"}, "test": {"split": "test"}}
 
-# name -> class in torchvision.datasets, and its arguments for a split
+# name -> class in torchvision.datasets, and split -> arguments of that class
 _KNOWN: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cifar10": ("CIFAR10", _TRAIN_FLAG),
     "cifar100": ("CIFAR100", _TRAIN_FLAG),
@@ -37,7 +38,7 @@ _KNOWN: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 
 
 def list_datasets() -> list[str]:
-    """Names that `read_dataset` takes."""
+    """Names of the data sets that `read_dataset` reads, sorted."""
     return sorted(_KNOWN)
 
 
@@ -51,17 +52,21 @@ def read_dataset(
     seed: int = 0,
     progress: bool = False,
 ) -> FolderImages:
-    """Labelled images of a data set, in its own order; labels are its own.
+    """Read and preprocess labelled images of a data set, in the order of the data set.
 
     Args:
-        root: folder where torchvision keeps it, laid out as torchvision does.
-        split: "test" or "train"; images that the model was trained on say less.
-        limit: most images to take, drawn at random over the whole split.
+        name: one of `list_datasets()`.
+        root: folder in which torchvision keeps the data set.
+        preprocessing: how images are prepared for the model.
+        split: "test" or "train". Test images are better, since the model was not trained on them.
+        limit: most images to read; they are drawn at random from the split.
+        seed: of the draw.
+        progress: show a progress bar on a terminal.
 
     Raises:
-        UnknownNameError: no such data set here.
-        DataError: it is not in `root`, or damaged; no such split; a package that it needs is
-            missing.
+        UnknownNameError: no data set has that name.
+        DataError: the data set is not in `root`, is damaged or has no such split, or a package that
+            its reader needs is missing.
     """
     if name not in _KNOWN:
         raise unknown_name("data set", name, _KNOWN)
@@ -69,8 +74,8 @@ def read_dataset(
     if split not in splits:
         raise DataError(f"expected the split 'test' or 'train', got {split!r}")
     if limit is not None and limit < 1:
-        raise DataError(f"expected at least one image, got a limit of {limit}")
-    images = _opened(name, kind, Path(root), splits[split])
+        raise DataError(f"expected a limit of at least one image, got {limit}")
+    images = _open(name, kind, Path(root), splits[split])
     chosen = np.random.default_rng(seed).permutation(len(images))[:limit]
     transform, mode = preprocessing.transform(), "L" if preprocessing.channels == 1 else "RGB"
     pixels, labels, files = [], [], []
@@ -80,7 +85,9 @@ def read_dataset(
                 image, label = images[index]
                 pixels.append(transform(image.convert(mode)))
             except (OSError, ValueError, IndexError, TypeError) as error:
-                raise DataError(f"{root}: {name!r}, image {index}: damaged ({error})") from error
+                raise DataError(
+                    f"{root}: {name!r}, image {index}: damaged ({error}); download it again"
+                ) from error
             labels.append(int(label))
             files.append(f"{split}/{index}")
             bar.update()
@@ -88,27 +95,27 @@ def read_dataset(
     return FolderImages(data, tuple(files), _classes(images, name), len(images), ())
 
 
-def _opened(name: str, kind: str, root: Path, arguments: dict[str, Any]) -> Any:
+def _open(name: str, kind: str, root: Path, arguments: dict[str, Any]) -> Any:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the one that holds {name!r}")
     from torchvision import datasets
 
     make: Callable[..., Any] = getattr(datasets, kind)
     try:
-        found = make(os.fspath(root), **arguments, download=False)
-    except Exception as error:  # whatever its reader makes of these files
+        images = make(os.fspath(root), **arguments, download=False)
+    except Exception as error:  # torchvision's readers raise many kinds
         raise DataError(
             f"{root}: no {name!r} as torchvision lays it out, or it is damaged "
-            f"({str(error).splitlines()[0][:150] if str(error) else type(error).__name__}); get it "
-            f"where there is a network by torchvision.datasets.{kind}, or give a folder of images"
+            f"({str(error).splitlines()[0][:150] if str(error) else type(error).__name__}); "
+            f"download it with torchvision.datasets.{kind}, or give a folder of images"
         ) from error
-    if len(found) == 0:
-        raise DataError(f"{root}: {name!r} has no images in this split")
-    return found
+    if len(images) == 0:
+        raise DataError(f"{root}: {name!r} has no images in this split; download it again")
+    return images
 
 
 def _classes(images: Any, name: str) -> tuple[str, ...]:
-    """Names by label where the data set has them, else the numbers."""
+    """Names of the classes by label; numbers if the data set has no names."""
     names = getattr(images, "classes", None)
     if names is not None:
         return tuple(map(str, names))

@@ -1,50 +1,62 @@
-"""Clean images from a folder of files that need not be trusted.
+"""Read clean images from a folder of untrusted files.
 
-Class folders give labels as in torchvision's ImageFolder: their names, sorted, are the classes 0,
-1, ..., but names that are all numbers are sorted as numbers. A list of names in the model's order
-may say otherwise. A folder without class folders gives images without labels. Only plain raster
-formats are decoded, never beyond the limits below.
+Class folders give labels as in torchvision's ImageFolder: their names are sorted and numbered from
+0, but names that are all numbers are sorted as numbers. A list of names in the model's order
+replaces this order. A folder without class folders gives images without labels. Only common raster
+formats are decoded, within the limits below.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from ..core.data import CleanData
 from ..errors import DataError, unknown_name
 from ..utils.progress import progress_bar
 from .preprocessing import Preprocessing
 
-MAX_FILE = 64 * 2**20  # bytes of one file
+_MAX_FILE = 64 * 2**20  # bytes of a file
 
-MAX_PIXELS = 89_478_485  # of one image, where Pillow begins to warn of decompression bombs
+_MAX_PIXELS = 89_478_485  # of an image; from here on Pillow warns of decompression bombs
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # none runs a program, as EPS does
+# without EPS and others that Pillow reads by running a program
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # eight bits a channel
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # up to 8 bits a channel
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """What `read_images` found."""
+    """Result of `read_images`.
 
-    data: CleanData  # preprocessed, in order of class and file name
-    files: tuple[str, ...]  # of each image, relative to the folder
-    classes: tuple[str, ...]  # names by label; empty: no labels
-    found: int  # files that were there to choose from
-    skipped: tuple[str, ...]  # "file: why", of all that was looked at and left out
-    notice: str = ""  # on the order of the classes, where ImageFolder has another
+    Attributes:
+        data: Preprocessed images, ordered by label and file name.
+        files: Name of each image's file, relative to the folder.
+        classes: Names of the classes by label; empty without labels.
+        found: Number of files in the folder.
+        skipped: Files that were left out, each as "file: reason".
+        notice: A warning if torchvision's ImageFolder would order the classes differently.
+    """
+
+    data: CleanData
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    found: int
+    skipped: tuple[str, ...]
+    notice: str = ""
 
     def mapping(self) -> str:
-        """Which class folder stands for which label, in one line each."""
+        """Label, name and number of images of each class, a line each."""
         assert self.data.labels is not None
         counts = torch.bincount(self.data.labels, minlength=len(self.classes)).tolist()
         pairs = zip(self.classes, counts, strict=True)
@@ -59,71 +71,68 @@ def read_images(
     num_classes: int | None = None,
     limit: int | None = None,
     seed: int = 0,
-    max_file: int = MAX_FILE,
     progress: bool = False,
 ) -> FolderImages:
-    """Read the images of a folder, in an order that depends on names alone.
+    """Read and preprocess the images of a folder.
 
-    What is no image (or is damaged, or a link that leads out of the folder) is skipped and named.
+    Files that are not images, are damaged, or are links to outside the folder are skipped and
+    listed in the result.
 
     Args:
-        classes: names of class folders in the model's order; by default the folders' own names,
-            sorted, as numbers where all are. With it folders may be missing, but none may have
-            another name.
-        num_classes: of the model; class folders must be as many, or `classes` names.
-        limit: most images to take, drawn at random and balanced over the class folders.
-        max_file: bytes of the largest file that is opened.
+        folder: class folders with images below them, or images without labels.
+        preprocessing: how images are prepared for the model.
+        classes: names of the class folders in the model's order; by default the names of the
+            folders there are, sorted. Folders may be missing, but each must have one of the names.
+        num_classes: number of classes of the model; checked against the class folders, or against
+            `classes`.
+        limit: most images to read; they are drawn at random, equally many of each class.
+        seed: of the draw.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        The images in an order that depends only on names.
 
     Raises:
-        DataError: no such folder, no image in it, not as many classes as the model has, a file
-            or an image over the limits (which may be there to exhaust memory).
-        UnknownNameError: a class folder that `classes` does not name.
+        DataError: there is no such folder or no image in it, the number of classes is not the
+            model's, or a file or image is so large that it may be there to exhaust memory.
+        UnknownNameError: `classes` does not have the name of a class folder.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give one that holds images, or class folders")
     if limit is not None and limit < 1:
-        raise DataError(f"expected at least one image, got a limit of {limit}")
+        raise DataError(f"expected a limit of at least one image, got {limit}")
     skipped: list[str] = []
     groups, names, notice = _groups(root, classes, num_classes, skipped)
-    found = sum(map(len, groups.values()))
-    if found == 0:
-        raise DataError(f"{root}: no file in it{_why(skipped)}")
-    generator = np.random.default_rng(seed)
-    queues = {label: list(files) for label, files in groups.items()}
+    count = sum(map(len, groups.values()))
+    if count == 0:
+        raise DataError(f"{root}: no file in it{_reasons(skipped)}")
     if limit is not None:
-        queues = {
-            c: [files[i] for i in generator.permutation(len(files))] for c, files in queues.items()
+        generator = np.random.default_rng(seed)
+        groups = {
+            c: [files[i] for i in generator.permutation(len(files))] for c, files in groups.items()
         }
-    transform = preprocessing.transform()
-    mode = "L" if preprocessing.channels == 1 else "RGB"
-    longest = MAX_PIXELS * (preprocessing.crop_pct / max(preprocessing.size)) ** 2
-    taken: list[tuple[int, str, torch.Tensor]] = []
-    most = found if limit is None else min(limit, found)
+    most = count if limit is None else min(limit, count)
+    entries = []
     with progress_bar(most, "reading images", progress) as bar:
-        for label, path in _turns(queues):
-            if len(taken) == most:
-                break
-            name = path.relative_to(root).as_posix()
-            try:
-                taken.append((label, name, transform(_decode(path, mode, max_file, longest))))
-                bar.update()
-            except _NoImage as reason:
-                skipped.append(f"{shown(name)}: {reason}")
-    if not taken:
-        raise DataError(f"{root}: no image in it{_why(skipped)}")
-    taken.sort(key=lambda entry: entry[:2])
-    labels = torch.tensor([label for label, _, _ in taken]) if names else None
-    images = torch.stack([image for _, _, image in taken])
-    files = tuple(name for _, name, _ in taken)
-    return FolderImages(CleanData(images, labels), files, names, found, tuple(skipped), notice)
+        for entry in itertools.islice(_read(root, _in_turn(groups), preprocessing, skipped), most):
+            entries.append(entry)
+            bar.update()
+    if not entries:
+        raise DataError(f"{root}: no image in it{_reasons(skipped)}")
+    entries.sort(key=lambda entry: entry[:2])
+    labels = torch.tensor([label for label, _, _ in entries]) if names else None
+    images = torch.stack([image for _, _, image in entries])
+    files = tuple(name for _, name, _ in entries)
+    return FolderImages(CleanData(images, labels), files, names, count, tuple(skipped), notice)
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names from a text file, one a line, in the model's order.
 
     Raises:
-        DataError: no such file, no UTF-8, over a mebibyte, an empty line, a name twice.
+        DataError: there is no such file, it is over 1 MiB or not UTF-8, a line is empty, or a
+            name occurs twice.
     """
     path = Path(path)
     if not path.is_file() or path.stat().st_size > 2**20:
@@ -131,31 +140,31 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error})") from error
+        raise DataError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
     names = tuple(line.strip() for line in lines)
     seen: set[str] = set()
     for number, name in enumerate(names, 1):
         if not name or name in seen:
-            what = f"the name {shown(name)!r} for the second time" if name else "an empty line"
-            raise DataError(f"{path}, line {number}: {what}; give one name a line, each once")
+            wrong = f"the name {shown(name)!r} for the second time" if name else "an empty line"
+            raise DataError(f"{path}, line {number}: {wrong}; give one name a line, each once")
         seen.add(name)
     return names
 
 
 def shown(name: str) -> str:
-    """A name from a stranger's disk, fit for a terminal: no control characters, not too long."""
+    """An untrusted name for a terminal: without control characters, at most 80 characters."""
     text = "".join(c if c.isprintable() else "?" for c in name)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-class _NoImage(Exception):
-    """This file is left out, for the reason given."""
+class _NotAnImage(Exception):
+    """The file is skipped; the message says why."""
 
 
 def _groups(
     root: Path, classes: Sequence[str] | None, num_classes: int | None, skipped: list[str]
 ) -> tuple[dict[int, list[Path]], tuple[str, ...], str]:
-    """Files by label, the labels' names and a notice; without class folders all are under 0."""
+    """Files by label (all 0 without class folders), names by label, and a notice."""
     entries = sorted(root.iterdir(), key=lambda entry: entry.name)
     folders = []
     for entry in entries:
@@ -173,10 +182,10 @@ def _groups(
         folders, notice = _ordered(folders)
     names = tuple(entry.name for entry in folders) if classes is None else tuple(classes)
     if num_classes is not None and len(names) != num_classes:
-        what = "class folders" if classes is None else "class names"
-        few = ", ".join(shown(name) for name in names[:6]) + (", ..." if len(names) > 6 else "")
+        kind = "class folders" if classes is None else "class names"
+        first = ", ".join(shown(name) for name in names[:6]) + (", ..." if len(names) > 6 else "")
         raise DataError(
-            f"{root}: {len(names)} {what} ({few}), and the model has {num_classes} classes; give "
+            f"{root}: {len(names)} {kind} ({first}), but the model has {num_classes} classes; give "
             "the names of all of them in the model's order (--classes FILE, one a line)"
         )
     for entry in folders:
@@ -187,9 +196,9 @@ def _groups(
 
 
 def _ordered(folders: list[Path]) -> tuple[list[Path], str]:
-    """Sorted folders in the order of their labels, and what to say where ImageFolder has another.
+    """The folders in the order of their labels, and a notice if ImageFolder's order differs.
 
-    Who names folders by numbers means labels: 10 comes after 9, and not after 1.
+    Names that are all numbers are taken for labels, so 10 comes after 9 and not after 1.
     """
     if not all(folder.name.isascii() and folder.name.isdigit() for folder in folders):
         return folders, ""
@@ -197,46 +206,72 @@ def _ordered(folders: list[Path]) -> tuple[list[Path], str]:
     for label, (one, other) in enumerate(zip(ordered, folders, strict=True)):
         if one != other:
             return ordered, (
-                f"class folders named by numbers are taken by value: label {label} is {one.name}. "
-                f"torchvision's ImageFolder sorts them as text, where it is {other.name}; if the "
-                "model was trained with that, give the names in that order by --classes FILE"
+                f"class folders with numbers as names are sorted by value: label {label} is "
+                f"{one.name}. torchvision's ImageFolder sorts them as text, where label {label} is "
+                f"{other.name}; if the model was trained with ImageFolder, give the names in that "
+                "order with --classes FILE"
             )
     return folders, ""
 
 
 def _files(folder: Path, root: Path, skipped: list[str]) -> Iterator[Path]:
-    """Regular files below a folder, sorted; links that lead out of `root` are named as skipped."""
-    home = root.resolve()
-    for here, inner, names in os.walk(folder):  # follows no link to a folder
-        inner.sort()
+    """Regular files below a folder, sorted; other entries are added to `skipped`."""
+    resolved_root = root.resolve()
+    for parent, folders, names in os.walk(folder):  # does not follow links to folders
+        folders.sort()
         for name in sorted(names):
-            path = Path(here, name)
+            path = Path(parent, name)
             relative = shown(path.relative_to(root).as_posix())
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
+            if path.is_symlink() and not path.resolve().is_relative_to(resolved_root):
                 skipped.append(f"{relative}: a link out of the folder")
-            elif not path.is_file():  # a pipe or a device would block, or never end
+            elif not path.is_file():  # reading a pipe or a device might never end
                 skipped.append(f"{relative}: no regular file")
             else:
                 yield path
 
 
-def _turns(queues: dict[int, list[Path]]) -> Iterator[tuple[int, Path]]:
-    """One file of every class, then the next of every class, until all are through."""
-    for turn in range(max(map(len, queues.values()))):
-        for label, files in queues.items():
-            if turn < len(files):
-                yield label, files[turn]
+def _in_turn(groups: dict[int, list[Path]]) -> Iterator[tuple[int, Path]]:
+    """Label and file: the first file of each class, then the second of each, and so on."""
+    for index in range(max(map(len, groups.values()))):
+        for label, files in groups.items():
+            if index < len(files):
+                yield label, files[index]
 
 
-def _decode(path: Path, mode: str, max_file: int, longest: float) -> Image.Image:
-    """The image, in mode L or RGB; raises _NoImage, or DataError over the limits.
+def _read(
+    root: Path,
+    files: Iterable[tuple[int, Path]],
+    preprocessing: Preprocessing,
+    skipped: list[str],
+) -> Iterator[tuple[int, str, Tensor]]:
+    """Label, name and preprocessed image (C, H, W); files that are no images go to `skipped`."""
+    transform = preprocessing.transform()
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+    max_ratio = _MAX_PIXELS * (preprocessing.crop_pct / max(preprocessing.size)) ** 2
+    for label, path in files:
+        name = path.relative_to(root).as_posix()
+        try:
+            image = transform(_decode(path, mode, max_ratio))
+        except _NotAnImage as reason:
+            skipped.append(f"{shown(name)}: {reason}")
+        else:
+            yield label, name, image
 
-    `longest` is how often the short side may go into the long one: resizing brings the short side
-    to what the model takes, so a line of pixels in a file of 200 bytes would become gigabytes.
+
+def _decode(path: Path, mode: str, max_ratio: float) -> Image.Image:
+    """The image, converted to mode L or RGB.
+
+    Args:
+        max_ratio: largest ratio of the long side to the short side. Preprocessing resizes the short
+            side to the model's size, so that an image one pixel wide would become gigabytes.
+
+    Raises:
+        _NotAnImage: the file cannot be decoded.
+        DataError: the file or the image is over a limit.
     """
-    if (size := path.stat().st_size) > max_file:
+    if (size := path.stat().st_size) > _MAX_FILE:
         raise DataError(
-            f"{shown(path.name)}: {size:,} bytes, over the limit of {max_file:,}; take it out"
+            f"{shown(path.name)}: {size:,} bytes, over the limit of {_MAX_FILE:,}; remove it"
         )
     try:
         with warnings.catch_warnings():
@@ -244,26 +279,26 @@ def _decode(path: Path, mode: str, max_file: int, longest: float) -> Image.Image
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 width, height = image.size  # from the header; nothing is decoded yet
-                if width * height > MAX_PIXELS:
+                if width * height > _MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{width} x {height} pixels")
-                if max(width, height) > longest * min(width, height):
+                if max(width, height) > max_ratio * min(width, height):
                     raise Image.DecompressionBombError(f"{width} x {height} pixels, then resized")
                 if image.mode not in _MODES:
-                    raise _NoImage(f"pixels of kind {image.mode!r}; convert it to 8-bit RGB")
+                    raise _NotAnImage(f"mode {image.mode!r}; convert it to 8-bit RGB")
                 return image.convert(mode)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"{shown(path.name)}: it may be a decompression bomb ({error}), the limit is "
-            f"{MAX_PIXELS:,} pixels; take it out, or make it smaller"
+            f"{_MAX_PIXELS:,} pixels; remove it, or make it smaller"
         ) from error
     except UnidentifiedImageError:
-        raise _NoImage(f"no image ({', '.join(_FORMATS)} are read)") from None
+        raise _NotAnImage(f"no image ({', '.join(_FORMATS)} are read)") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError) as error:
-        # what Pillow's decoders raise on damaged files
-        raise _NoImage(f"damaged ({error})") from None
+        # Pillow's decoders raise all of these for damaged files
+        raise _NotAnImage(f"damaged ({error})") from None
 
 
-def _why(skipped: Sequence[str]) -> str:
-    return f" (skipped: {'; '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''})" * bool(
-        skipped
-    )
+def _reasons(skipped: Sequence[str]) -> str:
+    if not skipped:
+        return "; give a folder that holds images, or class folders"
+    return f" (skipped: {'; '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''})"

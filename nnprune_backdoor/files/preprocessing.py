@@ -1,4 +1,4 @@
-"""How image files become what a model expects: timm's transform for evaluation."""
+"""Prepare images for a model, with timm's transform for evaluation."""
 
 from __future__ import annotations
 
@@ -16,23 +16,31 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-_LARGEST = 4096  # pixels a side
+_MAX_SIDE = 4096  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Resize, crop the centre, scale to [0, 1], then (x - mean) / std; all a channel.
+    """Resize, crop the centre, scale pixels to [0, 1], then normalise: (x - mean) / std.
+
+    Attributes:
+        size: Height and width in pixels after the crop.
+        mean: Mean of each channel, of pixels in [0, 1]; one or three values.
+        std: Standard deviation of each channel.
+        interpolation: "bilinear", "bicubic" or "nearest".
+        crop_pct: Share of the resized image that the crop keeps along each side, in [0.1, 1].
+        crop_mode: timm's "center", "squash" or "border".
 
     Raises:
-        DataError: a value that no model can have been trained with.
+        DataError: a value is out of range.
     """
 
-    size: tuple[int, int]  # height, width in pixels
-    mean: tuple[float, ...]  # one a channel, of pixels in [0, 1]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str = "bilinear"  # or bicubic, nearest
-    crop_pct: float = 1.0  # the part of the resized image that the crop keeps, in (0, 1]
-    crop_mode: str = "center"  # timm's: center, squash or border
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -43,8 +51,8 @@ class Preprocessing:
         numbers = (*self.mean, *self.std)
         if not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise DataError(f"expected finite mean and std > 0, got {self.mean} and {self.std}")
-        if len(self.size) != 2 or not all(1 <= side <= _LARGEST for side in self.size):
-            raise DataError(f"expected height and width in [1, {_LARGEST}], got {self.size}")
+        if len(self.size) != 2 or not all(1 <= side <= _MAX_SIDE for side in self.size):
+            raise DataError(f"expected height and width in [1, {_MAX_SIDE}], got {self.size}")
         if not 0.1 <= self.crop_pct <= 1:
             raise DataError(f"expected crop_pct in [0.1, 1], got {self.crop_pct}")
         for name, value, known in (
@@ -56,40 +64,44 @@ class Preprocessing:
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, *, channels: int = 3, **overrides: Any) -> Self:
-        """What timm's configuration of a model (`model.pretrained_cfg`) says; None: what is usual.
+        """The preprocessing in a model's timm configuration (`model.pretrained_cfg`).
 
         Args:
-            channels: that the model takes; timm's configurations are of three.
-            **overrides: fields of this class; None leaves what the configuration says.
+            config: None for timm's defaults.
+            channels: channels of the images that the model takes.
+            **overrides: fields of this class that replace the configuration's, unless None.
 
         Raises:
-            DataError: a value out of range; `mean` and `std` that are not one value a channel, or
-                are not given where the configuration's are not.
+            DataError: a value is out of range, or `mean` and `std` do not have one value a channel.
         """
         from timm.data.config import resolve_data_config
 
         given = {name: value for name, value in overrides.items() if value is not None}
         refuse_other_channels(given, channels)
-        usual = {"input_size": (3, 224, 224)}  # timm refuses an empty one, and fills in the rest
-        found = resolve_data_config({}, pretrained_cfg=dict(config or usual))
+        defaults = {"input_size": (3, 224, 224)}  # timm adds the rest, but refuses an empty one
+        resolved = resolve_data_config({}, pretrained_cfg=dict(config or defaults))
+        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
         settings = {
-            "size": tuple(found["input_size"][-2:]),
-            **{name: found[name] for name in ("mean", "std", "interpolation", "crop_pct")},
-            "crop_mode": found["crop_mode"],
+            "size": tuple(resolved["input_size"][-2:]),
+            **{name: resolved[name] for name in names},
             **given,
         }
-        if settings["interpolation"] == "random":  # timm: one of two while training
+        if settings["interpolation"] == "random":  # in timm, bilinear or bicubic while training
             settings["interpolation"] = "bilinear"
         if any(len(settings[name]) != channels for name in ("mean", "std")):
             raise DataError(
                 f"the model takes {channels} channel(s), and the configuration has mean and std "
-                f"of {len(found['mean'])}; give --mean and --std as it was trained with"
+                f"of {len(resolved['mean'])}; give the --mean and --std it was trained with"
             )
         return cls(**settings)
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """What `to_dict` gave; DataError where it is something else."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: the data has another form.
+        """
         try:
             return cls(
                 size=(int(data["size"][0]), int(data["size"][1])),
@@ -100,22 +112,24 @@ class Preprocessing:
                 crop_mode=str(data["crop_mode"]),
             )
         except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
-            raise DataError(f"the preprocessing on record cannot be read ({error})") from error
+            raise DataError(
+                f"the preprocessing on record cannot be read ({error}); give it yourself"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data, fit for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
     def channels(self) -> int:
-        """Of the images: 1 (grey) or 3 (RGB)."""
+        """Channels of the images: 1 (grey) or 3 (RGB)."""
         return len(self.mean)
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """From a PIL image in mode L or RGB to a normalised tensor (C, H, W)."""
+        """A function from a PIL image in mode L or RGB to a normalised tensor (C, H, W)."""
         from timm.data.transforms_factory import create_transform
 
-        made: Callable[[Image.Image], Tensor] = create_transform(
+        transform: Callable[[Image.Image], Tensor] = create_transform(
             (self.channels, *self.size),
             is_training=False,
             mean=self.mean,
@@ -124,15 +138,15 @@ class Preprocessing:
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
-        return made
+        return transform
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) in [0, 1] -> what the model expects."""
+        """Pixels (N, C, H, W) in [0, 1], normalised as the model expects."""
         mean, std = self._statistics(pixels)
         return (pixels - mean) / std
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The inverse of `normalise`, kept in [0, 1]."""
+        """The inverse of `normalise`, clamped to [0, 1]."""
         mean, std = self._statistics(images)
         return (images * std + mean).clamp(0, 1)
 
@@ -150,12 +164,12 @@ class Preprocessing:
 
 
 def refuse_other_channels(given: Mapping[str, Any], channels: int) -> None:
-    """Raise DataError where `mean` or `std` of somebody's are not one value a channel."""
+    """Raise DataError if a `mean` or `std` that was given does not have one value a channel."""
     for name in ("mean", "std"):
         values = given.get(name)
         if values is not None and len(values) != channels:
-            said = " ".join(f"{value:g}" for value in values)
+            text = " ".join(f"{value:g}" for value in values)
             raise DataError(
-                f"the model takes {channels} channel(s), and {name} was given as {said}; give "
+                f"the model takes {channels} channel(s), and {name} was given as {text}; give "
                 "one value a channel"
             )

@@ -1,4 +1,4 @@
-"""What is written down beside the weights of a purified model: plain JSON, checked on reading."""
+"""The record beside the weights of a purified model: plain JSON, checked when it is read."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from ..removal.compaction import RemovalReport
 from ..reports.purified import Purified
 from ..reports.report import Report, plain
 
-FORMAT = 1  # readers take every format up to their own
+FORMAT = 1  # of the records written; records of lower formats can be read too
 
 LIBRARY = "nnprune_backdoor"
 
-RECORD = "record.json"  # its name in the folder
+RECORD = "record.json"  # file name
 
-REPORT = "report.json"  # what pages are laid out from
+REPORT = "report.json"  # file name; the report's pages are made from it
 
 _MAX_RECORD = 64 * 2**20  # bytes
 
-
-# what a record of format 1 holds, and of which type
+# entries of a record and their types
 _ENTRIES: dict[str, tuple[type, ...]] = {
-    "architecture": (dict,),  # "name" of timm's, or null; "arguments" of timm.create_model
-    "weights": (dict,),  # "sha256" of the file
+    "architecture": (dict,),  # "name" in timm, or null; "arguments" of timm.create_model
+    "weights": (dict,),  # "sha256" of the weights file
     "recipe": (dict,),  # see `Recipe.to_dict`
     "silenced": (dict,),  # site -> channels of the original model
     "silencing": (str,),
@@ -37,44 +36,50 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "accuracy": (dict, type(None)),
     "removal": (dict, type(None)),
     "input": (list, type(None)),  # (C, H, W)
-    "sha256": (dict,),  # of the tensors of the original model and of the clean data
+    "sha256": (dict,),  # of the original model's tensors, and of the clean images
     "versions": (dict,),
     "seconds": (dict,),
 }
 
-# entries that records may lack, written before there were any, and what is read in their place
-_LATER: dict[str, tuple[type, ...]] = {
+# entries that older records lack, and their types
+_OPTIONAL: dict[str, tuple[type, ...]] = {
     "source": (dict,),
     "repair": (str,),
-    "shares": (list, type(None)),  # of the images: scoring, selecting, measuring
-    "compute": (dict, type(None)),  # how the criterion's passes were run, see `Compute`
+    "shares": (list, type(None)),  # of the clean images: scoring, selecting, measuring
+    "compute": (dict, type(None)),  # see `Compute`
 }
 
-_MISSING: dict[str, Any] = dict.fromkeys(_LATER) | {"source": {}, "repair": "none"}
+_DEFAULTS: dict[str, Any] = dict.fromkeys(_OPTIONAL) | {"source": {}, "repair": "none"}
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_purified` wrote down beside the weights, as plain data; see docs/saving.md.
+    """The record that `save_purified` wrote beside the weights, as plain data.
+
+    docs/saving.md describes its entries.
+
+    Args:
+        folder: the folder that `save_purified` wrote.
 
     Raises:
-        CheckpointError: no such record, not JSON, NaN in it, an entry that is missing or of the
-            wrong type, or a format newer than this version of the library reads.
+        CheckpointError: there is no record, it is not strict JSON, an entry is missing or has the
+            wrong type, or its format is newer than this version of the library.
     """
     path = Path(folder) / RECORD
     record = _read_json(path)
     if record.get("library") != LIBRARY:
-        raise CheckpointError(f"{path}: not a record of a purified model")
-    form = record.get("format")
-    if type(form) is not int or form < 1:
-        raise CheckpointError(f"{path}: expected a format number, got {form!r}")
-    if form > FORMAT:
         raise CheckpointError(
-            f"{path}: format {form}, but this version reads up to {FORMAT}; upgrade {LIBRARY}"
+            f"{path}: not a record of a purified model; give a folder that save_purified wrote"
         )
-    for name, types in _ENTRIES.items():
-        _check_entry(path, record, name, types)
-    for name, types in _LATER.items():
-        _check_entry(path, {**_MISSING, **record}, name, types)
+    version = record.get("format")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path}: expected a format number, got {version!r}")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {version}, but this version reads up to {FORMAT}; upgrade {LIBRARY}"
+        )
+    complete = {**_DEFAULTS, **record}
+    for name, types in {**_ENTRIES, **_OPTIONAL}.items():
+        _check_entry(path, complete, name, types)
     _check_entry(path, record["architecture"], "name", (str, type(None)))
     _check_entry(path, record["architecture"], "arguments", (dict,))
     _check_entry(path, record["weights"], "sha256", (str,))
@@ -82,11 +87,14 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_report(folder: str | os.PathLike[str]) -> Report:
-    """The report that `save_purified` wrote beside the weights, for `to_html` and `to_markdown`.
+    """The report that `save_purified` wrote beside the weights.
+
+    Args:
+        folder: the folder that `save_purified` wrote.
 
     Raises:
-        CheckpointError: there is none (the folder was written by an older version), it is no
-            strict JSON, or not a report that this version reads.
+        CheckpointError: there is no report, because an older version wrote the folder; it is not
+            strict JSON; or this version cannot read it.
     """
     path = Path(folder) / REPORT
     try:
@@ -96,11 +104,13 @@ def read_report(folder: str | os.PathLike[str]) -> Report:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """An object of strict JSON; raises CheckpointError."""
+    """The object in a file of strict JSON; raises CheckpointError."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; is the folder one that save_purified wrote?")
+        raise CheckpointError(f"{path}: no such file; give a folder that save_purified wrote")
     if path.stat().st_size > _MAX_RECORD:
-        raise CheckpointError(f"{path}: over {_MAX_RECORD:,} bytes, which no record needs")
+        raise CheckpointError(
+            f"{path}: over {_MAX_RECORD:,} bytes, more than any record needs; get the folder again"
+        )
     try:
         content = json.loads(
             path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite
@@ -114,9 +124,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_entry(path: Path, holder: dict[str, Any], name: str, types: tuple[type, ...]) -> None:
     if name not in holder or type(holder[name]) not in types:
-        wanted = " or ".join(t.__name__ for t in types)
-        found = type(holder[name]).__name__ if name in holder else "nothing"
-        raise CheckpointError(f"{path}: expected {name!r} to be {wanted}, got {found}")
+        expected = " or ".join(t.__name__ for t in types)
+        given = type(holder[name]).__name__ if name in holder else "nothing"
+        raise CheckpointError(f"{path}: expected {name!r} to be {expected}, got {given}")
 
 
 def _finite(text: str) -> float:
@@ -133,9 +143,13 @@ def record_of(
     arguments: dict[str, Any],
     sha256: str,
 ) -> dict[str, Any]:
-    """The record of a model whose weights file has this SHA-256; see `_ENTRIES`.
+    """The record of a purified model; see `_ENTRIES`.
 
-    `report` is what `Purified.to_dict` gives.
+    Args:
+        report: `Purified.to_dict()`.
+        arch: timm name of the original architecture, or None.
+        arguments: of `timm.create_model`.
+        sha256: of the weights file.
     """
     entries = {
         "architecture": {"name": arch, "arguments": arguments},
@@ -147,7 +161,7 @@ def record_of(
         "selector": report["selection"],
         "seed": purified.seed,
         "accuracy": report["accuracy"],
-        "removal": None if purified.removal is None else _removal_of(purified.removal),
+        "removal": None if purified.removal is None else _removal_data(purified.removal),
         "input": report["given"]["shape"],
         "sha256": report["given"]["sha256"],
         "versions": report["versions"],
@@ -157,25 +171,25 @@ def record_of(
         "shares": report["given"]["shares"],
         "compute": report["given"]["compute"],
     }
-    assert entries.keys() == _ENTRIES.keys() | _LATER.keys()
+    assert entries.keys() == _ENTRIES.keys() | _OPTIONAL.keys()
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}
 
 
-def written(record: dict[str, Any]) -> str:
-    """The text of a record: one line an entry."""
+def to_json(record: dict[str, Any]) -> str:
+    """The text of a record or report, one line for each entry."""
     lines = (f"{json.dumps(name)}: {json.dumps(e, allow_nan=False)}" for name, e in record.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _removal_of(report: RemovalReport) -> dict[str, Any]:
-    """Before and after, and what stayed: reason -> site -> channels."""
-    stayed: dict[str, dict[str, list[int]]] = {}
-    for (site, channel), why in report.silenced.items():
-        stayed.setdefault(why, {}).setdefault(site, []).append(channel)
+def _removal_data(report: RemovalReport) -> dict[str, Any]:
+    """Sizes before and after, and neurons that were only silenced: reason -> site -> channels."""
+    only_silenced: dict[str, dict[str, list[int]]] = {}
+    for (site, channel), reason in report.silenced.items():
+        only_silenced.setdefault(reason, {}).setdefault(site, []).append(channel)
     return {
         "removed": len(report.removed),
         "channels": report.channels,
-        "only_silenced": stayed,
+        "only_silenced": only_silenced,
         "drift": report.drift,
         "before": report.before,
         "after": report.after,

@@ -1,11 +1,11 @@
-"""Scores as Torch-Pruning importances: for any of its pruners, in the place of magnitude.
+"""Scores as Torch-Pruning importances, for any of its pruners.
 
     from nnprune_backdoor.importance import RNPImportance
 
     pruner = tp.pruner.BasePruner(model, example, importance=RNPImportance(model, clean_loader))
 
-Every registered criterion has such a class, named after its own: `RNP` -> `RNPImportance`,
-`ANP` -> `ANPImportance`, and yours as soon as it is registered.
+Each registered criterion has a class named after its own: `RNPImportance` for `RNP`, and likewise
+for criteria that you register.
 """
 
 from ..criteria.base import criterion_class, list_criteria

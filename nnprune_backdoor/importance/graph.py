@@ -1,17 +1,16 @@
-"""The door to Torch-Pruning's dependency graph: safe tracing, and groups as plain data.
+"""Torch-Pruning's dependency graph: trace it safely, and read its groups.
 
-Torch-Pruning finds coupled channels by an autograd trace. It leaves the model in eval mode, its
-own hooks behind when the forward pass raises, and everything out that runs without gradients; it
-has no limit of time. What is here takes care of that; what the trace itself gets wrong is set right
-by `mending`.
+Torch-Pruning finds coupled channels by an autograd trace. By itself, it leaves the model in eval
+mode, leaves its hooks behind when the forward pass raises, misses all that runs without gradients,
+and may run forever. `trace` prevents this; errors of the graph itself are corrected by
+`graph_fixes`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -21,9 +20,7 @@ from ..core.copies import as_it_was, frozen_copy, refuse_wrapped
 from ..core.sites import LAYERS, NORMS
 from ..errors import UnsupportedModelError
 from ..utils.time_limit import within
-from .graph_fixes import MENDED
-
-Role = Literal["producer", "consumer", "passing", "parameter"]
+from .graph_fixes import GRAPH_FIXES
 
 
 # --- tracing ---
@@ -36,23 +33,22 @@ def trace(
     ignored: Iterable[nn.Module | nn.Parameter] = (),
     seconds: float | None = 60.0,
 ) -> tp.DependencyGraph:
-    """The dependency graph of `model`, which is left as it was, also when something raises.
+    """The dependency graph of `model`, which is left as it was even when tracing raises.
 
-    Works under `no_grad` and on frozen models: every parameter asks for a gradient during the
-    trace. Fused attention needs no care here: its one autograd node has query, key and value as
-    inputs, which gives the same groups as the plain matrix products (a test compares them).
+    Frozen models can be traced too, also under `no_grad`: all parameters require gradients during
+    the trace. Fused attention gives the same groups as plain matrix products.
 
     Args:
         model: any classifier; it is traced in eval mode.
         example: images (N, C, H, W) on the model's device; two are enough.
-        ignored: modules whose output channels no group of `get_all_groups` may touch, the layers
-            inside them included, and parameters that are never cut (tables of relative positions).
-        seconds: wall time after which tracing is given up; None for no limit. One long call into
-            compiled code is only interrupted when it comes back.
+        ignored: modules whose output channels `get_all_groups` must not prune, including all layers
+            inside them, and parameters that are never pruned (tables of relative positions).
+        seconds: limit of wall time; None for no limit. A long call into compiled code is only
+            interrupted when it returns.
 
     Raises:
-        UnsupportedModelError: the model is wrapped, raises, is not traceable, takes too long, or
-            runs layers without gradients, whose groups would be incomplete.
+        UnsupportedModelError: the model is wrapped, raises, cannot be traced, takes too long, or
+            runs layers without gradients, so that groups would be incomplete.
     """
     refuse_wrapped(model)
     ignored = list(ignored)
@@ -60,16 +56,15 @@ def trace(
     parameters = [item for item in ignored if not isinstance(item, nn.Module)]
     with torch.inference_mode(False), torch.enable_grad(), as_it_was(model):
         graph = tp.DependencyGraph()
-        MENDED.hold(graph)
+        GRAPH_FIXES.hold(graph)
         try:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
             build = functools.partial(
                 graph.build_dependency,
                 model,
-                # given without a tuple, a batch would be unpacked into images first
-                (example.detach().clone(),),
-                # its own way to call the model swallows every error, interrupts included
+                (example.detach().clone(),),  # a tuple, since a tensor would be unpacked
+                # by default it catches all exceptions of the model, even interrupts
                 forward_fn=_forward,
                 unwrapped_parameters=[],
                 customized_pruners={},
@@ -85,103 +80,52 @@ def trace(
                 f"({type(error).__name__}: {error}); its neurons can be scored and silenced "
                 "without it"
             ) from error
-    # only now: a layer that is ignored while tracing would be taken for an element-wise operation
+    # after tracing, since ignored layers would be traced as element-wise operations
     graph.IGNORED_LAYERS_IN_TRACING = [layer for module in modules for layer in module.modules()]
     return graph
 
 
 def _forward(model: nn.Module, inputs: tuple[Tensor]) -> Any:
-    """Run the model; layers whose output carries no gradient would be missing from the graph."""
+    """Run the model; raise if a layer runs without gradients, since the graph would miss it."""
     names = {module: name for name, module in model.named_modules()}
-    blind: list[str] = []
+    without_gradient: list[str] = []
 
-    def look(module: nn.Module, _: Any, output: Any) -> None:
+    def check(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.grad_fn is None:
-            blind.append(names[module])
+            without_gradient.append(names[module])
 
-    learned = [m for m in names if isinstance(m, LAYERS + NORMS) and m.weight is not None]
-    hooks = [layer.register_forward_hook(look) for layer in learned]
+    layers = [m for m in names if isinstance(m, LAYERS + NORMS) and m.weight is not None]
+    hooks = [layer.register_forward_hook(check) for layer in layers]
     try:
         output = model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    if blind:
+    if without_gradient:
         raise UnsupportedModelError(
-            f"layer {blind[0]!r} and {len(blind) - 1} more run without gradients (no_grad or "
-            "inference_mode inside the forward pass), so that Torch-Pruning cannot see what they "
-            "are coupled with"
+            f"layer {without_gradient[0]!r} and {len(without_gradient) - 1} more run without "
+            "gradients, so that Torch-Pruning cannot see what they are coupled with; take no_grad "
+            "and inference_mode out of the forward pass"
         )
     return output
 
 
-# --- groups as plain data ---
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One side of one layer (or one parameter) that a group cuts, and where.
-
-    `roots[i]` is the channel of the group's root that `channels[i]` goes with; None where
-    Torch-Pruning does not know.
-    """
-
-    name: str
-    role: Role
-    channels: tuple[int, ...]
-    roots: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Coupled:
-    """A group: channels that can only go together, in the model's names.
-
-    The endpoint of the root comes first. A *producer* computes the channels (convolutions,
-    linear layers, embeddings, attention), a *consumer* reads them; norms and depthwise
-    convolutions pass them on; a parameter that belongs to no known layer may do anything.
-    """
-
-    root: str
-    channels: tuple[int, ...]  # of the root, in the order that was asked for
-    endpoints: tuple[Endpoint, ...]
-
-    @property
-    def producers(self) -> tuple[str, ...]:
-        """Names of the layers whose output it cuts."""
-        return self._names("producer")
-
-    @property
-    def consumers(self) -> tuple[str, ...]:
-        """Names of the layers whose input it cuts."""
-        return self._names("consumer")
-
-    @property
-    def private(self) -> bool:
-        """Exactly one layer produces these channels: no residual sum shares them."""
-        return len(self.producers) == 1
-
-    def _names(self, role: Role) -> tuple[str, ...]:
-        return tuple(endpoint.name for endpoint in self.endpoints if endpoint.role == role)
-
-
-def describe(group: tp.dependency.Group) -> Coupled:
-    """The group as plain data, detached from the graph; indices are today's."""
-    endpoints = tuple(
-        Endpoint(name, _role(group, dependency), channels, roots)
-        for name, dependency, channels, roots in members(group)
-    )
-    return Coupled(endpoints[0].name, endpoints[0].channels, endpoints)
+# --- groups ---
 
 
 def members(
     group: tp.dependency.Group,
 ) -> Iterator[tuple[str, Any, tuple[int, ...], tuple[int | None, ...]]]:
-    """Name, dependency, channels and root channels of all that a group cuts, its root first."""
+    """Name, dependency, channels and root channels of each layer that a group prunes, root first.
+
+    The i-th root channel is the channel of the group's root that the i-th channel is coupled with;
+    None where Torch-Pruning does not know.
+    """
     for item in group.items:
         dependency, channels = item
         name = name_of(group, dependency)
         if name is not None:
-            # indices may be tensors of no dimension; an item that the pruner emptied has no roots
+            # indices may be 0-dimensional tensors; an item that the pruner emptied has no roots
             roots = getattr(item, "root_idxs", ())
             yield (
                 name,
@@ -192,23 +136,23 @@ def members(
 
 
 def name_of(group: tp.dependency.Group, dependency: Any) -> str | None:
-    """The model's name for what a dependency cuts; None for concat, split, view and the like."""
+    """Name in the model of what a dependency prunes; None for concat, split, view and the like."""
     target, graph = dependency.target, group._DG
     if target.type == tp.ops.OPTYPE.PARAMETER:
-        name: str = graph._param_to_name[target.module]  # `_module2name` numbers them at random
+        name: str = graph._param_to_name[target.module]  # `_module2name` has generated names
         return name
     return graph._module2name.get(target.module)  # type: ignore[no-any-return]
 
 
 def out_of_range(group: tp.dependency.Group) -> str | None:
-    """The first layer of which the group names channels that it does not have, or None.
+    """Name of the first layer that does not have the channels the group would prune, or None.
 
-    Torch-Pruning loses count where tensors are split, or channels become tokens; such a group
-    cannot be cut rightly, and scoring it would stop the pruner with an IndexError.
+    Torch-Pruning computes wrong indices where tensors are split or channels become tokens. Such a
+    group cannot be pruned, and scoring it would stop the pruner with an IndexError.
     """
-    graph, asked = group._DG, {int(root) for root in group[0].idxs}
+    graph, root_channels = group._DG, {int(root) for root in group[0].idxs}
     for name, dependency, channels, roots in members(group):
-        if not asked.issuperset(root for root in roots if root is not None):
+        if not root_channels.issuperset(root for root in roots if root is not None):
             return name
         widths = []
         if graph.is_out_channel_pruning_fn(dependency.handler):
@@ -222,58 +166,46 @@ def out_of_range(group: tp.dependency.Group) -> str | None:
 
 
 def breaks(group: tp.dependency.Group, example: Tensor, shape: torch.Size) -> str:
-    """Why the network does not run without some channels of a group; empty if it does.
+    """Why the network does not run once channels of a group are pruned; empty if it runs.
 
-    The least that can go (a channel, one of each group of a convolution in groups) is cut out of a
-    copy. Views by a number of heads that does not change, splits of fixed sizes and layers that
-    Torch-Pruning cuts wrongly show in this way.
+    One channel (of a grouped convolution, one channel of each group) is pruned from a copy. This
+    finds views with a fixed number of heads, splits of fixed sizes, and layers that Torch-Pruning
+    prunes wrongly.
 
     Args:
-        group: with all channels of its root; nothing is pruned.
+        group: with all channels of its root; it is not pruned.
         example: images (N, C, H, W) on the model's device.
+        shape: of the logits that the model computes for them.
     """
-    graph, root, every = group._DG, group[0].dep, [int(channel) for channel in group[0].idxs]
-    apart = max(
-        _groups_of_channels(dependency.target.module) for _, dependency, *_ in members(group)
-    )
-    some = every[:: max(1, len(every) // apart)]
-    own = frozen_copy(graph.model)
+    graph, root, channels = group._DG, group[0].dep, [int(channel) for channel in group[0].idxs]
+    count = max(_channel_groups(dependency.target.module) for _, dependency, *_ in members(group))
+    pruned = channels[:: max(1, len(channels) // count)]
+    copy = frozen_copy(graph.model)
     try:
         with torch.no_grad():
-            _cut(own, graph.get_pruning_group(root.target.module, root.handler, some))
-            got = own(example).shape
-    except Exception as error:  # whatever a network does with shapes that it does not expect
+            _prune(copy, graph.get_pruning_group(root.target.module, root.handler, pruned))
+            result = copy(example).shape
+    except Exception as error:  # a network may raise anything on shapes that it does not expect
         return f"{type(error).__name__}: {error}"
-    return "" if got == shape else f"logits of shape {tuple(got)}"
+    return "" if result == shape else f"logits of shape {tuple(result)}"
 
 
-def _cut(model: nn.Module, group: tp.dependency.Group) -> None:
-    """Prune the layers of another model that are named like those of the group's."""
+def _prune(model: nn.Module, group: tp.dependency.Group) -> None:
+    """Prune a group of one model from another model with the same names."""
     for name, dependency, channels, _ in members(group):
         dependency.handler.__self__.pruning_dim = dependency.target.pruning_dim
         if dependency.target.type == tp.ops.OPTYPE.PARAMETER:
             holder, _, attribute = name.rpartition(".")
-            place = model.get_submodule(holder)
-            smaller = dependency.handler(getattr(place, attribute), list(channels))
-            setattr(place, attribute, smaller)
+            module = model.get_submodule(holder)
+            smaller = dependency.handler(getattr(module, attribute), list(channels))
+            setattr(module, attribute, smaller)
         else:
             dependency.handler(model.get_submodule(name), list(channels))
 
 
-def _groups_of_channels(layer: Any) -> int:
-    """How many channels have to go at once, so that a layer's groups stay alike."""
+def _channel_groups(layer: Any) -> int:
+    """Number of channel groups of a layer; pruning must keep groups equally large."""
     if isinstance(layer, nn.GroupNorm):
         return layer.num_groups
     groups = int(getattr(layer, "groups", 1))
     return groups if groups < int(getattr(layer, "out_channels", 1)) else 1
-
-
-def _role(group: tp.dependency.Group, dependency: Any) -> Role:
-    graph, kinds = group._DG, tp.ops.OPTYPE
-    if dependency.target.type == kinds.PARAMETER:
-        return "parameter"
-    if dependency.target.type in (kinds.EMBED, kinds.MHA):
-        return "producer"
-    if not graph.is_out_channel_pruning_fn(dependency.handler):
-        return "consumer"
-    return "passing" if graph.is_in_channel_pruning_fn(dependency.handler) else "producer"

@@ -1,4 +1,4 @@
-"""Torch-Pruning importances made of scores, one class for each registered criterion."""
+"""Scores as Torch-Pruning importances, with one class for each registered criterion."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ from ..errors import DataError, UnsupportedModelError
 from ..utils.randomness import private_randomness
 from ..utils.tensors import placement
 from .graph import breaks, members, out_of_range
-from .graph_fixes import MENDED
+from .graph_fixes import GRAPH_FIXES
 from .ledger import Ledger
 
 Reduction = Literal["max", "min", "mean"]
 
 _REDUCE = {"max": max, "min": min, "mean": lambda ranks: sum(ranks) / len(ranks)}
 
-_JITTER = 1e-3  # below one rank; see `_ranks`
+_JITTER = 1e-3  # of a rank, to break ties of averages; see `_ranks`
 
 
 class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the package is untyped
-    """Ranks groups of coupled channels by the scores of the neurons in them; low goes first.
+    """Importance of coupled channels by the scores of their neurons; low values are pruned first.
 
-    A neuron's value is its rank among all neurons of the model, so that no two tie and local,
-    global and isomorphic pruning alike remove as many channels as they were asked for. (Unless
-    that would empty a layer: then Torch-Pruning leaves its whole group as it is.) The scores are
-    those of the model as it was given, however many steps of pruning come between.
+    The value of a neuron is its rank among all neurons of the model. Ranks do not tie, so that
+    local, global and isomorphic pruning remove as many channels as were asked for, unless that
+    would remove a whole layer: Torch-Pruning then leaves its group as it is. The scores stay those
+    of the model as given, also in later steps of iterative pruning.
 
-    Torch-Pruning's pruners trace by autograd and do not see frozen layers: they prune nothing, or
-    groups from which the frozen layer is missing. A warning says so; let all parameters ask for
-    gradients while the pruner is made, or take the groups from `graph.trace`.
+    Torch-Pruning's pruners do not see frozen layers: they prune nothing, or only the other layers
+    of a group. A warning says so if the model has frozen parameters. Unfreeze all parameters
+    before making the pruner, or take the groups from `importance.graph.trace`.
 
     Args:
-        model: the very model that will be pruned.
-        scores: of this model, as it is now.
-        reduction: of several scored sites in one group. `max`: a shared channel goes only if all
-            its sites are suspicious; `min`: if one is; `mean`: in between.
-        example: images (N, C, H, W) on the model's device; one is enough. With them each group is
-            tried in a copy, and those without which the network does not run are left alone.
+        model: the model that will be pruned, not a copy of it.
+        scores: of this model in its present state.
+        reduction: of the scores of several sites in one group. With "max", a shared channel is
+            pruned only if the scores of all its sites are low; with "min", if one is; "mean" is in
+            between.
+        example: images (N, C, H, W) on the model's device; one is enough. With them, each group is
+            first pruned from a copy, and left alone if the copy does not run.
 
     Raises:
         DataError: unknown reduction.
-        UnsupportedModelError: the scores are another model's, or from before it was pruned.
+        UnsupportedModelError: the scores are for another model, or for another state of it.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         self.reduction = reduction
         self._example = example
         self._shape = torch.Size() if example is None else _shape_of_logits(model, example)
-        self._broken: dict[nn.Module, str] = {}  # root -> why it cannot be cut, empty if it can
+        self._breaks: dict[nn.Module, str] = {}  # root -> what `breaks` returned
         self._reduce: Any = _REDUCE[reduction]
         self._ledger = Ledger(model)
-        MENDED.hold(self)
+        GRAPH_FIXES.hold(self)
         self._ranks: dict[nn.Module, list[float]] = {}
         layers = dict(model.named_modules())
         for site, ranks in zip(scores.sites, _ranks(scores), strict=True):
@@ -78,80 +79,81 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
             width = None if layer is None else len(self._ledger.alive(layer))
             if layer is None or width != site.channels:
                 raise UnsupportedModelError(
-                    f"the scores know {site.channels} channels of {site.name!r}, the model has "
-                    f"{width or 'no such layer'}; score this model, as it is now"
+                    f"the scores have {site.channels} channels of {site.name!r}, the model has "
+                    f"{width or 'no such layer'}; score this model in its present state"
                 )
             self._ranks[layer] = ranks
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         if frozen:
-            self._say_once(
+            self._warn_once(
                 "frozen",
-                f"{len(frozen)} parameters are frozen ({frozen[0]!r}, ...), which Torch-Pruning's "
-                "own tracing does not see; call model.requires_grad_(True) before making a pruner",
+                f"{len(frozen)} parameters are frozen ({frozen[0]!r}, ...), and Torch-Pruning does "
+                "not see them; call model.requires_grad_(True) before making a pruner",
             )
 
     def __call__(self, group: tp.dependency.Group) -> Tensor | None:
-        """Values (C,), float64, one a root channel in the order of `group[0].idxs`; high = keep.
+        """Values of a group's root channels, in the order of `group[0].idxs`; high = keep.
 
-        Root channels of which no neuron is scored (some of a concatenation, for example) come
-        after all that are. None, which lets the pruner leave the group alone, where no neuron of
-        it is scored, its indices do not fit its layers, or the network would not run without
-        channels of it; each is said once.
+        Returns:
+            (C,), float64. Root channels without a scored neuron, such as some of a concatenation,
+            get higher values than all others. None, with a warning the first time, if no neuron of
+            the group is scored, its indices do not fit its layers, or the network would not run
+            without channels of it; the pruner then leaves the group alone.
 
         Raises:
-            UnsupportedModelError: the group is of another model, or a layer was cut in a way that
-                the ledger could not see.
+            UnsupportedModelError: the group is of another model, or a layer was cut without
+                Torch-Pruning.
         """
         graph = group._DG
         if not any(layer in graph.module2node for layer in self._ranks):
             raise UnsupportedModelError(
-                "this importance was made for another model object; make it of the very model "
-                "that the pruner is given (a copy is another one)"
+                "this importance was made for another model object; make it for the model that "
+                "the pruner is given, not for a copy"
             )
         misfit = out_of_range(group)
         if misfit is not None:
-            self._say_once(
+            self._warn_once(
                 "misfit",
-                f"Torch-Pruning lost count of the channels of {misfit!r} and what is coupled with "
-                "it; groups like this are left unpruned",
+                f"Torch-Pruning has wrong channel indices for {misfit!r} and the layers coupled "
+                "with it; groups like this are left unpruned",
             )
             return None
-        found = self._ranks_by_root(group)
-        if not any(found.values()):
+        ranks_by_root = self._ranks_by_root(group)
+        if not any(ranks_by_root.values()):
             root = next(members(group))[0]
-            self._say_once(
+            self._warn_once(
                 "unscored",
                 f"no neuron in the group of {root!r} is scored (classifiers, attention "
                 "projections and gates never are); groups like this are left unpruned",
             )
             return None
-        broken = self._breaks(group)
-        if broken:
-            self._say_once(
+        error = self._error_without(group)
+        if error:
+            self._warn_once(
                 "broken",
                 f"without channels of {next(members(group))[0]!r} the network does not run "
-                f"({broken}); groups like this are left unpruned",
+                f"({error}); groups like this are left unpruned",
             )
             return None
-        last = float(len(self.scores.flat))
+        count = float(len(self.scores.flat))
         values = [
-            self._reduce(ranks) if ranks else last + position
-            for position, ranks in enumerate(found.values())
+            self._reduce(ranks) if ranks else count + position
+            for position, ranks in enumerate(ranks_by_root.values())
         ]
         return torch.tensor(values, dtype=torch.float64)
 
-    def _breaks(self, group: tp.dependency.Group) -> str:
+    def _error_without(self, group: tp.dependency.Group) -> str:
         if self._example is None:
             return ""
         root = group[0].dep.target.module
-        if root not in self._broken:
-            self._broken[root] = breaks(group, self._example, self._shape)
-        return self._broken[root]
+        if root not in self._breaks:
+            self._breaks[root] = breaks(group, self._example, self._shape)
+        return self._breaks[root]
 
     def _ranks_by_root(self, group: tp.dependency.Group) -> dict[int, list[float]]:
-        """Root channel -> ranks of the scored neurons that would go with it."""
-        found: dict[int, list[float]] = {int(root): [] for root in group[0].idxs}
+        """Root channel -> ranks of the scored neurons that would be pruned with it."""
+        by_root: dict[int, list[float]] = {int(root): [] for root in group[0].idxs}
         graph = group._DG
         for name, dependency, channels, roots in members(group):
             ranks = self._ranks.get(dependency.target.module)
@@ -161,17 +163,17 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
             width = graph.get_out_channels(dependency.target.module)
             if len(alive) != width:
                 raise UnsupportedModelError(
-                    f"{name!r} has {width} channels where {len(alive)} were expected: it was cut "
-                    "by other means than Torch-Pruning's groups. Score the model again"
+                    f"{name!r} has {width} channels where {len(alive)} were expected, so it was "
+                    "cut without Torch-Pruning; score the model again"
                 )
             for channel, root in zip(channels, roots, strict=True):
                 if root is not None:
-                    found[root].append(ranks[alive[channel]])
-        return found
+                    by_root[root].append(ranks[alive[channel]])
+        return by_root
 
-    def _say_once(self, what: str, message: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(message, stacklevel=3)
 
 
@@ -184,16 +186,17 @@ def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:
 def _ranks(scores: ChannelScores) -> list[list[float]]:
     """For each site the ranks (C,) of its neurons, 0 = prune first.
 
-    Where scores tie, every site gives its first channels before any gives its last: were ties to
-    fall to site order, a global pruner would ask for whole layers, and Torch-Pruning silently
-    drops such a group.
+    Equal scores are ranked by the relative position of the channel in its site. If they were ranked
+    by the order of the sites, a global pruner would ask for whole layers, which Torch-Pruning
+    silently leaves unpruned.
 
-    A random fraction of far less than one is added: Torch-Pruning averages over channel groups
-    (grouped convolutions, heads) and `mean` over sites, and averages of whole numbers do tie.
+    A random fraction of a rank is added, since averages of whole numbers may tie: Torch-Pruning
+    averages over channel groups (grouped convolutions, heads), and "mean" averages over sites.
     """
     sizes = [site.channels for site in scores.sites]
-    spread = torch.cat([(torch.arange(size) + 0.5) / size for size in sizes]).argsort(stable=True)
-    order = spread[scores.flat[spread].argsort(stable=True)]
+    position = torch.cat([(torch.arange(size) + 0.5) / size for size in sizes])
+    by_position = position.argsort(stable=True)
+    order = by_position[scores.flat[by_position].argsort(stable=True)]
     ranks = torch.empty(len(order), dtype=torch.float64)
     ranks[order] = torch.arange(len(order), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -205,22 +208,27 @@ def _ranks(scores: ChannelScores) -> list[list[float]]:
 
 
 class CriterionImportance(GroupImportance):
-    """Scores the model by a registered criterion when it is made.
+    """Importance by a registered criterion, which scores the model when the importance is made.
 
     Args:
-        model: the very model that will be pruned; scoring works on a copy.
+        model: the model that will be pruned, not a copy of it; scoring works on a copy.
         clean_loader: clean images, as for `purify`.
         reduction: see `GroupImportance`.
         seed: same seed, same machine, same scores.
-        progress: bars on a terminal.
+        progress: show progress bars on a terminal.
         **hyperparameters: of the criterion.
 
+    Attributes:
+        criterion: Name under which the criterion is registered.
+
     Raises:
-        UnknownNameError: no such hyper-parameter.
-        DataError, UnsupportedModelError, ScoringError: see there.
+        UnknownNameError: the criterion has no such hyper-parameter.
+        DataError: the images or labels cannot be used.
+        UnsupportedModelError: the model cannot be scored.
+        ScoringError: the criterion did not reach a usable result.
     """
 
-    criterion: ClassVar[str]  # its registered name
+    criterion: ClassVar[str]
 
     def __init__(
         self,
@@ -240,10 +248,10 @@ class CriterionImportance(GroupImportance):
 
 
 def importance_class(name: str) -> type[CriterionImportance]:
-    """The importance of the registered criterion `name`: "rnp" -> RNPImportance.
+    """The importance class of a registered criterion; for "rnp" it is `RNPImportance`.
 
     Raises:
-        UnknownNameError: no such criterion; the message names the close ones.
+        UnknownNameError: no criterion has that name; the message lists similar ones.
     """
     cls = criterion_class(name)
     if cls not in _CLASSES:

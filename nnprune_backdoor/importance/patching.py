@@ -1,8 +1,8 @@
-"""Functions of Torch-Pruning that are other ones while somebody here needs it.
+"""Temporary patches of Torch-Pruning's functions.
 
-The only place that changes something of the installed package, in memory alone: `Ledger` listens to
-`Group.prune`, `mending` corrects what a trace gives. What was there comes back when the last user
-is gone; wrappers that somebody else puts on top stay.
+`Ledger` needs to know what `Group.prune` removes, and `graph_fixes` corrects traced graphs. Patches
+are made in memory, and undone when their last user is gone. Patches that other packages put on top
+are left in place.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Wrapping:
-    """A function held as attribute `name` of `owner`, and what to make of it.
+class Patch:
+    """A replacement of a function, in place while it has users.
 
     Args:
-        owner: a class or a module.
+        owner: the class or module with the function.
         name: of the function.
-        make: the function that was there -> the one to put in its place.
+        make: takes the function that is there, and returns its replacement.
     """
 
     def __init__(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         self._owner, self._name, self._make = owner, name, make
-        self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # all that stand there, or stood
+        self._replacements: weakref.WeakSet[Any] = weakref.WeakSet()
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @property
     def users(self) -> list[Any]:
-        """Who is alive and needs it."""
+        """Objects that hold the patch and are alive."""
         return list(self._users)
 
     def hold(self, user: Any) -> None:
-        """Wrap the function until `user` is gone."""
+        """Replace the function until `user` is garbage collected."""
         self._users.add(user)
         weakref.finalize(user, self._release)
-        plain = self._current()
-        if inspect.unwrap(plain, stop=self._made.__contains__) not in self._made:
-            wrapper = functools.wraps(plain)(self._make(plain))
-            self._made.add(wrapper)
-            setattr(self._owner, self._name, wrapper)
+        current = self._current()
+        if inspect.unwrap(current, stop=self._replacements.__contains__) not in self._replacements:
+            replacement = functools.wraps(current)(self._make(current))
+            self._replacements.add(replacement)
+            setattr(self._owner, self._name, replacement)
 
     def _release(self) -> None:
-        while not self.users and self._current() in self._made:
+        while not self.users and self._current() in self._replacements:
             setattr(self._owner, self._name, self._current().__wrapped__)
 
     def _current(self) -> Any:

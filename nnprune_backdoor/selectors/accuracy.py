@@ -29,15 +29,22 @@ class AccuracyBudget(Selector):
     is measured along the ranking and smoothed by isotonic regression, since one image more or
     less is noise; the cut is the last amount at which drop + z(confidence) * its standard error
     is within the budget. Blind to the backdoor: it spends the budget on a benign model too.
+
+    Attributes:
+        max_drop: Largest loss of accuracy as a share of the images; 0.02 is two points.
+        confidence: One-sided confidence; 0.5 uses the estimate, 0.95 requires evidence.
+        max_fraction: Largest share of all neurons that is tried.
+        points: Number of amounts tried, dense at the small end.
+        search: "bisect" tries about 6 of 40 amounts (docs/results/speed.md).
     """
 
     needs_labels: ClassVar[bool] = True
 
-    max_drop: float = 0.02  # share of the images, 0.02 = two points
-    confidence: float = 0.5  # one-sided; 0.5 takes the estimate, 0.95 demands proof
-    max_fraction: float = 0.2  # of all neurons; nothing beyond is tried
-    points: int = 40  # amounts tried, dense at the small end
-    search: Literal["grid", "bisect"] = "grid"  # bisect: about 6 of the 40, see docs/speed.md
+    max_drop: float = 0.02
+    confidence: float = 0.5
+    max_fraction: float = 0.2
+    points: int = 40
+    search: Literal["grid", "bisect"] = "grid"
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < 1 or not 0.5 <= self.confidence < 1:

@@ -24,9 +24,12 @@ class BelowThreshold(Selector):
 
     Raises:
         DataError: the scores have an order and no scale (`ChannelScores.ranks_only`).
+
+    Attributes:
+        threshold: In the criterion's own unit; 0.2 is usual for trained masks.
     """
 
-    threshold: float  # in the criterion's own unit; 0.2 is usual for trained masks
+    threshold: float
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold):
@@ -56,9 +59,13 @@ class LowestCount(Selector):
 @register_selector("fraction")
 @dataclass(frozen=True)
 class LowestFraction(Selector):
-    """This share of all neurons, those of lowest score."""
+    """This share of all neurons, those of lowest score.
 
-    fraction: float  # in [0, 1]
+    Attributes:
+        fraction: Share of all neurons, in [0, 1].
+    """
+
+    fraction: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:

@@ -35,7 +35,7 @@ class Auto(Selector):
     Evidence is sought on the images that the criterion saw, if `purify` passes them on, with other
     beginnings than the criterion's; accuracy and the triggers' success are measured on held-out
     ones. Without an alarm nothing is selected: that excludes no backdoor which leaves no evidence
-    of these kinds, and a false alarm prunes a benign network (docs/diagnosis.md has the rates).
+    of these kinds, and a false alarm prunes a benign network (rates: docs/results/diagnosis.md).
     If no amount within the budget brings the evidence down, the one with the least is taken, and
     the reason says so. The criterion's ranking is taken as it is.
 
@@ -43,15 +43,22 @@ class Auto(Selector):
     was looked at; `repaired`, where a repair followed), the `curve`, and the `plateau`: from the
     amount taken to the largest one within the budget at which the triggers still fail. A wide
     plateau means that the amount matters little.
+
+    Attributes:
+        max_drop: Largest loss of accuracy on held-out clean images, by the estimate.
+        gone: How amounts are tried, and when a trigger counts as failing.
+        evidence: The scan.
+        looks: Number of amounts at which a trigger is recovered anew.
+        seed: Of the scan and of triggers recovered anew.
     """
 
     needs_labels: ClassVar[bool] = True
     recovers_triggers: ClassVar[bool] = True
 
-    max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate
-    gone: TriggerGone = field(default=TriggerGone())  # amounts, and when a trigger fails
+    max_drop: float = 0.02
+    gone: TriggerGone = field(default=TriggerGone())
     evidence: Scan = field(default=Scan())
-    looks: int = 4  # amounts at which a trigger is recovered anew
+    looks: int = 4
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -86,10 +93,10 @@ class Auto(Selector):
         target = selection.details.get("target")
         if target is None:
             return selection
-        own, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        frozen, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
         given = selection.details["diagnosis"]["triggers"]
-        left = self._remaining(own, held_out, self._images(held_out), target, given)
-        success = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
+        left = self._remaining(frozen, held_out, self._images(held_out), target, given)
+        success = max(trigger.tested_on(frozen, clean).success for trigger in selection.triggers)
         look = _look(len(selection), success, left)
         after = "remains" if look["alarm"] else "is gone"
         reason = (

@@ -1,10 +1,10 @@
 """How much to prune: until a trigger that was recovered from clean images no longer works.
 
 Clean accuracy alone says how much may go, not how much must. A trigger recovered by inversion
-(`inversion.py`) sends clean images to its target while the backdoor is there; along the ranking
-its success falls with the attack's own (docs/inversion.md has both for two networks). So the least
-amount at which it has gone is taken, if accuracy allows. Success of a recovered trigger is a
-*proxy*: no triggered image is involved, and another trigger may still work.
+sends clean images to its target while the backdoor is there; along the ranking its success falls
+with the attack's own (docs/results/inversion.md has both for two networks). So the smallest amount
+at which it fails is taken, if accuracy allows. Success of a recovered trigger is a *proxy*: no
+triggered image is involved, and another trigger may still work.
 
 Ours; the idea is common (Neural Cleanse, S&P 2019, and CNP, TIP 2025, watch a recovered trigger).
 """
@@ -34,7 +34,7 @@ from .base import Selector, register_selector
 @register_selector("trigger")
 @dataclass(frozen=True)
 class TriggerGone(Selector):
-    """The least that makes recovered triggers fail, while accuracy drops by `max_drop` at most.
+    """The fewest neurons that make recovered triggers fail, within `max_drop` of accuracy.
 
     Triggers are recovered anew, for the label that the criterion found or else for that of the
     smallest trigger, with other beginnings than the criterion's: its ranking was made against its
@@ -44,20 +44,32 @@ class TriggerGone(Selector):
 
     The triggers are fitted to the same held-out images on which they are then counted, which the
     criterion has not seen: if anything they succeed more often there than elsewhere.
+
+    Attributes:
+        max_success: Largest success rate of each recovered trigger on held-out clean images.
+        max_drop: Largest loss of accuracy on held-out clean images, by the estimate.
+        triggers: Number of independent recoveries.
+        min_success: Minimum success rate of a recovered trigger before pruning; triggers below it
+            are ignored.
+        max_fraction: Largest share of all neurons that is tried.
+        points: Number of amounts tried, dense at the small end.
+        seed: Of the first recovery.
+        search: How a trigger is recovered for every label, to find the target.
+        inversion: How the target's triggers are recovered.
     """
 
     needs_labels: ClassVar[bool] = True
     recovers_triggers: ClassVar[bool] = True
 
-    max_success: float = 0.05  # of each recovered trigger on held-out clean images
-    max_drop: float = 0.02  # of accuracy on held-out clean images, the estimate
-    triggers: int = 2  # independent recoveries
-    min_success: float = 0.75  # of a trigger before anything goes, or it is not believed
-    max_fraction: float = 0.2  # of all neurons; nothing beyond is tried
-    points: int = 40  # amounts tried, dense at the small end
+    max_success: float = 0.05
+    max_drop: float = 0.02
+    triggers: int = 2
+    min_success: float = 0.75
+    max_fraction: float = 0.2
+    points: int = 40
     seed: int = 1
-    search: Inversion = field(default=Inversion(steps=150, batch_size=16))  # of every label
-    inversion: Inversion = field(default=Inversion())  # of the target
+    search: Inversion = field(default=Inversion(steps=150, batch_size=16))
+    inversion: Inversion = field(default=Inversion())
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_success < self.min_success <= 1 or not 0 <= self.max_drop < 1:
@@ -82,8 +94,8 @@ class TriggerGone(Selector):
         """What the recovered triggers do in the repaired model, added to the reason."""
         if not selection.triggers:
             return selection
-        own, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
-        left = max(trigger.tested_on(own, clean).success for trigger in selection.triggers)
+        frozen, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
+        left = max(trigger.tested_on(frozen, clean).success for trigger in selection.triggers)
         return replace(selection, reason=f"{selection.reason}; after the repair on {left:.0%}")
 
     def trace(

@@ -9,139 +9,170 @@ et al., "Neural Cleanse", IEEE S&P 2019: the network unlearns what the trigger d
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import frozen_copy, restore_modes_
+from ..core.copies import restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import Statistics, use_statistics_
+from ..core.prepared import Prepared
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import Selection
 from ..errors import DataError, ScoringError, UnsupportedModelError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
+from ..utils.settings import check_settings
 from ..utils.tensors import at_least_float32, placement
 
-Optimiser = Literal["sgd", "adamw"]
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """How a network is fine-tuned.
+
+    The defaults are SGD on the cross-entropy with momentum 0.9, weight decay 5e-4 and a cosine
+    schedule over the epochs, as in BackdoorBench's settings of both ft and fp: 100 epochs from a
+    rate of 0.01, there in batches of 256 from 2500 images. Batches of 64 take about as many steps
+    (800, there 1000) from 500.
+
+    Attributes:
+        epochs: Number of passes over the images.
+        lr: Learning rate at the start.
+        batch_size: Images a step.
+        shift: Largest random translation in pixels; more than 0 also mirrors. BackdoorBench's is 4
+            for 32 x 32 images, where a mirrored image keeps its label.
+        statistics: BatchNorm statistics while training. Dropout and drop-path stay off.
+        silencing: What keeping a neuron silent means (see `core.masks`); "constant" lets its bias
+            learn.
+        stamped: Share of each batch that a trigger is stamped on (Neural Cleanse: 0.2).
+        optimiser: "sgd" as above; "adamw" has torch's defaults but for the rate.
+        largest_gradient: Norm over all weights to which a larger gradient is scaled down; None for
+            no limit.
+    """
+
+    epochs: int = 100
+    lr: float = 0.01
+    batch_size: int = 64
+    shift: int = 0
+    statistics: Statistics = "batch"
+    silencing: Silencing = "zero"
+    stamped: float = 0.2
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    largest_gradient: float | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("lr", "largest_gradient"))
+        if self.batch_size < 2 or self.stamped > 1:
+            raise DataError(
+                "expected a batch_size of at least 2 and stamped in [0, 1], got "
+                f"{self.batch_size} and {self.stamped:g}"
+            )
+
+    def optimiser_of(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of these weights."""
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(weights, lr=self.lr)
+        return torch.optim.SGD(weights, lr=self.lr, momentum=0.9, weight_decay=5e-4)
 
 
 def fine_tune(
     model: nn.Module,
     clean: CleanData | Iterable[Any],
+    settings: FineTuning = FineTuning(),
     *,
-    epochs: int = 100,
-    lr: float = 0.01,
-    batch_size: int = 64,
-    shift: int = 0,
-    statistics: Statistics = "batch",
     selection: Selection | None = None,
-    silencing: Silencing = "zero",
     triggers: Sequence[RecoveredTrigger] = (),
-    stamped: float = 0.2,
-    optimiser: Optimiser = "sgd",
-    largest_gradient: float | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
     """A copy of the model, trained further on clean images; `model` is left exactly as it was.
 
-    SGD on the cross-entropy with momentum 0.9, weight decay 5e-4 and a cosine schedule over the
-    epochs, as in BackdoorBench's settings of both ft and fp: 100 epochs from a rate of 0.01, there
-    in batches of 256 from 2500 images. Batches of 64 take about as many steps (800, there 1000)
-    from 500. All weights are trained, frozen ones too; the copy has the modes and flags of `model`.
+    All weights are trained, frozen ones too; the copy has the modes and flags of `model`.
 
     Fine-tuning gives accuracy back, and can give the backdoor back with it: neither the loss nor
     clean accuracy sees that. Part of it is BatchNorm, whose statistics are estimated anew along the
-    way, which alone brought backdoors back in pruned networks here (docs/ranking.md);
+    way, which alone brought backdoors back in pruned networks (docs/results/ranking.md);
     `statistics="running"` leaves them as they are. Measure accuracy on other images than these.
 
     Args:
         clean: labelled clean images, normalised as the model expects (see `CleanData`).
-        shift: largest random translation in pixels; > 0 also mirrors. BackdoorBench's is 4 for
-            32 x 32 images, where a mirrored image keeps its label.
-        statistics: of BatchNorm while training. Dropout and drop-path stay off.
+        settings: how it is trained.
         selection: neurons to silence, and to keep silent after every step. Those of the model in
             its full shape: silence, fine-tune, then `compact`.
-        silencing: what that means, see `masking`; "constant" lets their biases learn.
-        triggers: recovered ones, to be unlearned: each batch gets one of them, drawn at random.
-        stamped: share of a batch that it is stamped on (Neural Cleanse: 0.2); labels stay.
-        optimiser: "sgd" as above; "adamw" has torch's defaults but for the rate.
-        largest_gradient: norm over all weights to which a larger gradient is scaled down.
+        triggers: recovered ones, to be unlearned: each batch gets one of them, drawn at random, on
+            `settings.stamped` of its images, which keep their labels.
         seed: same seed, same machine, same result.
 
     Raises:
-        DataError: see `CleanData`; or no labels, or a setting out of range.
-        UnsupportedModelError: see `CleanData.check_against`, `silence_` and `check_trainable`; or
-            the selection is of a model of another shape.
+        DataError: see `Prepared.of`; or no labels.
+        UnsupportedModelError: see `Prepared.of`, `silence_` and `check_trainable`; or the selection
+            is of a model of another shape.
         ScoringError: training diverged.
     """
-    if epochs < 0 or not lr > 0 or batch_size < 2 or shift < 0 or not 0 <= stamped <= 1:
-        raise DataError(
-            "expected epochs >= 0, lr > 0, batch_size >= 2, shift >= 0 and stamped in [0, 1], got "
-            f"{epochs}, {lr:g}, {batch_size}, {shift} and {stamped:g}"
-        )
-    norm = 1.0 if largest_gradient is None else largest_gradient
-    if optimiser not in ("sgd", "adamw") or not norm > 0:
-        raise DataError(
-            "expected optimiser 'sgd' or 'adamw' and largest_gradient > 0, got "
-            f"{optimiser!r} and {largest_gradient}"
-        )
-    if silencing not in ("zero", "constant") or statistics not in ("batch", "running"):
-        raise DataError(
-            "expected silencing 'zero' or 'constant' and statistics 'batch' or 'running', got "
-            f"{silencing!r} and {statistics!r}"
-        )
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
-        data = CleanData.collect(clean)
-        data.targets  # noqa: B018 - raises where there are none
-        tuned = frozen_copy(model)
-        weights = check_trainable(tuned)
-        data.check_against(tuned)
-        data = data.near(tuned)
-        silent = Selection((), ()) if selection is None else selection
-        check_fits(tuned, silent)
-        silence_(tuned, silent, silencing=silencing)
-        use_statistics_(tuned, statistics)
-        for weight in weights:
-            weight.requires_grad_(True)
+        prepared = Prepared.of(
+            model, clean, labels="needed", repeatable=False, gradients=False
+        ).moved()
+        tuned = prepared.model
+        trainer = _Trainer(tuned, settings, selection or Selection((), ()), triggers)
         generator = torch.Generator().manual_seed(seed)
-        where = placement(tuned)
-        steps: torch.optim.Optimizer = (
-            torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=5e-4)
-            if optimiser == "sgd"
-            else torch.optim.AdamW(weights, lr=lr)
-        )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, max(epochs, 1))
-        with progress_bar(epochs, "fine-tuning", progress) as bar:
-            for _ in range(epochs):
-                for batch in data.batches(batch_size, generator, shift=shift):
-                    images = _stamp(batch.images, triggers, stamped, generator)
-                    logits = tuned(images.to(**where))
-                    loss = F.cross_entropy(
-                        at_least_float32(logits), batch.targets.to(where["device"])
-                    )
-                    if not torch.isfinite(loss):
-                        raise ScoringError(
-                            f"fine-tuning diverged (loss {loss.item()}); take a smaller lr"
-                        )
-                    steps.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if largest_gradient is not None:
-                        nn.utils.clip_grad_norm_(weights, largest_gradient)
-                    steps.step()
-                    # momentum and weight decay would wake them as well as the gradient
-                    silence_(tuned, silent, silencing=silencing)
-                schedule.step()
+        with progress_bar(settings.epochs, "fine-tuning", progress) as bar:
+            for _ in range(settings.epochs):
+                trainer.epoch(prepared.clean, generator)
                 bar.update()
-        steps.zero_grad(set_to_none=True)
+        trainer.forget_gradients()
     _check_finite(tuned)
     restore_modes_(tuned, model)
     return tuned
+
+
+class _Trainer:
+    """Trains all weights of a model, of which some neurons stay silent."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: FineTuning,
+        silent: Selection,
+        triggers: Sequence[RecoveredTrigger],
+    ) -> None:
+        self._weights = check_trainable(model)
+        check_fits(model, silent)
+        silence_(model, silent, silencing=settings.silencing)
+        use_statistics_(model, settings.statistics)
+        for weight in self._weights:
+            weight.requires_grad_(True)
+        self._model, self._settings, self._silent = model, settings, silent
+        self._triggers = triggers
+        self._optimiser = settings.optimiser_of(self._weights)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self._optimiser, max(settings.epochs, 1)
+        )
+
+    def epoch(self, clean: CleanData, generator: torch.Generator) -> None:
+        settings, where = self._settings, placement(self._model)
+        for batch in clean.batches(settings.batch_size, generator, shift=settings.shift):
+            images = _stamp(batch.images, self._triggers, settings.stamped, generator)
+            logits = at_least_float32(self._model(images.to(**where)))
+            loss = F.cross_entropy(logits, batch.targets.to(where["device"]))
+            if not torch.isfinite(loss):
+                raise ScoringError(f"fine-tuning diverged (loss {loss.item()}); take a smaller lr")
+            self._optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if settings.largest_gradient is not None:
+                nn.utils.clip_grad_norm_(self._weights, settings.largest_gradient)
+            self._optimiser.step()
+            # momentum and weight decay would wake them as well as the gradient
+            silence_(self._model, self._silent, silencing=settings.silencing)
+        self._schedule.step()
+
+    def forget_gradients(self) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
 
 
 def _stamp(

@@ -2,13 +2,14 @@
 
 The second mitigation of Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks
 in Neural Networks", IEEE S&P 2019: training on images, some of them stamped with the recovered
-trigger, all with their own labels. What it gives here: docs/repair.md.
+trigger, all with their own labels. What it gives here: docs/results/repair.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,58 +18,65 @@ from ..core.copies import clone, frozen_copy
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.measures import PairedAccuracy
+from ..core.norms import Statistics
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores, Selection
 from ..errors import DataError, ScoringError
 from ..triggers.inversion import Inversion
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.tensors import at_least_float32, placement
-from .fine_tuning import check_fits, check_trainable, fine_tune
+from .fine_tuning import FineTuning, check_fits, check_trainable, fine_tune
 
-# ours, see docs/repair.md; Neural Cleanse trains one epoch on a tenth of the training images
-REPAIR: dict[str, Any] = {
-    "epochs": 20,
-    "lr": 3e-4,
-    "optimiser": "adamw",
-    "largest_gradient": 1.0,
-    "statistics": "running",
-}
 
-SEARCH = Inversion()
+@dataclass(frozen=True, kw_only=True)
+class TriggerUnlearning(FineTuning):
+    """How recovered triggers are unlearned. The settings are ours, see docs/results/repair.md.
+
+    Neural Cleanse trains one epoch on a tenth of the training images. BatchNorm's statistics stay
+    as they are, since estimating them anew brings backdoors back (docs/results/ranking.md). AdamW
+    with gradients of limited norm, since SGD at a rate that is gentle to a ResNet ruined ConvNeXts.
+
+    Attributes:
+        search: How one more trigger is recovered in the silenced network, on the same images, where
+            those that were recovered before may do nothing while the attacker's works by other
+            neurons; None for none, as in Neural Cleanse.
+    """
+
+    epochs: int = 20
+    lr: float = 3e-4
+    optimiser: Literal["sgd", "adamw"] = "adamw"
+    largest_gradient: float | None = 1.0
+    statistics: Statistics = "running"
+    search: Inversion | None = Inversion()
+
+
+REPAIR = TriggerUnlearning()
 
 
 def unlearn_triggers(
     model: nn.Module,
     clean: CleanData | Iterable[Any],
     triggers: Sequence[RecoveredTrigger],
+    settings: TriggerUnlearning | None = None,
     *,
     selection: Selection | None = None,
-    silencing: Silencing = "zero",
-    search: Inversion | None = SEARCH,
-    stamped: float = 0.2,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
     """`fine_tune` so that recovered triggers do nothing, and little else changes.
 
-    Short, a fifth of each batch stamped with the given triggers or with one that is recovered
-    in the silenced network, where those that were recovered before may do nothing while the
-    attacker's works by other neurons. BatchNorm's statistics stay as they are, since
-    estimating them anew brings backdoors back (docs/ranking.md). AdamW with gradients of limited
-    norm, since SGD at a rate that is gentle to a ResNet ruined ConvNeXts. What came out, and how
-    the settings were found: docs/repair.md.
+    A fifth of each batch is stamped with one of the given triggers, or with one that is recovered
+    in the silenced network. What came out: docs/results/repair.md.
 
     Args:
         triggers: all of one label.
-        search: how one more is recovered for that label in the silenced network, on the same
-            images; None: none is, as in Neural Cleanse.
-        stamped: share of each batch that one of the triggers is stamped on (as Neural Cleanse).
+        settings: how they are unlearned.
+        selection: neurons to silence, and to keep silent.
 
     Raises:
         DataError, UnsupportedModelError, ScoringError: as `fine_tune`; also without a trigger.
     """
-    if not 0 <= stamped <= 1:  # before the search, which takes a while
-        raise DataError(f"expected stamped in [0, 1], got {stamped:g}")
+    settings = REPAIR if settings is None else settings
     if not triggers:
         raise ScoringError("no trigger was recovered, so there is none to unlearn")
     labels = sorted({trigger.target for trigger in triggers})
@@ -79,31 +87,28 @@ def unlearn_triggers(
     seed = checked_seed(seed)
     with private_randomness(seed):  # a loader may shuffle
         given = clone(model)
-        check_trainable(given)  # before the search, too
+        check_trainable(given)  # before the search, which takes a while
         data = CleanData.collect(clean)
     data.targets  # noqa: B018 - raises where there are none
     more: Sequence[RecoveredTrigger] = ()
-    if search is not None:
+    if settings.search is not None:
         silenced = frozen_copy(given).float()
         if selection is not None:
             check_fits(silenced, selection)
-            silence_(silenced, selection, silencing=silencing)
+            silence_(silenced, selection, silencing=settings.silencing)
         # with other beginnings than the criterion's, which has this seed
-        label = triggers[0].target
-        more = search.recover(silenced, data, [label], seed=seed + 5, progress=progress)
+        more = settings.search.recover(silenced, data, labels, seed=seed + 5, progress=progress)
     tuned = fine_tune(
         clone(given).to(_precision(given)),  # small steps are lost in half precision
         data,
-        **REPAIR,
+        settings,
         selection=selection,
-        silencing=silencing,
         triggers=(*triggers, *more),
-        stamped=stamped,
         seed=seed,
         progress=progress,
     )
-    for own, theirs in zip(_state(tuned), _state(given), strict=True):
-        own.data = own.data.to(theirs.dtype)
+    for tensor, original in zip(_state(tuned), _state(given), strict=True):
+        tensor.data = tensor.data.to(original.dtype)
     return tuned
 
 
@@ -121,15 +126,21 @@ def repaired(
     scoring: CleanData,
     selecting: CleanData,
     triggers: tuple[RecoveredTrigger, ...],
-    **settings: Any,
+    *,
+    selection: Selection,
+    silencing: Silencing = "zero",
+    **how: Any,
 ) -> tuple[nn.Module, str]:
     """The silenced model after a repair, or unchanged, and then why.
 
-    Trained on one part of the labelled images and judged on the other: undone if the 95 % interval
-    of the paired drop lies above zero. `settings` are those of `unlearn_triggers`, and so are the
-    errors.
+    Trained on one part of the labelled images and judged on the other: rejected if the 95 %
+    interval of the paired drop lies above zero.
+
+    Args:
+        **how: seed and progress, as for `unlearn_triggers`; so are the errors.
     """
-    trained = unlearn_triggers(silenced, scoring, triggers, **settings)
+    settings = replace(REPAIR, silencing=silencing)
+    trained = unlearn_triggers(silenced, scoring, triggers, settings, selection=selection, **how)
     cost = PairedAccuracy.of(silenced, trained, selecting)
     if cost is not None and cost.interval[0] > 0:
         return silenced, f"it would have cost accuracy, {cost}"

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import frozen_copy
 from ..core.data import CleanData
-from ..core.predictions import at_once, check_labels, predict_labels
+from ..core.predictions import check_labels, images_per_pass, predict_labels
+from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
@@ -39,19 +39,32 @@ class Inversion:
 
     The penalty is Neural Cleanse's: it grows while the trigger works and falls while it does not,
     and the smallest mask that worked is kept. Ours is quicker at it (fewer steps, gentler factors);
-    see docs/inversion.md. Fields without a remark have the value of the authors' code.
+    see docs/results/inversion.md. Other values are those of the authors' code.
+
+    Attributes:
+        steps: Optimisation steps. The authors: up to 1000 epochs.
+        batch_size: Images for each label and step.
+        lr: Of Adam.
+        betas: Of Adam.
+        penalty: Weight of the mask's sum at the start, at 32 x 32 pixels; scaled by 1024 / (H W).
+        raise_by: Factor of the penalty while the trigger works. The authors: 2, and they wait 5
+            epochs where this waits 5 steps.
+        lower_by: Divisor of the penalty while it does not. The authors: 2 ** 1.5.
+        patience: Steps between two checks of success and penalty.
+        enough: Success rate at which a trigger works.
+        held_out: Share of the images that only measure success.
     """
 
-    steps: int = 200  # the authors: up to 1000 epochs
-    batch_size: int = 32  # images a label and step
+    steps: int = 200
+    batch_size: int = 32
     lr: float = 0.1
     betas: tuple[float, float] = (0.5, 0.9)
-    penalty: float = 1e-3  # at the start and at 32 x 32 pixels; scaled by 1024 / (H W)
-    raise_by: float = 1.5  # the authors: 2; they wait for 5 epochs, we for 5 steps
-    lower_by: float = 1.5**1.5  # the authors: 2**1.5
-    patience: int = 5  # steps between two looks at success and penalty
-    enough: float = 0.99  # success at which a trigger works
-    held_out: float = 0.2  # share of the images that only measure success
+    penalty: float = 1e-3
+    raise_by: float = 1.5
+    lower_by: float = 1.5**1.5
+    patience: int = 5
+    enough: float = 0.99
+    held_out: float = 0.2
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.patience) < 1:
@@ -80,29 +93,29 @@ class Inversion:
 
         Raises:
             DataError: images outside the range, too few to split, no such label.
-            UnsupportedModelError: see `guard.copied`.
+            UnsupportedModelError: see `core.copies.clone`.
             ScoringError: the loss became NaN or inf.
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():  # a loader may shuffle
-            own = frozen_copy(model)
-            data = CleanData.collect(clean, near=own)
-            data = CleanData(data.images)  # stratifying would look at the labels
-            if pixels is None:
-                pixels = PixelRange.seen_in(data.images)
+            # without labels, since splitting would look at them
+            prepared = Prepared.of(
+                model, clean, labels="ignored", repeatable=False, gradients=False
+            ).moved()
+            frozen, data, classes = prepared.model, prepared.clean, prepared.classes
+            pixels = pixels or PixelRange.seen_in(data.images)
             pixels.check(data.images)
-            classes = data.check_against(own)
             wanted = check_labels(range(classes) if labels is None else labels, classes)
             fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, at_once(fit.images, own) // min(self.batch_size, len(fit)))
+            size = max(1, images_per_pass(fit.images, frozen) // min(self.batch_size, len(fit)))
             found: list[RecoveredTrigger] = []
             with progress_bar(
                 self.steps * -(-len(wanted) // size), "recovering triggers", progress
             ) as bar:
                 for start in range(0, len(wanted), size):
                     group = wanted[start : start + size]
-                    found += self._descend(own, fit, group, pixels, seed=seed, bar=bar)
-            return tuple(trigger.tested_on(own, held) for trigger in found)
+                    found += self._descend(frozen, fit, group, pixels, seed=seed, bar=bar)
+            return tuple(trigger.tested_on(frozen, held) for trigger in found)
 
     def _descend(
         self,
@@ -183,13 +196,16 @@ class TargetEvidence:
     whole image. `anomaly` says how far below the bulk log(size) lies, (median - x) / spread with
     the spread from the median absolute deviation. Neural Cleanse takes sizes as they are and calls
     2 suspicious; ours span two orders of magnitude. It points to the target, and does not tell
-    whether there is one: a benign network reached 5.5 (docs/diagnosis.md).
+    whether there is one: a benign network reached 5.5 (docs/results/diagnosis.md).
+
+    Attributes:
+        trigger: The smallest that works; None: none does.
     """
 
     triggers: tuple[RecoveredTrigger, ...]
     sizes: tuple[float, ...]
     anomaly: tuple[float, ...]
-    trigger: RecoveredTrigger | None  # the smallest that works; None: none does
+    trigger: RecoveredTrigger | None
 
     @property
     def target(self) -> int | None:

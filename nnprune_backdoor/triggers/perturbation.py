@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import frozen_copy
 from ..core.data import CleanData
-from ..core.predictions import at_once, check_labels, predict_labels
+from ..core.predictions import check_labels, images_per_pass, predict_labels
+from ..core.prepared import Prepared
 from ..core.recovered import PixelRange
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
@@ -28,13 +28,21 @@ from ..utils.tensors import at_least_float32, placement
 
 @dataclass(frozen=True, eq=False)
 class RecoveredPerturbation:
-    """A picture that sends images to `target` when it is added; calling it adds it."""
+    """A picture that sends images to `target` when it is added; calling it adds it.
+
+    Attributes:
+        target: The label that images are sent to.
+        pattern: What is added, (C, H, W), in the unit of the normalised images, on the CPU.
+        pixels: Valid range; sums are clamped to it.
+        success: Share of held-out clean images sent to the target, without those already there.
+        tested: Number of images behind that share; success is 0 where there were none.
+    """
 
     target: int
-    pattern: Tensor  # (C, H, W), in the unit of the normalised images, on the CPU
-    pixels: PixelRange  # sums are cut off at the ends of the valid range
-    success: float  # share of held-out clean images sent to the target, those already there aside
-    tested: int  # how many images that share is of; success is 0 where there were none
+    pattern: Tensor
+    pixels: PixelRange
+    success: float
+    tested: int
 
     @property
     def rms(self) -> float:
@@ -61,13 +69,20 @@ class UniversalPerturbation:
     """How they are found: normalised gradient steps with momentum, inside a ball.
 
     The first step is an eighth of the ball's radius, the last one zero.
+
+    Attributes:
+        rms: Radius of the ball: root mean square change as a share of the valid range.
+        steps: Gradient steps.
+        batch_size: Images for each label and step.
+        momentum: Of the steps.
+        held_out: Share of the images that only measure success.
     """
 
-    rms: float = 8 / 255  # radius: root mean square change, as a share of the valid range
+    rms: float = 8 / 255
     steps: int = 60
-    batch_size: int = 16  # images a label and step
+    batch_size: int = 16
     momentum: float = 0.9
-    held_out: float = 0.3  # share of the images that only measure success
+    held_out: float = 0.3
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or not 0 < self.rms <= 1:
@@ -91,23 +106,26 @@ class UniversalPerturbation:
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            net = frozen_copy(model)
-            data = CleanData(CleanData.collect(clean, near=net).images)
+            prepared = Prepared.of(
+                model, clean, labels="ignored", repeatable=False, gradients=False
+            ).moved()
+            frozen, data, classes = prepared.model, prepared.clean, prepared.classes
             pixels = pixels or PixelRange.seen_in(data.images)
             pixels.check(data.images)
-            classes = data.check_against(net)
             wanted = check_labels(range(classes) if labels is None else labels, classes)
             fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, at_once(fit.images, net) // min(self.batch_size, len(fit)))
+            size = max(1, images_per_pass(fit.images, frozen) // min(self.batch_size, len(fit)))
             groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
             found: list[RecoveredPerturbation] = []
-            own = predict_labels(net, held.images)
+            predicted = predict_labels(frozen, held.images)
             with progress_bar(self.steps * len(groups), "universal perturbations", progress) as bar:
                 for group in groups:
-                    patterns = self._descend(net, fit, group, pixels, seed=seed, bar=bar)
+                    patterns = self._descend(frozen, fit, group, pixels, seed=seed, bar=bar)
                     for label, pattern in zip(group, patterns, strict=True):
                         made = RecoveredPerturbation(label, pattern, pixels, 0.0, 0)
-                        sent = predict_labels(net, made(held.images[own != label])) == label
+                        sent = (
+                            predict_labels(frozen, made(held.images[predicted != label])) == label
+                        )
                         success = sent.float().mean().item() if len(sent) else 0.0
                         found.append(
                             RecoveredPerturbation(label, pattern, pixels, success, len(sent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,18 +17,15 @@ from helpers.networks import build
 from nnprune_backdoor import CleanData, Compute, Criterion
 from nnprune_backdoor.core.compute import mean_gradients
 from nnprune_backdoor.core.masks import MaskedModel
-from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP
+from nnprune_backdoor.criteria import ANP, CNP, MNP, RNP, MaskTraining, Response, Unlearning
 from nnprune_backdoor.errors import DataError, ScoringError
 
-UNLEARN: dict[str, Any] = {
-    "unlearn_lr": 0.01,
-    "unlearn_epochs": 2,
-    "unlearn_stop": 0.0,
-    "unlearn_missed": "flag",
-    "unlearn_statistics": "running",
-    "batch_size": 32,
-    "probe_size": 32,
-}
+UNLEARNING = Unlearning(
+    lr=0.01, epochs=2, stop=0.0, missed="flag", statistics="running", batch_size=32
+)
+RESPONSE = Response(batch_size=32, probe_size=32)
+TRAINING = MaskTraining(steps=4, batch_size=32, statistics="running")
+RESPONDING = RNP(unlearning=UNLEARNING, ranking=RESPONSE)
 
 
 @pytest.fixture
@@ -42,13 +40,13 @@ def darker(images: Tensor) -> Tensor:
 
 # running statistics: then a batch is the mean of its parts
 QUICK: dict[str, Criterion] = {
-    "anp": ANP(batch_size=32, probe_size=32, rounds=2, statistics="running"),
-    "anp masks": ANP(batch_size=32, optimise="masks", steps=4, statistics="running"),
-    "rnp": RNP(**UNLEARN),
-    "rnp masks": RNP(**UNLEARN, recovery="masks", recover_epochs=2, recover_statistics="running"),
-    "mnp": MNP(**UNLEARN),
-    "mnp masks": MNP(**UNLEARN, ranking="masks", steps=4, mask_statistics="running"),
-    "cnp": CNP(stamp=darker, rounds=1, mask_batch=32, probe_size=32),
+    "anp": ANP(ranking=replace(RESPONSE, rounds=2)),
+    "anp masks": ANP(ranking=TRAINING, alpha=0.2),
+    "rnp": RESPONDING,
+    "rnp masks": RNP(unlearning=UNLEARNING, ranking=replace(TRAINING, steps=None, epochs=2)),
+    "mnp": MNP(unlearning=UNLEARNING, ranking=RESPONSE),
+    "mnp masks": MNP(unlearning=UNLEARNING, ranking=replace(TRAINING, closed_share=0.1)),
+    "cnp": CNP(stamp=darker, ranking=replace(RESPONSE, stages=20)),
 }
 EXACT = [name for name in QUICK if name != "cnp"]  # its parts find their noise by themselves
 
@@ -159,7 +157,7 @@ def test_a_layout_that_the_model_cannot_take_is_left_alone(clean: CleanData) -> 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
 def test_channels_last_changes_rounding_alone(clean: CleanData, name: str) -> None:
     model = build(name)
-    criterion = ANP(batch_size=32, rounds=1)
+    criterion = ANP(ranking=Response(batch_size=32, statistics="batch"))
     plain = criterion(model, clean)
     other = criterion(model, clean, compute=Compute(channels_last=True))
     assert rank_correlation(plain.flat, other.flat) > 0.99
@@ -171,7 +169,7 @@ def test_channels_last_changes_rounding_alone(clean: CleanData, name: str) -> No
 def test_bfloat16_is_used_and_ranks_alike(net: nn.Module, clean: CleanData) -> None:
     seen: set[torch.dtype] = set()
     handle = net.conv1.register_forward_hook(lambda _, x, y: seen.add(y.dtype))
-    criterion = RNP(**UNLEARN)
+    criterion = RESPONDING
     compute = Compute(precision="bfloat16")
     other = criterion(net, clean, compute=compute)
     handle.remove()
@@ -186,7 +184,7 @@ def test_under_autocast_unlearning_sees_the_weights_of_each_step(
     net: nn.Module, clean: CleanData
 ) -> None:
     """A cache of cast weights would keep those of the first step for ever."""
-    criterion = RNP(**UNLEARN | {"unlearn_epochs": 6})
+    criterion = replace(RESPONDING, unlearning=replace(UNLEARNING, epochs=6))
     scores = criterion(net, clean, compute=Compute(precision="bfloat16"))
     accuracies = scores.details["unlearn_accuracies"]
     assert accuracies[-1] < accuracies[0] - 0.2
@@ -195,12 +193,6 @@ def test_under_autocast_unlearning_sees_the_weights_of_each_step(
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     ranks = [each.argsort(stable=True).argsort().double() for each in (a, b)]
     return torch.corrcoef(torch.stack(ranks))[0, 1].item()
-
-
-# ---- processes ----------------------------------------------------------------------------------
-
-# Under batch statistics the gradient of some neurons' noise is nothing but rounding (1e-19, or 0),
-# yet its sign makes a whole step of the noise: how far scores may then lie apart.
 
 
 # --- batch statistics need two images ----------------------------------------------------------

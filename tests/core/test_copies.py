@@ -28,7 +28,7 @@ from nnprune_backdoor.errors import DataError, UnsupportedModelError
 from nnprune_backdoor.evidence import expose
 from nnprune_backdoor.removal import compact
 from nnprune_backdoor.selectors import LowestFraction
-from nnprune_backdoor.training import fine_tune
+from nnprune_backdoor.training import FineTuning, fine_tune
 from nnprune_backdoor.utils.randomness import private_randomness, usual_passes
 
 LABELS = torch.arange(32) % 4
@@ -99,9 +99,12 @@ def test_the_precision_that_was_asked_for_stays_on_further_inside() -> None:
 
 
 def test_weights_are_trained_under_autocast_as_without() -> None:
-    wanted = fine_tune(made(), CLEAN, epochs=2, progress=False), expose(made(), CLEAN)
+    wanted = fine_tune(made(), CLEAN, FineTuning(epochs=2), progress=False), expose(made(), CLEAN)
     with autocast():
-        found = fine_tune(made(), CLEAN, epochs=2, progress=False), expose(made(), CLEAN)
+        found = (
+            fine_tune(made(), CLEAN, FineTuning(epochs=2), progress=False),
+            expose(made(), CLEAN),
+        )
     assert torch.equal(
         found[0].get_parameter("head.weight"), wanted[0].get_parameter("head.weight")
     )
@@ -138,7 +141,10 @@ def test_any_kind_of_integer_is_a_seed(seed: Any) -> None:
         with private_randomness(one):
             drawn.append((torch.rand(2).tolist(), np.random.rand()))
     assert drawn[0] == drawn[1]
-    tuned = [fine_tune(made(), CLEAN, epochs=1, seed=one, progress=False) for one in (3, seed)]
+    tuned = [
+        fine_tune(made(), CLEAN, FineTuning(epochs=1), seed=one, progress=False)
+        for one in (3, seed)
+    ]
     first, second = (net.get_parameter("head.weight") for net in tuned)
     assert torch.equal(first, second)
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.images import noise_images
 from nnprune_backdoor import CleanData, create_criterion, list_criteria
+from nnprune_backdoor.core.checks import check_label_order, validate_model
 from nnprune_backdoor.criteria import criterion_class
 from nnprune_backdoor.errors import DataError, UnsupportedModelError
 
@@ -82,7 +83,7 @@ def test_collect_reads_unlabelled_loaders(loader: Any) -> None:
     data = CleanData.collect(loader)
     assert torch.equal(data.images, X)
     assert data.labels is None
-    data.check_against(net())
+    validate_model(net(), data)
 
 
 def test_collect_returns_clean_data_itself() -> None:
@@ -143,17 +144,17 @@ BAD_FOR_MODEL: dict[str, tuple[CleanData, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FOR_MODEL)
-def test_check_against_refuses_data(kind: str) -> None:
+def test_validate_model_refuses_data(kind: str) -> None:
     data, message = BAD_FOR_MODEL[kind]
     with pytest.raises(DataError, match=message):
-        data.check_against(net())
+        validate_model(net(), data)
 
 
 def test_a_hundred_labelled_images_do_for_a_thousand_classes() -> None:
     labels = torch.arange(100) * 7
-    assert CleanData(images(100), labels).check_against(net(1000)) == 1000
+    assert validate_model(net(1000), CleanData(images(100), labels)) == 1000
     with pytest.raises(DataError, match=r"class \(1000\), or 100 where .* got 99"):
-        CleanData(images(99), labels[:99]).check_against(net(1000))
+        validate_model(net(1000), CleanData(images(99), labels[:99]))
 
 
 @pytest.mark.parametrize("name", [n for n in list_criteria() if criterion_class(n).needs_labels])
@@ -191,24 +192,24 @@ BAD_OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_OUTPUTS)
-def test_check_against_refuses_outputs(kind: str) -> None:
+def test_validate_model_refuses_outputs(kind: str) -> None:
     make, message = BAD_OUTPUTS[kind]
     with pytest.raises(UnsupportedModelError, match=message):
-        CleanData(images(20)).check_against(Returns(make))
+        validate_model(Returns(make), CleanData(images(20)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["0.weight", "3.bias"])
-def test_check_against_refuses_weights_that_are_not_finite(name: str, value: float) -> None:
+def test_validate_model_refuses_weights_that_are_not_finite(name: str, value: float) -> None:
     model = net()
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] = value
     with pytest.raises(UnsupportedModelError, match=f"the model's '{name}' holds NaN or inf"):
-        CleanData(images(20)).check_against(model)
+        validate_model(model, CleanData(images(20)))
 
 
-def test_check_against_gives_the_number_of_classes() -> None:
-    assert CleanData(images(20), torch.arange(20) % 7).check_against(net(7)) == 7
+def test_validate_model_gives_the_number_of_classes() -> None:
+    assert validate_model(net(7), CleanData(images(20), torch.arange(20) % 7)) == 7
 
 
 # --- split ---
@@ -363,36 +364,32 @@ def test_shifted_images_are_translations_and_mirror_images() -> None:
 def test_images_go_where_the_model_is_and_labels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     data = CleanData(torch.randn(6, 3, 4, 4), torch.arange(6))
     elsewhere, size = nn.Linear(1, 1, device="meta"), 6 * 3 * 4 * 4 * 4
-    assert data.near(elsewhere).images is data.images  # a device that cannot be asked for room
-    monkeypatch.setattr("nnprune_backdoor.core.data", lambda device: 8 * size)
-    for there in (data.near(elsewhere), CleanData.collect(data, near=elsewhere)):
-        assert there.images.device.type == "meta" and there.targets.device.type == "cpu"
-        assert there.take(torch.tensor([0, 2])).images.shape == (2, 3, 4, 4)
-    monkeypatch.setattr("nnprune_backdoor.core.data", lambda device: 8 * size - 1)
-    assert data.near(elsewhere).images is data.images  # too little room
-    assert data.near(nn.Linear(1, 1)).images is data.images
+    assert data.moved_to(elsewhere).images is data.images  # a device that cannot be asked for room
+    monkeypatch.setattr("nnprune_backdoor.core.data._free", lambda device: 8 * size)
+    there = data.moved_to(elsewhere)
+    assert there.images.device.type == "meta" and there.targets.device.type == "cpu"
+    assert there.take(torch.tensor([0, 2])).images.shape == (2, 3, 4, 4)
+    monkeypatch.setattr("nnprune_backdoor.core.data._free", lambda device: 8 * size - 1)
+    assert data.moved_to(elsewhere).images is data.images  # too little room
+    assert data.moved_to(nn.Linear(1, 1)).images is data.images
 
 
 # ---- the order of classes, and images that must not change ---------------------------------------
-
-
-def labelled(labels: Tensor) -> CleanData:
-    return CleanData(torch.zeros(len(labels), 3, 2, 2), labels)
 
 
 @pytest.mark.parametrize("shift", [1, 3])
 def test_labels_of_another_order_are_refused(shift: int) -> None:
     said = torch.arange(60) % 10
     with pytest.raises(DataError, match=r"0% of the clean images right, but would get 100% if"):
-        labelled((said + shift) % 10).check_order(said)
+        check_label_order((said + shift) % 10, said)
 
 
 def test_folders_in_the_order_of_their_digits_are_refused() -> None:
     names = sorted(str(number) for number in range(12))  # 0, 1, 10, 11, 2, ...
     said = torch.arange(120) % 12
-    data = labelled(torch.tensor([names.index(str(n)) for n in said.tolist()]))
+    labels = torch.tensor([names.index(str(n)) for n in said.tolist()])
     with pytest.raises(DataError, match=r"17% of the clean images right.* is mostly labelled"):
-        data.check_order(said)
+        check_label_order(labels, said)
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.3, 0.6, 1.0])
@@ -404,11 +401,11 @@ def test_a_poor_model_is_no_matter_of_order(accuracy: float, classes: int, count
         labels = torch.randint(classes, (count,), generator=draw)
         guessed = torch.randint(classes, (count,), generator=draw)
         right = torch.rand(count, generator=draw) < accuracy
-        labelled(labels).check_order(torch.where(right, labels, guessed))
+        check_label_order(labels, torch.where(right, labels, guessed))
 
 
 def test_a_model_that_always_says_the_same_is_no_matter_of_order() -> None:
-    labelled(torch.arange(40) % 4).check_order(torch.full((40,), 3))
+    check_label_order(torch.arange(40) % 4, torch.full((40,), 3))
 
 
 class InPlace(nn.Module):
@@ -427,5 +424,5 @@ def test_a_model_that_writes_into_the_images_is_refused_and_writes_into_none(wri
     images = noise_images(8)
     data = CleanData(images.clone(), torch.arange(8) % 4)
     with pytest.raises(UnsupportedModelError, match="writes into the images"):
-        data.check_against(InPlace(write).eval())
+        validate_model(InPlace(write).eval(), data)
     assert torch.equal(data.images, images)

@@ -22,13 +22,16 @@ from nnprune_backdoor.core.masks import MaskedModel, silence_
 from nnprune_backdoor.core.norms import use_statistics_
 from nnprune_backdoor.core.scores import lowest
 from nnprune_backdoor.core.sites import Site, find_classifiers, find_sites
-from nnprune_backdoor.criteria import CNP
+from nnprune_backdoor.criteria import CNP, PlateauTraining, Response
 from nnprune_backdoor.criteria.cnp import _Views, contrastive_loss
+from nnprune_backdoor.criteria.parts.response import response_scores
 from nnprune_backdoor.errors import DataError, ScoringError, UnsupportedModelError
 from nnprune_backdoor.selectors import LowestFraction
 
 Sites = tuple[Site, ...]
-QUICK = CNP(statistics="batch", mask_batch=16, mask_steps=3, mask_look=2, rounds=1)
+RESPONSE = Response(stages=20, batch_size=16, statistics="batch")
+TRAINING = PlateauTraining(steps=3, batch_size=16, check_every=2)
+QUICK = CNP(ranking=RESPONSE)
 
 
 def brighter(images: Tensor) -> Tensor:
@@ -60,24 +63,24 @@ def test_paper_settings_are_those_of_the_published_code() -> None:
         paper.min_success,
     )
     assert inversion == ("authors", 0.005, 0.01, 800, 128, 0.0)
-    masks = (
-        paper.ranking,
-        paper.temperature,
-        paper.mask_steps,
-        paper.mask_batch,
-        paper.mask_lr,
-        paper.mask_momentum,
-        paper.statistics,
-        paper.mirror,
+    assert paper.ranking == PlateauTraining(
+        steps=1200,
+        batch_size=128,
+        lr=0.2,
+        momentum=0.9,
+        statistics="batch",
+        least_lr=0.01,
+        patience=2,
+        check_every=40,
     )
-    assert masks == ("masks", 0.3, 1200, 128, 0.2, 0.9, "batch", True)
-    assert (paper.mask_lr_least, paper.mask_patience, paper.mask_look) == (0.01, 2, 40)
+    assert (paper.temperature, paper.mirror) == (0.3, True)
 
 
-@pytest.mark.parametrize("setting", ["rounds", "mask_batch", "mask_look", "candidates"])
-def test_settings_that_make_no_sense_are_refused(setting: str) -> None:
-    with pytest.raises(DataError, match="of at least 1"):
-        CNP(**{setting: -1})
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(DataError, match="candidates of at least 1"):
+        CNP(candidates=0)
+    with pytest.raises(DataError, match="check_every of more than 0"):
+        PlateauTraining(steps=1, check_every=0)
     with pytest.raises(DataError, match="both mean and std"):
         CNP(mean=(0.5,))
 
@@ -236,7 +239,7 @@ def test_a_model_without_a_classifier_is_refused_at_once(clean: CleanData) -> No
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_nfnet"])
-@pytest.mark.parametrize("ranking", ["response", "masks"])
+@pytest.mark.parametrize("ranking", [RESPONSE, TRAINING])
 def test_networks_without_batch_norm_are_scored(name: str, ranking: Any) -> None:
     model, images = build(name), CleanData(noise_images(16))
     scores = replace(QUICK, stamp=brighter, ranking=ranking)(model, images)
@@ -248,13 +251,16 @@ def test_networks_without_batch_norm_are_scored(name: str, ranking: Any) -> None
 
 
 def trained_masks(net: nn.Module, clean: CleanData, **settings: Any) -> Tensor:
-    return replace(QUICK, stamp=brighter, ranking="masks", **settings)(net, clean).flat
+    """Settings of mask training, and temperature."""
+    hot = {name: settings.pop(name) for name in ("temperature",) if name in settings}
+    ranking = replace(TRAINING, **settings)
+    return replace(QUICK, stamp=brighter, ranking=ranking, **hot)(net, clean).flat
 
 
 def test_masks_move_and_nothing_else_does(net: nn.Module, clean: CleanData) -> None:
     before, views = state_of(net), views_of(net, clean.images)
     use_statistics_(net, "batch")
-    masks, trained = QUICK.train_masks(views, clean, generator(), False)
+    masks, trained = QUICK.train(TRAINING, views, clean, generator(), False)
     assert_same_state(before, net.state_dict())
     assert all(parameter.grad is None for parameter in net.parameters())
     assert (masks != 1).float().mean() > 0.2
@@ -293,13 +299,15 @@ def test_running_statistics_do_not_enter_the_masks(net: nn.Module, clean: CleanD
 def test_steps_follow_the_gradient_of_the_loss(
     net: nn.Module, clean: CleanData, steps: int
 ) -> None:
-    criterion = replace(QUICK, mask_steps=steps, mask_look=100)
+    criterion, training = QUICK, replace(TRAINING, steps=steps, check_every=100)
     use_statistics_(net, "batch")
-    got, trained = criterion.train_masks(views_of(net, clean.images), clean, generator(4), False)
+    got, trained = criterion.train(
+        training, views_of(net, clean.images), clean, generator(4), False
+    )
     assert trained == {"mask_steps": steps, "recovered": []}
     views, draws = views_of(net, clean.images), generator(4)
     masks, speed = views.masked.masks, torch.zeros_like(views.masked.masks)
-    for images in islice(criterion.draws(clean, draws), steps):
+    for images in islice(criterion.draws(clean, draws, 16), steps):
         (gradient,) = torch.autograd.grad(criterion.loss(views, images, draws)[0], masks)
         speed = 0.9 * speed + gradient
         with torch.no_grad():
@@ -310,22 +318,28 @@ def test_steps_follow_the_gradient_of_the_loss(
 
 def test_the_rate_falls_where_recovery_stalls(net: nn.Module, clean: CleanData) -> None:
     """Every look after the first is no better: the masks must then move less."""
-    settings = {"mask_steps": 6, "mask_look": 1, "mask_patience": 0, "temperature": 1e3}
-    slow = trained_masks(net, clean, mask_lr=10.0, mask_lr_least=1e-6, **settings)
-    fast = trained_masks(net, clean, mask_lr=10.0, mask_lr_least=10.0, **settings)
+    settings = {"steps": 6, "check_every": 1, "patience": 0, "temperature": 1e3}
+    slow = trained_masks(net, clean, lr=10.0, least_lr=1e-6, **settings)
+    fast = trained_masks(net, clean, lr=10.0, least_lr=10.0, **settings)
     assert (1 - slow).sum() < (1 - fast).sum()
 
 
 def test_the_response_is_the_mean_gradient_at_one(net: nn.Module, clean: CleanData) -> None:
-    views, criterion = views_of(net, clean.images), replace(QUICK, rounds=2)
-    got = criterion.pull(views, clean, generator(3))
-    draws, expected = generator(3), torch.zeros_like(got)
+    ranking = Response(batch_size=16, rounds=2, damping=0.05, statistics="batch")
+    criterion = replace(QUICK, stamp=brighter, ranking=ranking)
+    got = criterion(net, clean).flat
+    draws, images = generator(), CleanData(clean.images)
+    labelled = CleanData(clean.images, net(clean.images).argmax(1))
+    stiffness = ranking.stiffness(net, labelled, find_sites(net, clean.images[:2]), draws)
+    use_statistics_(net, "batch")
+    views = views_of(net, clean.images)
+    pull = torch.zeros_like(views.masked.masks)
     for _ in range(2):
-        for batch in clean.batches(16, draws):
+        for batch in images.batches(16, draws):
             loss, _ = criterion.loss(views, batch.images, draws)
-            expected += torch.autograd.grad(loss, views.masked.masks)[0] * len(batch) / 128
-    torch.testing.assert_close(got, expected)
-    assert torch.equal(views.masked.masks, torch.ones_like(got))
+            pull += torch.autograd.grad(loss, views.masked.masks)[0] * len(batch) / 128
+    expected = response_scores(pull, stiffness, 0.05)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
 
 
 def test_mirroring_turns_about_half_of_the_images(clean: CleanData) -> None:
@@ -370,10 +384,10 @@ def test_noise_leads_to_the_target_of_a_handmade_backdoor() -> None:
 
 
 def test_the_increase_is_counted_over_five_passes(net: nn.Module, clean: CleanData) -> None:
-    criterion, draws = replace(QUICK, mask_batch=32), generator(6)
+    criterion, draws = replace(QUICK, ranking=replace(RESPONSE, batch_size=32)), generator(6)
     got = criterion.noise_increase(net, clean, generator(6))
     masked, expected = MaskedModel(net, find_sites(net, clean.images[:2])), [0] * 10
-    for images in islice(criterion.draws(clean, draws), 10):  # 320 draws of 64 images
+    for images in islice(criterion.draws(clean, draws, 32), 10):  # 320 draws of 64 images
         before = net(images).argmax(1)
         after = masked(images, **criterion.noise(masked, images, before, draws)).argmax(1)
         for label in range(10):
@@ -403,7 +417,9 @@ def test_the_trigger_neuron_comes_first(candidates: int | None, colours: int) ->
     torch.manual_seed(0)
     model, images = Handmade(colours, target=1).eval(), pictures(colours)
     # in greyscale the pull is faint beside what noise starts from
-    scores = CNP(candidates=candidates, rounds=3, **TAC_QUICK)(model, CleanData(images.images))
+    scores = CNP(candidates=candidates, ranking=Response(stages=20, rounds=3), **TAC_QUICK)(
+        model, CleanData(images.images)
+    )
     assert scores.details["target"] == 1
     assert scores.ranking()[0] == ("conv", TRIGGER)
     assert ("noise_increase" in scores.details) == (candidates is not None)
@@ -435,7 +451,7 @@ def test_labels_change_nothing(model: Handmade, images: CleanData) -> None:
     garbage = CleanData(images.images, torch.randint(3, (len(images),), generator=generator()))
     for criterion in (
         CNP(**quick),
-        CNP(candidates=2, ranking="masks", mask_steps=3, **quick),
+        CNP(candidates=2, ranking=PlateauTraining(steps=3), **quick),
         CNP(candidates=1, inversion="authors", **quick),
     ):
         expected = criterion(model, images)
@@ -506,7 +522,7 @@ def test_divergence_is_an_error(images: CleanData) -> None:
     with pytest.raises(ScoringError, match="trigger recovery diverged"):
         CNP(target=2, inversion="authors", inversion_lr=0.1)(model, images)
     huge = CNP(stamp=brighter, noise_budget=1e38)
-    for criterion in (huge, replace(huge, ranking="masks")):
+    for criterion in (huge, replace(huge, ranking=PlateauTraining(steps=9))):
         with pytest.raises(ScoringError, match=r"contrastive loss diverged.*noise_budget"):
             criterion(Handmade(3, target=1).eval(), images)
 
@@ -527,13 +543,19 @@ def patch(images: Tensor) -> Tensor:
     return stamped
 
 
-@pytest.mark.parametrize(("ranking", "share"), [("response", 0.02), ("masks", 0.01)])
+@pytest.mark.parametrize(
+    ("ranking", "share"),
+    [
+        (Response(stages=20, batch_size=32), 0.02),
+        (PlateauTraining(steps=15, batch_size=32, statistics="running"), 0.01),
+    ],
+)
 def test_with_the_true_trigger_the_backdoor_goes_first(
     patched: tuple[nn.Module, CleanData, Tensor], ranking: Any, share: float
 ) -> None:
     """Silencing a few neurons ends it and costs nothing; random ones do not end it."""
     model, clean, triggered = patched
-    criterion = CNP(stamp=patch, ranking=ranking, rounds=1, mask_batch=32, mask_steps=15)
+    criterion = CNP(stamp=patch, ranking=ranking)
     scores = criterion(model, CleanData(clean.images[:64]))
     masked = MaskedModel(model, scores.sites)
 

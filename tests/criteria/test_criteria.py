@@ -147,7 +147,7 @@ def test_repr_makes_the_same_criterion_again(name: str) -> None:
 
 
 def test_hyper_parameters_are_set_by_name() -> None:
-    assert create_criterion("rnp", unlearn_lr=0.02).unlearn_lr == 0.02  # type: ignore[attr-defined]
+    assert create_criterion("cnp", temperature=0.2).temperature == 0.2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

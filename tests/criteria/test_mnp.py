@@ -20,7 +20,7 @@ from nnprune_backdoor.attacks import train_classifier
 from nnprune_backdoor.core.masks import MaskedModel, silence_
 from nnprune_backdoor.core.norms import use_statistics_
 from nnprune_backdoor.core.sites import Site, find_sites
-from nnprune_backdoor.criteria import MNP, RNP
+from nnprune_backdoor.criteria import MNP, RNP, MaskTraining, Response, Unlearning, rnp
 from nnprune_backdoor.criteria.mnp import Norm, magnitudes, tie_free
 from nnprune_backdoor.criteria.parts.response import loss_gradient, response_scores, sensitivity
 from nnprune_backdoor.errors import DataError, ScoringError
@@ -28,7 +28,8 @@ from nnprune_backdoor.selectors import BelowThreshold, LowestCount
 
 Sites = tuple[Site, ...]
 Masks = tuple[Tensor, Tensor, int]
-QUICK: dict[str, Any] = {"unlearn_epochs": 2, "unlearn_missed": "flag", "batch_size": 32}
+QUICK = Unlearning(epochs=2, missed="flag", batch_size=32, stop=None)
+RANKINGS = [MaskTraining(steps=3, batch_size=32, closed_share=0.1), Response(batch_size=32)]
 
 
 def damaged(net: nn.Module) -> nn.Module:
@@ -40,12 +41,19 @@ def damaged(net: nn.Module) -> nn.Module:
 
 
 def trained_masks(
-    net: nn.Module, sites: Sites, clean: CleanData, suppressed: nn.Module, **settings: Any
+    net: nn.Module,
+    sites: Sites,
+    clean: CleanData,
+    suppressed: nn.Module,
+    *,
+    training: dict[str, Any],
+    **settings: Any,
 ) -> Masks:
-    criterion = MNP(**{"batch_size": 16, "steps": 4, "closed_share": 2.0, **settings})
-    weights = magnitudes(suppressed, sites, criterion.norm)
+    ranking = MaskTraining(**{"batch_size": 16, "steps": 4, **training})
+    criterion = MNP(ranking=ranking, **settings)
+    weights = magnitudes(suppressed, sites)
     parts = criterion.losses(net, suppressed, sites)
-    return criterion.train_masks(parts, weights, clean, generator(4), False)
+    return criterion.train(ranking, parts, weights, clean, generator(4), progress=False)
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -53,21 +61,27 @@ def trained_masks(
 
 def test_the_reconstruction_says_so_and_takes_the_spec_s_numbers() -> None:
     paper = MNP.paper()
-    suppression = (
-        paper.unlearn_lr,
-        paper.unlearn_momentum,
-        paper.unlearn_milestones,
-        paper.unlearn_epochs,
-        paper.unlearn_check,
-        paper.unlearn_clip,
-        paper.mu,
-        paper.batch_size,
+    assert paper.unlearning == Unlearning(
+        lr=0.01,
+        momentum=0.9,
+        milestones=(10,),
+        epochs=20,
+        check="epoch",
+        clip=20.0,
+        weight_decay=2 * 2.5e-4,
+        batch_size=128,
+        stop=None,
     )
-    assert suppression == (0.01, 0.9, (10,), 20, "epoch", 20.0, 2.5e-4, 128)
-    masks = (paper.ranking, paper.mask_lr, paper.mask_momentum, paper.steps, paper.mask_statistics)
-    assert masks == ("masks", 0.2, 0.9, 500, "batch")
+    assert paper.ranking == MaskTraining(
+        lr=0.2,
+        momentum=0.9,
+        steps=500,
+        statistics="batch",
+        batch_size=128,
+        closed_below=0.2,
+        closed_share=0.1,
+    )
     assert (paper.preserve, paper.penalty) == (0.5, 5e-3)
-    assert (paper.closed_below, paper.closed_share) == (0.2, 0.1)
     assert "reconstruction" in MNP.reference
     assert "reconstruction" in str(MNP.__doc__)
 
@@ -77,9 +91,7 @@ def test_the_reconstruction_says_so_and_takes_the_spec_s_numbers() -> None:
     [
         ({"preserve": 1.5}, r"preserve in \[0, 1\], got 1\.5"),
         ({"penalty": -1.0}, "penalty of at least 0, got -1"),
-        ({"mu": -1.0}, "mu of at least 0, got -1"),
-        ({"steps": 0}, "at least one step, got 0"),
-        ({"norm": "l3"}, "'fold' or 'none', got 'l3'"),
+        ({"ranking": "masks"}, "ranking to be Response or MaskTraining, got 'masks'"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:
@@ -95,16 +107,17 @@ def test_a_step_of_suppression_ascends_loss_less_mu_times_the_square(
     net: nn.Module, clean: CleanData, mu: float
 ) -> None:
     net.double()
-    criterion = MNP(
-        mu=mu,
+    unlearning = Unlearning(
+        weight_decay=2 * mu,
         batch_size=64,
-        unlearn_lr=0.01,
-        unlearn_momentum=0.0,
-        unlearn_clip=None,
-        unlearn_epochs=1,
-        unlearn_missed="flag",
+        lr=0.01,
+        momentum=0.0,
+        clip=None,
+        epochs=1,
+        stop=None,
+        missed="flag",
     )
-    suppressed, _ = criterion.unlearn(net, clean, generator(), False)
+    suppressed, _ = unlearning.unlearn(net, clean, generator(), False)
     by_hand = copy.deepcopy(net).requires_grad_(True)
     use_statistics_(by_hand, "batch")
     weights = list(by_hand.parameters())
@@ -120,9 +133,9 @@ def test_a_step_of_suppression_ascends_loss_less_mu_times_the_square(
 def test_the_stop_follows_the_number_of_classes(classes: int, stop: float) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, classes))
     data = CleanData(noise_images(200)[:, :, :1, :1], torch.arange(200) % classes)
-    assert MNP()._stop(model, data) == stop
-    assert MNP(unlearn_stop=0.3)._stop(model, data) == 0.3
-    assert RNP()._stop(model, data) == 0.2
+    assert MNP().unlearning._stop_for(model, data) == stop
+    assert Unlearning(stop=0.3)._stop_for(model, data) == 0.3
+    assert RNP().unlearning._stop_for(model, data) == 0.2
 
 
 def test_suppression_takes_the_clean_task_and_leaves_the_backdoor(clean: CleanData) -> None:
@@ -136,8 +149,8 @@ def test_suppression_takes_the_clean_task_and_leaves_the_backdoor(clean: CleanDa
     model.requires_grad_(False)
     assert accuracy(model, clean) > 0.9
     assert success(model, stamped[own]) > 0.9
-    criterion = MNP(batch_size=32, unlearn_lr=0.003)
-    suppressed, details = criterion.unlearn(model, clean, generator(), False)
+    unlearning = Unlearning(batch_size=32, lr=0.003, stop=None)
+    suppressed, details = unlearning.unlearn(model, clean, generator(), False)
     assert details["unlearn_stop_reached"]
     assert accuracy(suppressed, clean) < 0.4
     assert success(suppressed, stamped[own]) > 0.9
@@ -154,11 +167,11 @@ def success(model: nn.Module, stamped: Tensor) -> float:
 
 
 def test_without_batchnorm_suppression_takes_small_bounded_steps(net: nn.Module) -> None:
-    bold = MNP(unlearn_lr=0.1, unlearn_clip=None)
+    bold = Unlearning(lr=0.1, clip=None)
     assert bold.careful(net) is bold
     careful = bold.careful(build("test_vit"))
-    assert (careful.unlearn_lr, careful.unlearn_clip) == (1e-3, 1.0)
-    timid = MNP(unlearn_lr=1e-5, unlearn_clip=0.1)
+    assert (careful.lr, careful.clip) == (1e-3, 1.0)
+    timid = Unlearning(lr=1e-5, clip=0.1)
     assert timid.careful(build("test_convnext")) == timid
 
 
@@ -167,12 +180,11 @@ def test_without_batchnorm_suppression_takes_small_bounded_steps(net: nn.Module)
 
 def test_magnitudes_are_filter_norms_in_units_of_their_layer(net: nn.Module, sites: Sites) -> None:
     sizes = [site.channels for site in sites]
-    for norm, p in (("l1", 1), ("l2", 2)):
-        for site, found in zip(sites, magnitudes(net, sites, norm).split(sizes), strict=True):
-            filters = net.get_submodule(site.producer).weight
-            bare = torch.stack([each.norm(p=p) for each in filters.flatten(1)])
-            torch.testing.assert_close(found, bare / bare.mean())
-            assert abs(found.mean() - 1) < 1e-5
+    for site, found in zip(sites, magnitudes(net, sites).split(sizes), strict=True):
+        filters = net.get_submodule(site.producer).weight
+        bare = torch.stack([each.norm(p=1) for each in filters.flatten(1)])
+        torch.testing.assert_close(found, bare / bare.mean())
+        assert abs(found.mean() - 1) < 1e-5
     gamma = magnitudes(net, sites, "gamma").split(sizes)[2]
     torch.testing.assert_close(gamma, net.bn1.weight.abs() / net.bn1.weight.abs().mean())
     folded = magnitudes(net, sites, "fold").split(sizes)[2]
@@ -241,7 +253,7 @@ def test_the_penalty_s_slope_is_lambda_times_magnitude(
         criterion = MNP(penalty=penalty)
         parts = criterion.losses(net, damaged(net), sites)
         weights = magnitudes(net, sites)
-        pulls.append(criterion.pull(parts, weights, clean, generator()).double())
+        pulls.append(criterion.pull(Response(), parts, weights, clean, generator()).double())
     torch.testing.assert_close(
         pulls[1] - pulls[0], 0.02 * weights.double(), rtol=1e-4, atol=1e-6 * float(weights.max())
     )
@@ -251,7 +263,9 @@ def test_masks_follow_the_gradient_of_all_three_terms(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
     other = damaged(net)
-    got, _, steps = trained_masks(net, sites, clean, other, preserve=0.3, penalty=0.01, mask_lr=0.1)
+    got, _, steps = trained_masks(
+        net, sites, clean, other, training={"lr": 0.1}, preserve=0.3, penalty=0.01
+    )
     assert steps == 4
     parts = [MaskedModel(net, sites), MaskedModel(other, sites)]
     parts[1].masks = masks = parts[0].masks
@@ -268,22 +282,28 @@ def test_masks_follow_the_gradient_of_all_three_terms(
 
 
 def test_without_penalty_and_preserving_it_is_rnp(
-    net: nn.Module, sites: Sites, clean: CleanData
+    net: nn.Module, sites: Sites, clean: CleanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = damaged(net)
-    got, _, _ = trained_masks(net, sites, clean, other, preserve=0.0, penalty=0.0, steps=8)
-    recovery = RNP(recover_epochs=2, batch_size=16, alpha=1.0)
-    assert torch.equal(got, recovery.recover(damaged(net), clean, sites, generator(4), False)[0])
+    got, _, _ = trained_masks(
+        net, sites, clean, other, training={"steps": 8}, preserve=0.0, penalty=0.0
+    )
+    training, masked = MaskTraining(epochs=2, batch_size=16), MaskedModel(damaged(net), sites)
+    monkeypatch.setattr(rnp, "LOSS_WEIGHT", 1.0)
+    assert torch.equal(got, RNP().train(training, masked, clean, generator(4), False)[0])
     assert (got < 0.99).sum() > 50
-    quick = {**QUICK, "unlearn_stop": 0.2, "unlearn_lr": 0.01}
-    mnp = MNP(ranking="response", preserve=0.0, penalty=0.0, **quick)(net, clean)
+    quick: dict[str, Any] = {
+        "unlearning": replace(QUICK, stop=0.2, lr=0.01),
+        "ranking": Response(batch_size=32),
+    }
+    mnp = MNP(preserve=0.0, penalty=0.0, **quick)(net, clean)
     torch.testing.assert_close(mnp.flat, RNP(**quick)(net, clean).flat)
 
 
 def test_a_large_penalty_closes_every_neuron(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
-    masks, closed_at, _ = trained_masks(net, sites, clean, net, penalty=1e4, steps=2)
+    masks, closed_at, _ = trained_masks(net, sites, clean, net, training={"steps": 2}, penalty=1e4)
     assert torch.equal(masks, torch.zeros_like(masks))
     assert torch.equal(closed_at, torch.ones_like(masks))
 
@@ -291,13 +311,12 @@ def test_a_large_penalty_closes_every_neuron(
 def test_the_run_stops_once_enough_neurons_are_closed(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
-    settings = {"penalty": 0.1, "steps": 40}
-    masks, _, steps = trained_masks(net, sites, clean, net, closed_share=0.1, **settings)
+    stop = {"closed_share": 0.1, "steps": 40}
+    masks, _, steps = trained_masks(net, sites, clean, net, training=stop, penalty=0.1)
     assert 1 < steps < 40
     assert (masks < 0.2).float().mean() >= 0.1
-    before, _, _ = trained_masks(
-        net, sites, clean, net, closed_share=0.1, **{**settings, "steps": steps - 1}
-    )
+    earlier = {**stop, "steps": steps - 1}
+    before, _, _ = trained_masks(net, sites, clean, net, training=earlier, penalty=0.1)
     assert (before < 0.2).float().mean() < 0.1
 
 
@@ -319,9 +338,12 @@ def test_what_nothing_defends_closes_and_what_the_clean_task_needs_stays() -> No
     data, model = CleanData(images, labels), model.eval().requires_grad_(False)
     sites = find_sites(model, images[:2])
     weights = magnitudes(model, sites)
-    criterion = MNP(batch_size=32, penalty=1e-2, preserve=1.0, closed_share=2.0, steps=170)
+    training = MaskTraining(batch_size=32, steps=170)
+    criterion = MNP(ranking=training, penalty=1e-2, preserve=1.0)
     parts = criterion.losses(model, model, sites)
-    masks, closed_at, _ = criterion.train_masks(parts, weights, data, generator(), False)
+    masks, closed_at, _ = criterion.train(
+        training, parts, weights, data, generator(), progress=False
+    )
     assert weights[large] == pytest.approx(float(weights[needed]))
     assert closed_at[large] < closed_at[middle] < closed_at[small] < torch.inf
     assert closed_at[large] == closed_at.min()
@@ -366,7 +388,8 @@ def test_ties_break_by_the_step_of_closing_then_by_magnitude() -> None:
 def test_scores_of_trained_masks_are_tie_free_and_keep_thresholds(
     net: nn.Module, clean: CleanData
 ) -> None:
-    criterion = MNP(ranking="masks", penalty=0.05, steps=40, closed_share=0.5, **QUICK)
+    ranking = MaskTraining(steps=40, closed_share=0.5, batch_size=32)
+    criterion = MNP(unlearning=QUICK, ranking=ranking, penalty=0.05)
     flat = (scores := criterion(net, clean)).flat
     assert len(flat.unique()) == len(flat)
     assert (flat < 0).sum() > 10
@@ -378,18 +401,11 @@ def test_scores_of_trained_masks_are_tie_free_and_keep_thresholds(
 def test_the_response_is_the_objective_s_pull_over_the_clean_stiffness(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
-    criterion = MNP(
-        preserve=1.0,
-        ranking="response",
-        batch_size=64,
-        probe_size=8,
-        damping=0.05,
-        unlearn_epochs=2,
-        unlearn_missed="flag",
-    )
+    ranking = Response(batch_size=64, probe_size=8, damping=0.05)
+    criterion = MNP(unlearning=QUICK, preserve=1.0, ranking=ranking)
     got = criterion(net, clean).flat
     draws = generator()
-    suppressed, _ = criterion.unlearn(net, clean, draws, progress=False)
+    suppressed, _ = criterion.unlearning.unlearn(net, clean, draws, progress=False)
     stiffness = sensitivity(net, clean, sites, draws, probe_size=8)
     (batch,) = clean.batches(64, draws)
     pull = loss_gradient(MaskedModel(net, sites), batch)
@@ -397,26 +413,24 @@ def test_the_response_is_the_objective_s_pull_over_the_clean_stiffness(
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("ranking", ["masks", "response"])
+@pytest.mark.parametrize("ranking", RANKINGS)
 def test_every_switch_changes_the_scores(net: nn.Module, clean: CleanData, ranking: Any) -> None:
     few = CleanData(clean.images[:20], clean.targets[:20])
-    base = MNP(
-        ranking=ranking, steps=2, unlearn_lr=0.01, penalty=0.05, **{**QUICK, "unlearn_epochs": 1}
-    )
+    base = MNP(unlearning=replace(QUICK, lr=0.01, epochs=1), ranking=ranking, penalty=0.05)
     plain = base(net, few).flat
     for switch in (
         {"preserve": 0.0},
         {"preserve": 1.0},
         {"penalty": 0.0},
-        {"mu": 0.1},
-        {"mask_means": "zero"},
+        {"unlearning": replace(base.unlearning, weight_decay=0.2)},
+        {"mask_silencing": "zero"},
     ):
         assert not torch.equal(replace(base, **switch)(net, few).flat, plain), switch
 
 
-@pytest.mark.parametrize("ranking", ["masks", "response"])
+@pytest.mark.parametrize("ranking", RANKINGS)
 def test_labels_matter(net: nn.Module, clean: CleanData, ranking: Any) -> None:
-    criterion = MNP(ranking=ranking, steps=3, **QUICK)
+    criterion = MNP(unlearning=QUICK, ranking=ranking)
     some = clean.targets.clone()
     some[:12] = some[:12].roll(1)
     other = CleanData(clean.images, some)
@@ -427,7 +441,7 @@ def test_the_product_is_the_original_but_for_the_selected_gammas(
     net: nn.Module, clean: CleanData
 ) -> None:
     before = state_of(net)
-    selection = LowestCount(9)(MNP(ranking="masks", steps=3, **QUICK)(net, clean))
+    selection = LowestCount(9)(MNP(unlearning=QUICK, ranking=RANKINGS[0])(net, clean))
     assert_same_state(before, net.state_dict())
     assert all(parameter.grad is None for parameter in net.parameters())
     silence_(net, selection, silencing="constant")
@@ -439,19 +453,19 @@ def test_the_product_is_the_original_but_for_the_selected_gammas(
 # ---- any model ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranking", ["masks", "response"])
+@pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_nfnet", "resnetv2_18"])
 def test_models_of_other_norms_are_scored(name: str, ranking: Any) -> None:
     model, images = build(name), noise_images(40)
     with torch.no_grad():
         labels = model(images).argmax(1)
     labels[:2] = torch.tensor([0, 9])
-    criterion = MNP(ranking=ranking, steps=2, **QUICK)
+    criterion = MNP(unlearning=QUICK, ranking=ranking)
     scores = criterion(model, CleanData(images, labels))
     assert len(scores.flat.unique()) > 0.9 * len(scores.flat)
 
 
-@pytest.mark.parametrize("ranking", ["masks", "response"])
+@pytest.mark.parametrize("ranking", RANKINGS)
 def test_two_classes_and_greyscale(ranking: Any) -> None:
     torch.manual_seed(0)
     labels = torch.arange(64) % 2
@@ -462,14 +476,17 @@ def test_two_classes_and_greyscale(ranking: Any) -> None:
     train_classifier(model, images, labels, epochs=10, batch_size=16, lr=0.05)
     data = CleanData(images, labels)
     assert accuracy(model.eval(), data) > 0.9
-    scores = MNP(ranking=ranking, steps=5, batch_size=16, unlearn_lr=0.01)(model, data)
+    scores = MNP(
+        unlearning=Unlearning(lr=0.01, batch_size=16, stop=None),
+        ranking=replace(ranking, batch_size=16),
+    )(model, data)
     assert scores.details["unlearn_stop_reached"]
     assert scores.details["unlearn_steps"] > 0
     assert len(scores.flat.unique()) == 8
 
 
 def test_divergence_of_suppression_is_reported(net: nn.Module, clean: CleanData) -> None:
-    wild = MNP(unlearn_lr=1e30, unlearn_clip=None, unlearn_stop=0.0, batch_size=16)
+    wild = MNP(unlearning=Unlearning(lr=1e30, clip=None, stop=0.0, batch_size=16))
     with pytest.raises(ScoringError, match=r"diverged|NaN or inf"):
         wild(net, clean)
 

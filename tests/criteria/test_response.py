@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from helpers.images import generator
 from nnprune_backdoor import CleanData, create_criterion
 from nnprune_backdoor.core.masks import MaskedModel
 from nnprune_backdoor.core.sites import Site
-from nnprune_backdoor.criteria.parts.response import response_scores, successive_scores
-from nnprune_backdoor.errors import DataError
+from nnprune_backdoor.criteria import Unlearning
+from nnprune_backdoor.criteria.parts.response import Response, response_scores
 
 IN_STAGES = ("anp", "cnp", "mnp", "rnp", "tac")
 
@@ -37,7 +39,7 @@ def test_what_goes_first_stays_first(stages: int, share: float, seed: int) -> No
         silent_at.append(masked.masks.detach() == 0)
         return torch.randn(20, generator=generator(seed + len(silent_at)))
 
-    found = successive_scores(masked, pull, torch.ones(20), 0.1, stages=stages, share=share)
+    found = Response(stages=stages, stage_share=share).scores(masked, pull, torch.ones(20))
     assert len(silent_at) == stages
     assert (masked.masks == 1).all()
     assert masked.masks.requires_grad
@@ -52,7 +54,7 @@ def test_what_goes_first_stays_first(stages: int, share: float, seed: int) -> No
 def test_one_stage_is_the_response(masked: MaskedModel) -> None:
     gradient = torch.randn(len(masked.masks), generator=generator())
     stiffness = torch.rand(len(masked.masks), generator=generator(1))
-    got = successive_scores(masked, lambda: gradient, stiffness, 0.1, stages=1, share=0.1)
+    got = Response(stages=1, stage_share=0.1).scores(masked, lambda: gradient, stiffness)
     assert torch.equal(got, response_scores(gradient, stiffness, 0.1))
 
 
@@ -66,9 +68,9 @@ def test_of_two_that_stand_in_for_each_other_both_are_found() -> None:
         # neuron 0 is a little guilty, its twin 1 only shows without it, 2 is as guilty as a decoy
         return torch.tensor([0.3, 1.0 if first and not second else 0.0, 0.2, -1.0])
 
-    once = successive_scores(masked, pull, torch.ones(4), 0.1, stages=1, share=0.25)
+    once = Response(stages=1, stage_share=0.25).scores(masked, pull, torch.ones(4))
     assert once.argsort().tolist()[:2] == [0, 2]
-    twice = successive_scores(masked, pull, torch.ones(4), 0.1, stages=3, share=0.25)
+    twice = Response(stages=3, stage_share=0.25).scores(masked, pull, torch.ones(4))
     assert twice.argsort().tolist() == [0, 1, 2, 3]
 
 
@@ -80,15 +82,8 @@ def test_neurons_that_pull_the_other_way_never_go(masked: MaskedModel) -> None:
         seen.append(int((masked.masks == 0).sum()))
         return away
 
-    successive_scores(masked, pull, torch.ones_like(away), 0.1, stages=4, share=0.2)
+    Response(stages=4, stage_share=0.2).scores(masked, pull, torch.ones_like(away))
     assert seen == [0, 0, 0, 0]
-
-
-@pytest.mark.parametrize(("stages", "share"), [(0, 0.1), (2, 0.0), (2, 1.5)])
-def test_impossible_stages_are_refused(masked: MaskedModel, stages: int, share: float) -> None:
-    ones = torch.ones(len(masked.masks))
-    with pytest.raises(DataError, match="stages >= 1"):
-        successive_scores(masked, lambda: ones, ones, 0.1, stages=stages, share=share)
 
 
 @pytest.mark.parametrize("name", IN_STAGES)
@@ -96,13 +91,16 @@ def test_the_first_stage_of_every_criterion_is_its_response(
     name: str, net: nn.Module, clean: CleanData
 ) -> None:
     """The neurons that go after one look are those that a single look puts first."""
-    short = {"tac": {"min_success": 0.0, "target": 0}, "cnp": {"min_success": 0.0, "target": 0}}
-    quick = {"unlearn_lr": 0.05, "unlearn_missed": "flag", "unlearn_epochs": 5}
-    few = {"tac": {"steps": 3}, "cnp": {"steps": 3, "rounds": 1}, "anp": {"rounds": 1}}
-    few |= {"rnp": quick, "mnp": quick}
-    given_ = short.get(name, {}) | few.get(name, {}) | {"stage_share": 0.05}
+    unlearning = Unlearning(lr=0.05, missed="flag", epochs=5)
+    target = {"min_success": 0.0, "target": 0, "steps": 3}
+    quick: dict[str, Any] = {"tac": target, "cnp": target}
+    quick |= {each: {"unlearning": unlearning} for each in ("rnp", "mnp")}
+    ranking = replace(create_criterion(name).ranking, rounds=1, stage_share=0.05)  # type: ignore[attr-defined]
     once, again = (
-        create_criterion(name, stages=stages, **given_)(net, clean, seed=0) for stages in (1, 2)
+        create_criterion(name, **quick.get(name, {}), ranking=replace(ranking, stages=stages))(
+            net, clean, seed=0
+        )
+        for stages in (1, 2)
     )
     gone = round(0.05 * len(once.flat))
     guilty = int((once.flat < 1).sum())

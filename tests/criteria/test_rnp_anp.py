@@ -22,8 +22,9 @@ from nnprune_backdoor.core.masks import MaskedModel, silence_
 from nnprune_backdoor.core.norms import use_statistics_
 from nnprune_backdoor.core.scores import Selection
 from nnprune_backdoor.core.sites import Neuron, Site, find_sites
-from nnprune_backdoor.criteria import ANP, RNP
+from nnprune_backdoor.criteria import ANP, RNP, MaskTraining, Response, Unlearning
 from nnprune_backdoor.criteria.parts.response import loss_gradient, response_scores, sensitivity
+from nnprune_backdoor.criteria.rnp import LOSS_WEIGHT
 from nnprune_backdoor.errors import ScoringError
 from nnprune_backdoor.selectors import BelowThreshold, LowestCount
 
@@ -48,58 +49,64 @@ def batch_loss(model: nn.Module, data: CleanData) -> float:
 def test_rnp_paper_settings_are_those_of_the_published_code() -> None:
     paper = RNP.paper()
     unlearning = (
-        paper.unlearn_lr,
-        paper.unlearn_momentum,
-        paper.unlearn_weight_decay,
-        paper.unlearn_milestones,
-        paper.unlearn_epochs,
-        paper.unlearn_stop,
-        paper.unlearn_check,
-        paper.unlearn_clip,
-        paper.unlearn_statistics,
+        paper.unlearning.lr,
+        paper.unlearning.momentum,
+        paper.unlearning.weight_decay,
+        paper.unlearning.milestones,
+        paper.unlearning.epochs,
+        paper.unlearning.stop,
+        paper.unlearning.check,
+        paper.unlearning.clip,
+        paper.unlearning.statistics,
+        paper.unlearning.batch_size,
     )
-    assert unlearning == (0.01, 0.9, 5e-4, (10, 20), 21, 0.2, "epoch", None, "batch")
-    recovery = (
-        paper.recovery,
-        paper.recover_lr,
-        paper.recover_momentum,
-        paper.recover_epochs,
-        paper.alpha,
-        paper.recover_statistics,
-        paper.mask_means,
-        paper.batch_size,
+    assert unlearning == (0.01, 0.9, 5e-4, (10, 20), 21, 0.2, "epoch", None, "batch", 128)
+    assert paper.ranking == MaskTraining(
+        epochs=20, lr=0.2, momentum=0.9, statistics="batch", batch_size=128
     )
-    assert recovery == ("masks", 0.2, 0.9, 20, 0.2, "batch", "constant", 128)
+    assert LOSS_WEIGHT == 0.2
+    assert paper.mask_silencing == "constant"
 
 
 def test_anp_paper_and_code_differ_in_the_projection_alone() -> None:
     paper = ANP.paper()
-    noise = (paper.noise_budget, paper.noise_steps, paper.project_noise, paper.statistics)
-    assert noise == (0.4, 1, True, "batch")
-    masks = (paper.optimise, paper.mask_lr, paper.mask_momentum, paper.alpha, paper.steps)
-    assert masks == ("masks", 0.2, 0.9, 0.2, 2000)
-    assert (paper.batch_size, paper.mask_means) == (128, "constant")
+    assert (paper.noise_budget, paper.noise_steps, paper.project_noise) == (0.4, 1, True)
+    assert paper.ranking == MaskTraining(
+        steps=2000, lr=0.2, momentum=0.9, statistics="batch", batch_size=128
+    )
+    assert (paper.alpha, paper.mask_silencing) == (0.2, "constant")
     assert ANP.authors_code() == replace(paper, project_noise=False)
 
+
+TRAINING = MaskTraining(steps=3, batch_size=16)
+SHORT = Unlearning(epochs=2, missed="flag")
 
 # ---- ANP: masks ---------------------------------------------------------------------------------
 
 
-def anp_masks(net: nn.Module, sites: Sites, clean: CleanData, **settings: Any) -> Tensor:
-    settings = {"batch_size": 16, "steps": 3, **settings}
-    criterion = ANP(optimise="masks", **settings)
-    masked = MaskedModel(net, sites, silencing=criterion.mask_means)
-    return criterion.train_masks(masked, clean, generator(), False)[0]
+def anp_masks(
+    net: nn.Module,
+    sites: Sites,
+    clean: CleanData,
+    *,
+    training: MaskTraining = TRAINING,
+    alpha: float = 0.2,
+    **settings: Any,
+) -> Tensor:
+    criterion = ANP(ranking=training, alpha=alpha, **settings)
+    masked = MaskedModel(net, sites, silencing=criterion.mask_silencing)
+    return criterion.train(training, masked, clean, generator(), False)[0]
 
 
 def test_anp_masks_start_at_one_and_stay_in_range(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
     assert torch.equal(
-        anp_masks(net, sites, clean, steps=0), torch.ones(sum(site.channels for site in sites))
+        anp_masks(net, sites, clean, training=replace(TRAINING, steps=0)),
+        torch.ones(sum(site.channels for site in sites)),
     )
     for steps in range(1, 6):  # the same seed: each run is the beginning of the next
-        masks = anp_masks(net, sites, clean, steps=steps, mask_lr=50.0)
+        masks = anp_masks(net, sites, clean, training=replace(TRAINING, steps=steps, lr=50.0))
         assert masks.min() == 0, "the step is so large that some masks must be clamped"
         assert masks.max() == 1
 
@@ -109,15 +116,16 @@ def test_anp_steps_follow_the_gradient_of_both_losses(
     net: nn.Module, sites: Sites, clean: CleanData, steps: int
 ) -> None:
     """alpha dL(m)/dm + (1 - alpha) dL(m + delta)/dm, delta a constant (no second order)."""
-    criterion = ANP(optimise="masks", batch_size=16, steps=steps, mask_lr=0.1, alpha=0.3)
-    got = criterion.train_masks(MaskedModel(net, sites), clean, generator(4), False)[0]
+    training = MaskTraining(batch_size=16, steps=steps, lr=0.1)
+    criterion = ANP(ranking=training, alpha=0.3)
+    got = criterion.train(training, MaskedModel(net, sites), clean, generator(4), False)[0]
     masked, draws = MaskedModel(net, sites), generator(4)
     use_statistics_(net, "batch")
     batches, speed = clean.batches(16, draws, replacement=True), torch.zeros_like(masked.masks)
     for batch in islice(batches, steps):
-        noise = criterion.adversarial_noise(masked, batch, draws)
+        noise = criterion.noise(masked, batch, draws)
         natural, robust = loss_gradient(masked, batch), loss_gradient(masked, batch, **noise)
-        speed = criterion.mask_momentum * speed + 0.3 * natural + 0.7 * robust
+        speed = training.momentum * speed + 0.3 * natural + 0.7 * robust
         with torch.no_grad():
             masked.masks.sub_(0.1 * speed).clamp_(0, 1)
     torch.testing.assert_close(got, masked.masks.detach(), rtol=0, atol=5e-4)
@@ -131,8 +139,8 @@ def test_anp_leaves_the_model_alone_and_counts_its_passes(
 ) -> None:
     before = state_of(net)
     masked = MaskedModel(net, sites)
-    criterion = ANP(optimise="masks", batch_size=16, steps=3, noise_budget=noise_budget)
-    criterion.train_masks(masked, clean, generator(), False)
+    criterion = ANP(ranking=TRAINING, alpha=0.2, noise_budget=noise_budget)
+    criterion.train(TRAINING, masked, clean, generator(), False)
     assert_same_state(before, net.state_dict())
     assert all(parameter.grad is None for parameter in net.parameters())
     passes = masked.buffers["bn1.num_batches_tracked"] - before["bn1.num_batches_tracked"]
@@ -145,8 +153,8 @@ def test_anp_running_statistics_leave_the_copied_buffers_alone(
 ) -> None:
     masked = MaskedModel(net, sites)
     before = {name: buffer.clone() for name, buffer in masked.buffers.items()}
-    criterion = ANP(optimise="masks", batch_size=16, steps=2, statistics="running")
-    criterion.train_masks(masked, clean, generator(), False)
+    training = MaskTraining(batch_size=16, steps=2, statistics="running")
+    ANP(ranking=training).train(training, masked, clean, generator(), False)
     assert_same_state(before, masked.buffers)
 
 
@@ -158,7 +166,9 @@ def test_anp_without_noise_moves_masks_only_through_alpha(
     moved = anp_masks(net, sites, clean, noise_budget=0.0, alpha=0.2)
     assert (moved < 1).float().mean() > 0.1
     # the clean loss alone, whose weight only scales the step
-    scaled = anp_masks(net, sites, clean, noise_budget=0.0, alpha=1.0, mask_lr=0.2 * 0.2)
+    scaled = anp_masks(
+        net, sites, clean, noise_budget=0.0, alpha=1.0, training=replace(TRAINING, lr=0.2 * 0.2)
+    )
     torch.testing.assert_close(moved, scaled, rtol=1e-4, atol=1e-4)
 
 
@@ -169,7 +179,7 @@ def test_anp_with_alpha_one_does_not_depend_on_the_noise(
     net: nn.Module, sites: Sites, clean: CleanData, other: dict[str, Any]
 ) -> None:
     # within one epoch: its batches are drawn before any noise is
-    base = {"alpha": 1.0, "steps": 4, "batch_size": 16}
+    base = {"alpha": 1.0, "training": replace(TRAINING, steps=4)}
     masks = anp_masks(net, sites, clean, **base)
     torch.testing.assert_close(masks, anp_masks(net, sites, clean, **base, **other))
     assert (masks < 1).sum() > 100
@@ -201,8 +211,8 @@ def test_channels_without_gamma_keep_their_mask(
     here = mute(net)
     assert [site.name for site in sites[:3]] == ["conv1.1", "conv1.4", "bn1"]
     masks = {
-        "anp": anp_masks(net, sites, clean, mask_lr=5.0),
-        "rnp": recovered(net, sites, clean, recover_lr=5.0),
+        "anp": anp_masks(net, sites, clean, training=replace(TRAINING, lr=5.0)),
+        "rnp": recovered(net, sites, clean, lr=5.0),
     }
     for name, flat in masks.items():
         assert torch.equal(flat[here][[2, 5]], torch.ones(2)), name
@@ -211,7 +221,7 @@ def test_channels_without_gamma_keep_their_mask(
 
 def test_channels_without_gamma_do_not_respond(net: nn.Module, clean: CleanData) -> None:
     here = mute(net)
-    anp = ANP(rounds=1, batch_size=32)(net, clean)
+    anp = ANP(ranking=Response(batch_size=32, statistics="batch"))(net, clean)
     assert torch.equal(anp.flat[here][[2, 5]], torch.ones(2))
     assert (anp.flat[here] != 1).sum() > 10
 
@@ -225,7 +235,7 @@ def noise_of(
     """delta and xi, stacked: (2, number of neurons)."""
     masked = MaskedModel(net, sites)
     use_statistics_(net, "batch")
-    noise = ANP(**settings).adversarial_noise(masked, batch, generator(seed))
+    noise = ANP(**settings).noise(masked, batch, generator(seed))
     assert list(noise) == ["weight_noise", "bias_noise"]
     assert masked.masks.requires_grad
     assert masked.masks.grad is None
@@ -307,8 +317,8 @@ def test_noise_raises_the_loss_of_its_batch(
 
 def test_noise_is_drawn_anew_for_each_batch(net: nn.Module, sites: Sites, clean: CleanData) -> None:
     draws, masked, criterion = generator(), MaskedModel(net, sites), ANP()
-    first = criterion.adversarial_noise(masked, clean, draws)["weight_noise"]
-    second = criterion.adversarial_noise(masked, clean, draws)["weight_noise"]
+    first = criterion.noise(masked, clean, draws)["weight_noise"]
+    second = criterion.noise(masked, clean, draws)["weight_noise"]
     assert (first != second).float().mean() > 0.5
 
 
@@ -319,14 +329,14 @@ def unlearn(net: nn.Module, clean: CleanData, **settings: Any) -> tuple[nn.Modul
     """Whole-set batches, plain gradient steps, no stop, unless told otherwise."""
     plain = {
         "batch_size": 64,
-        "unlearn_momentum": 0.0,
-        "unlearn_weight_decay": 0.0,
-        "unlearn_clip": None,
-        "unlearn_stop": -1.0,
-        "unlearn_missed": "flag",
-        "unlearn_epochs": 1,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "clip": None,
+        "stop": -1.0,
+        "missed": "flag",
+        "epochs": 1,
     }
-    return RNP(**{**plain, **settings}).unlearn(net, clean, generator(), False)
+    return Unlearning(**{**plain, **settings}).unlearn(net, clean, generator(), False)
 
 
 def flat_weights(model: nn.Module) -> Tensor:
@@ -335,7 +345,7 @@ def flat_weights(model: nn.Module) -> Tensor:
 
 def test_one_unlearning_step_raises_the_loss(net: nn.Module, clean: CleanData) -> None:
     before = state_of(net)
-    unlearned, details = unlearn(net, clean, unlearn_lr=0.01)
+    unlearned, details = unlearn(net, clean, lr=0.01)
     assert details["unlearn_steps"] == 1
     assert batch_loss(unlearned, clean) > batch_loss(net, clean)
     assert_same_state(before, net.state_dict())
@@ -348,8 +358,8 @@ def test_unlearning_is_ascent_on_all_weights(
     net: nn.Module, clean: CleanData, momentum: float
 ) -> None:
     net.double()
-    settings = {"unlearn_momentum": momentum, "unlearn_weight_decay": 0.1, "batch_size": 16}
-    unlearned, details = unlearn(net, clean, unlearn_lr=0.01, **settings)
+    settings = {"momentum": momentum, "weight_decay": 0.1, "batch_size": 16}
+    unlearned, details = unlearn(net, clean, lr=0.01, **settings)
     assert details["unlearn_steps"] == 4
     by_hand = copy.deepcopy(net).requires_grad_(True)
     use_statistics_(by_hand, "batch")
@@ -367,7 +377,7 @@ def test_unlearning_is_ascent_on_all_weights(
 
 
 def test_a_learning_rate_of_zero_leaves_the_weights(net: nn.Module, clean: CleanData) -> None:
-    unlearned, details = unlearn(net, clean, unlearn_lr=0.0, batch_size=16, unlearn_epochs=2)
+    unlearned, details = unlearn(net, clean, lr=0.0, batch_size=16, epochs=2)
     assert details["unlearn_steps"] == 8
     assert torch.equal(flat_weights(unlearned), flat_weights(net))
 
@@ -376,19 +386,19 @@ def test_a_learning_rate_of_zero_leaves_the_weights(net: nn.Module, clean: Clean
 def test_statistics_of_the_unlearned_copy_move_in_batch_mode_only(
     net: nn.Module, clean: CleanData, statistics: str
 ) -> None:
-    unlearned, _ = unlearn(net, clean, unlearn_statistics=statistics)
+    unlearned, _ = unlearn(net, clean, statistics=statistics)
     moved = not torch.equal(unlearned.bn1.running_mean, net.bn1.running_mean)
     assert moved == (statistics == "batch")
 
 
 def test_the_clip_acts_only_above_its_norm(net: nn.Module, clean: CleanData) -> None:
     net.double()
-    free, _ = unlearn(net, clean, unlearn_lr=0.1)
+    free, _ = unlearn(net, clean, lr=0.1)
     step = (flat_weights(free) - flat_weights(net)).norm()
     norm = float(step / 0.1)
-    above, _ = unlearn(net, clean, unlearn_lr=0.1, unlearn_clip=1.01 * norm)
+    above, _ = unlearn(net, clean, lr=0.1, clip=1.01 * norm)
     assert torch.equal(flat_weights(above), flat_weights(free))
-    below, _ = unlearn(net, clean, unlearn_lr=0.1, unlearn_clip=norm / 3)
+    below, _ = unlearn(net, clean, lr=0.1, clip=norm / 3)
     shorter = flat_weights(below) - flat_weights(net)
     torch.testing.assert_close(shorter.norm(), step / 3, rtol=1e-4, atol=0)
     cosine = shorter @ (flat_weights(free) - flat_weights(net)) / (shorter.norm() * step)
@@ -401,14 +411,14 @@ def test_the_rate_falls_tenfold_at_the_papers_milestones(net: nn.Module, clean: 
     clip, settings = (
         1e-3,
         {
-            "unlearn_lr": RNP.paper().unlearn_lr,
-            "unlearn_milestones": RNP.paper().unlearn_milestones,
+            "lr": RNP.paper().unlearning.lr,
+            "milestones": RNP.paper().unlearning.milestones,
         },
     )
     data = clean.take(torch.arange(20))  # one batch: one step an epoch
     weights = [flat_weights(net)]
     for epochs in (9, 10, 11, 12, 20, 21):  # the same seed: each continues the last
-        unlearned, _ = unlearn(net, data, unlearn_epochs=epochs, unlearn_clip=clip, **settings)
+        unlearned, _ = unlearn(net, data, epochs=epochs, clip=clip, **settings)
         weights.append(flat_weights(unlearned))
     lengths = [float((b - a).norm()) / (0.01 * clip) for a, b in pairwise(weights)]
     steps = {1: 1, 2: 0.1, 3: 0.1, 5: 0.01}  # epochs 10, 11, 12 and 21
@@ -418,7 +428,7 @@ def test_the_rate_falls_tenfold_at_the_papers_milestones(net: nn.Module, clean: 
 
 def test_500_images_in_batches_of_128_are_four_steps(net: nn.Module) -> None:
     data = CleanData(noise_images(500)[:, :, :16, :16], torch.arange(500) % 10)
-    _, details = unlearn(net, data, batch_size=RNP.paper().batch_size)
+    _, details = unlearn(net, data, batch_size=RNP.paper().unlearning.batch_size)
     assert details["unlearn_steps"] == 4
 
 
@@ -426,15 +436,15 @@ def test_500_images_in_batches_of_128_are_four_steps(net: nn.Module) -> None:
 def test_a_stop_that_is_not_reached_raises_or_is_recorded(
     net: nn.Module, clean: CleanData, check: str
 ) -> None:
-    settings = {"unlearn_lr": 1e-6, "unlearn_stop": 0.2, "unlearn_check": check}
-    settings |= {"unlearn_epochs": 3, "batch_size": 32}
+    settings = {"lr": 1e-6, "stop": 0.2, "check": check}
+    settings |= {"epochs": 3, "batch_size": 32}
     with pytest.raises(ScoringError, match=r"after 3 epochs.*accuracy is still.*not 0\.2"):
-        unlearn(net, clean, unlearn_missed="error", **settings)
-    _, details = unlearn(net, clean, unlearn_missed="flag", **settings)
+        unlearn(net, clean, missed="error", **settings)
+    _, details = unlearn(net, clean, missed="flag", **settings)
     assert details["unlearn_stop_reached"] is False
     assert details["unlearn_steps"] == 6
     assert len(details["unlearn_accuracies"]) == 3
-    scores = RNP(unlearn_missed="flag", **settings)(net, clean)
+    scores = RNP(unlearning=Unlearning(missed="flag", **settings))(net, clean)
     details["unlearn_accuracies"] = scores.details["unlearn_accuracies"]
     assert scores.details == details | {"ranks_only": True}
 
@@ -443,9 +453,9 @@ def test_a_stop_that_is_not_reached_raises_or_is_recorded(
 def test_clean_function_collapses_and_the_stop_is_seen(
     net: nn.Module, clean: CleanData, check: str
 ) -> None:
-    settings = {"unlearn_lr": 0.05, "unlearn_momentum": 0.9, "unlearn_epochs": 40}
-    settings |= {"unlearn_stop": 0.2, "unlearn_check": check, "unlearn_missed": "error"}
-    unlearned, details = unlearn(net, clean, unlearn_clip=1.0, batch_size=32, **settings)
+    settings = {"lr": 0.05, "momentum": 0.9, "epochs": 40}
+    settings |= {"stop": 0.2, "check": check, "missed": "error"}
+    unlearned, details = unlearn(net, clean, clip=1.0, batch_size=32, **settings)
     accuracies = details["unlearn_accuracies"]
     assert details["unlearn_stop_reached"] is True
     assert accuracies[0] > 0.9
@@ -461,15 +471,15 @@ def test_the_epoch_check_stops_at_equality(net: nn.Module, clean: CleanData) -> 
     wrong = clean.targets.clone()
     wrong[:16] = (wrong[:16] + 1) % 10  # 3/4 of the images stay right: exactly representable
     data = CleanData(clean.images, wrong)
-    settings = {"unlearn_lr": 0.0, "unlearn_check": "epoch", "unlearn_epochs": 3}
+    settings = {"lr": 0.0, "check": "epoch", "epochs": 3}
     _, details = unlearn(net, data, **settings)
     accuracy = details["unlearn_accuracies"][0]
     assert details["unlearn_accuracies"] == [accuracy] * 3
     assert 0.5 < accuracy < 0.9
-    _, at = unlearn(net, data, unlearn_stop=accuracy, **settings)
+    _, at = unlearn(net, data, stop=accuracy, **settings)
     assert at["unlearn_stop_reached"] is True
     assert len(at["unlearn_accuracies"]) == 1
-    _, below = unlearn(net, data, unlearn_stop=accuracy - 1e-6, **settings)
+    _, below = unlearn(net, data, stop=accuracy - 1e-6, **settings)
     assert below["unlearn_stop_reached"] is False
 
 
@@ -484,8 +494,8 @@ def test_a_short_last_batch_does_not_trigger_the_stop(net: nn.Module, clean: Cle
         for seed in range(2000)
         if {*torch.randperm(18, generator=generator(seed))[16:].tolist()} == {0, 1}
     )
-    criterion = RNP(unlearn_lr=0.0, batch_size=16, unlearn_epochs=1, unlearn_missed="flag")
-    _, details = criterion.unlearn(net, data, generator(seed), False)
+    unlearning = Unlearning(lr=0.0, batch_size=16, epochs=1, missed="flag")
+    _, details = unlearning.unlearn(net, data, generator(seed), False)
     assert details["unlearn_accuracies"][0] > 0.5
     assert details["unlearn_stop_reached"] is False
 
@@ -496,28 +506,21 @@ def test_a_model_below_the_stop_from_the_start_gives_no_scores(
     """Nothing would be unlearned, so there is nothing to recover."""
     labels = (clean.targets + 1) % 10
     with pytest.raises(ScoringError):
-        RNP(batch_size=32)(net, CleanData(clean.images, labels))
+        RNP(unlearning=Unlearning(batch_size=32))(net, CleanData(clean.images, labels))
 
 
 @pytest.mark.parametrize("rate", [1e18, 1e30])
 @pytest.mark.parametrize("stop", [0.0, 0.2])
-@pytest.mark.parametrize("recovery", ["masks", "response"])
-def test_divergence_is_reported(rate: float, recovery: str, stop: float) -> None:
+@pytest.mark.parametrize("ranking", [MaskTraining(epochs=1), Response()])
+def test_divergence_is_reported(rate: float, ranking: Any, stop: float) -> None:
     model = build("test_vit")
     images = noise_images(40)
     with torch.no_grad():
         labels = model(3 * images).argmax(1)  # so that the model starts with 100 %
     labels[:2] = torch.tensor([0, 9])
     data = CleanData(3 * images, labels)
-    criterion = RNP(
-        unlearn_lr=rate,
-        unlearn_clip=None,
-        batch_size=20,
-        unlearn_epochs=5,
-        unlearn_stop=stop,
-        recovery=recovery,
-        recover_epochs=1,
-    )
+    unlearning = Unlearning(lr=rate, clip=None, batch_size=20, epochs=5, stop=stop)
+    criterion = RNP(unlearning=unlearning, ranking=ranking)
     with pytest.raises(ScoringError, match=r"diverged|NaN or inf"):
         criterion(model, data)
 
@@ -526,20 +529,21 @@ def test_divergence_is_reported(rate: float, recovery: str, stop: float) -> None
 
 
 def recovered(net: nn.Module, sites: Sites, clean: CleanData, **settings: Any) -> Tensor:
-    settings = {"batch_size": 16, "recover_epochs": 1, **settings}
+    training = MaskTraining(**{"batch_size": 16, "epochs": 1, **settings})
     damaged = copy.deepcopy(net)
     with torch.no_grad():
         damaged.fc.weight.mul_(-0.3)  # clean function is gone: something to recover
-    return RNP(**settings).recover(damaged, clean, sites, generator(), False)[0]
+    masked = MaskedModel(damaged, sites)
+    return RNP().train(training, masked, clean, generator(), False)[0]
 
 
 def test_rnp_masks_start_at_one_and_stay_in_range(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
-    masks = recovered(net, sites, clean, recover_epochs=0)
+    masks = recovered(net, sites, clean, epochs=0)
     assert torch.equal(masks, torch.ones_like(masks))
     for epochs in range(1, 4):
-        masks = recovered(net, sites, clean, recover_epochs=epochs, recover_lr=500.0)
+        masks = recovered(net, sites, clean, epochs=epochs, lr=500.0)
         assert masks.min() == 0, "the step is so large that some masks must be clamped"
         assert masks.max() == 1
 
@@ -549,13 +553,13 @@ def test_recovery_is_momentum_descent_on_the_masks(
 ) -> None:
     with torch.no_grad():
         net.fc.weight.mul_(-0.3)
-    criterion = RNP(recover_epochs=1, batch_size=16, recover_lr=0.1, alpha=0.3)
-    got = criterion.recover(net, clean, sites, generator(4), False)[0]
+    training = MaskTraining(epochs=1, batch_size=16, lr=0.1)
+    got = RNP().train(training, MaskedModel(net, sites), clean, generator(4), False)[0]
     masked = MaskedModel(net, sites)
     use_statistics_(net, "batch")
     speed = torch.zeros_like(masked.masks)
     for batch in clean.batches(16, generator(4)):
-        speed = criterion.recover_momentum * speed + 0.3 * loss_gradient(masked, batch)
+        speed = training.momentum * speed + 0.2 * loss_gradient(masked, batch)
         with torch.no_grad():
             masked.masks.sub_(0.1 * speed).clamp_(0, 1)
     torch.testing.assert_close(got, masked.masks.detach(), rtol=0, atol=1e-5)
@@ -566,7 +570,8 @@ def test_recovery_changes_no_weight_and_no_statistic(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
     before = state_of(net)
-    RNP(recover_epochs=2, batch_size=16).recover(net, clean, sites, generator(), False)
+    training = MaskTraining(epochs=2, batch_size=16)
+    RNP().train(training, MaskedModel(net, sites), clean, generator(), False)
     assert_same_state(before, net.state_dict())
     assert all(parameter.grad is None for parameter in net.parameters())
 
@@ -578,7 +583,7 @@ def test_recovery_lowers_the_loss(net: nn.Module, sites: Sites, clean: CleanData
     masked = MaskedModel(damaged, sites)
     use_statistics_(damaged, "batch")
     before = loss_of(masked, clean)
-    masks = recovered(net, sites, clean, recover_epochs=5)
+    masks = recovered(net, sites, clean, epochs=5)
     with torch.no_grad():
         masked.masks.copy_(masks)
     assert loss_of(masked, clean) < before - 0.05
@@ -592,21 +597,13 @@ def test_rnp_masks_do_not_depend_on_weights_asking_for_gradients(
     assert torch.equal(frozen, trainable)
 
 
-def test_alpha_only_scales_the_rate(net: nn.Module, sites: Sites, clean: CleanData) -> None:
-    settings = {"recover_epochs": 2, "batch_size": 22}  # six steps
-    weighted = recovered(net, sites, clean, alpha=0.2, recover_lr=0.2, **settings)
-    scaled = recovered(net, sites, clean, alpha=1.0, recover_lr=0.04, **settings)
-    torch.testing.assert_close(weighted, scaled, rtol=0, atol=1e-4)
-    assert (weighted < 0.999).sum() > 10
-
-
 # ---- masks of the unlearned network, used on the original ---------------------------------------
 
 
 def test_the_product_is_the_original_but_for_the_selected_gammas(
     net: nn.Module, clean: CleanData
 ) -> None:
-    criterion = RNP(recovery="masks", unlearn_epochs=2, unlearn_missed="flag", recover_epochs=2)
+    criterion = RNP(unlearning=SHORT, ranking=MaskTraining(epochs=2))
     scores = criterion(net, clean)
     selection = LowestCount(9)(scores)
     product = copy.deepcopy(net)
@@ -621,9 +618,9 @@ def test_the_product_is_the_original_but_for_the_selected_gammas(
 @pytest.mark.parametrize(
     "criterion",
     [
-        RNP(unlearn_epochs=2, unlearn_missed="flag"),
-        ANP(rounds=1),
-        ANP(optimise="masks", steps=2),
+        RNP(unlearning=SHORT),
+        ANP(ranking=Response(statistics="batch")),
+        ANP(ranking=MaskTraining(steps=2), alpha=0.2),
     ],
     ids=["rnp", "anp", "anp-masks"],
 )
@@ -650,7 +647,7 @@ def test_purify_changes_the_selected_gammas_and_betas_alone(
 
 
 def test_thresholds_select_more_and_more(net: nn.Module, clean: CleanData) -> None:
-    scores = ANP(optimise="masks", steps=6, batch_size=32, mask_lr=2.0)(net, clean)
+    scores = ANP(ranking=MaskTraining(steps=6, batch_size=32, lr=2.0), alpha=0.2)(net, clean)
     before: set[Any] = set()
     for threshold in torch.linspace(0, 1, 21).tolist():
         now = set(BelowThreshold(threshold)(scores).neurons)
@@ -706,15 +703,16 @@ def test_anp_responds_to_the_pull_under_noise(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
     """The pull under batch statistics, the clean sensitivity under running ones."""
-    criterion = ANP(rounds=2, batch_size=32, damping=0.05, probe_size=8)
-    got = criterion.respond(MaskedModel(net, sites), clean, generator(4), False)
+    ranking = Response(rounds=2, batch_size=32, damping=0.05, probe_size=8, statistics="batch")
+    criterion = ANP(ranking=ranking)
+    got = criterion.respond(ranking, MaskedModel(net, sites), clean, generator(4), False)
     masked, draws = MaskedModel(net, sites), generator(4)
     stiffness = sensitivity(net.eval(), clean, sites, draws, probe_size=8)
     use_statistics_(net, "batch")
     pull = torch.zeros_like(masked.masks)
     for _ in range(2):
         for batch in clean.batches(32, draws):
-            noise = criterion.adversarial_noise(masked, batch, draws)
+            noise = criterion.noise(masked, batch, draws)
             pull += loss_gradient(masked, batch, **noise) / 4  # of four batches alike
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-3)
 
@@ -722,12 +720,12 @@ def test_anp_responds_to_the_pull_under_noise(
 def test_rnp_responds_to_the_unlearned_network_against_the_original(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
-    criterion = RNP(batch_size=64, damping=0.05, probe_size=8)
-    unlearned, _ = unlearn(net, clean, unlearn_lr=0.1, unlearn_epochs=8)
+    ranking = Response(batch_size=64, damping=0.05, probe_size=8)
+    unlearned, _ = unlearn(net, clean, lr=0.1, epochs=8)
     draws = generator(4)
     stiffness = sensitivity(net, clean, sites, draws, probe_size=8)
     masked = MaskedModel(unlearned, sites)
-    got = criterion.respond(masked, stiffness, clean, draws, False)
+    got = RNP().respond(ranking, masked, stiffness, clean, draws, progress=False)
     (batch,) = clean.batches(64, generator())  # one batch: its order does not matter
     pull = loss_gradient(MaskedModel(unlearned, sites), batch)
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-4)

@@ -19,7 +19,7 @@ from helpers.states import assert_same_state, hooks_of, state_of
 from nnprune_backdoor import CleanData, Diagnosis, create_selector, evidence, purify, scan
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.masks import silence_
-from nnprune_backdoor.core.predictions import at_once
+from nnprune_backdoor.core.predictions import images_per_pass
 from nnprune_backdoor.core.recovered import RecoveredTrigger
 from nnprune_backdoor.core.scores import lowest
 from nnprune_backdoor.core.sites import find_sites
@@ -205,10 +205,10 @@ def test_there_may_be_more_classes_than_images() -> None:
     settings = {
         "screen": replace(SHORT.screen, steps=2),
         "unlearning": Unlearning(
-            unlearn_epochs=1,
-            unlearn_stop=None,
-            unlearn_statistics="running",
-            unlearn_missed="flag",
+            epochs=1,
+            stop=None,
+            statistics="running",
+            missed="flag",
         ),
     }
     found = replace(SHORT, **settings)(model, CleanData(pictures(3).images[:30]))
@@ -225,8 +225,8 @@ def test_labels_to_scan_are_checked(model: nn.Module, images: CleanData) -> None
 def test_fewer_large_images_go_through_at_once() -> None:
     sizes, elsewhere = (8, 32, 64, 224, 2000), nn.Linear(1, 1, device="meta")
     images = [torch.empty(1, 3, size, size, device="meta") for size in sizes]
-    assert [at_once(each, nn.Identity()) for each in images] == [256, 256, 64, 5, 1]
-    assert [at_once(each, elsewhere) for each in images] == [256, 256, 256, 83, 1]
+    assert [images_per_pass(each, nn.Identity()) for each in images] == [256, 256, 64, 5, 1]
+    assert [images_per_pass(each, elsewhere) for each in images] == [256, 256, 256, 83, 1]
 
 
 def test_many_classes_have_triggers_sought_for_a_few(model: nn.Module, images: CleanData) -> None:
@@ -360,12 +360,12 @@ def test_a_relative_size_is_judged_again_by_the_new_trigger_of_the_label(mask: f
         for label, norm in enumerate(norms)
     ]
     trigger = RecoveredTrigger(3, torch.full((1, 32, 32), mask), torch.zeros(3, 32, 32), 0.9, 20, 1)
-    found, judged = Scan()._relative_again(trigger, given, 10)
+    found, judged = Scan()._relative_size_again(trigger, given, 10)
     assert judged and set(found) == {3}
     median = statistics.median([1024.0, *norms[1:3], 1024 * mask, *norms[4:]])
     assert found[3] == pytest.approx(1024 * mask / median)
     assert (found[3] < 0.065) is (mask < 1)
-    assert Scan()._relative_again(trigger, [], 10) == ({}, False)
+    assert Scan()._relative_size_again(trigger, [], 10) == ({}, False)
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_auto_reviews_a_repaired_network(
 def test_auto_judges_a_relative_size_again_where_that_alone_raised_the_alarm(
     model: nn.Module, images: CleanData, null: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnprune_backdoor.evidence.scanning", 2)
+    monkeypatch.setattr("nnprune_backdoor.evidence.scanning._LABELS", 2)
     null["alarm"] = {"relative size": 1.0}
     model.requires_grad_(False)
     given = held_out(model, images)

@@ -15,12 +15,11 @@ from helpers.networks import build
 from helpers.states import assert_same_state, hooks_of, state_of
 from nnprune_backdoor import CleanData
 from nnprune_backdoor.core.predictions import predict_labels
-from nnprune_backdoor.criteria import RNP
-from nnprune_backdoor.criteria.parts.unlearning import Unlearning
+from nnprune_backdoor.criteria import Unlearning
 from nnprune_backdoor.errors import DataError, ScoringError
 from nnprune_backdoor.evidence import expose
 
-QUICK = Unlearning(unlearn_lr=0.05, unlearn_stop=None, unlearn_missed="flag", unlearn_epochs=40)
+QUICK = Unlearning(lr=0.05, stop=None, missed="flag", epochs=40)
 
 
 def test_what_the_model_said_of_clean_images_is_unlearned(net: nn.Module, clean: CleanData) -> None:
@@ -67,24 +66,12 @@ def test_weights_that_the_forward_pass_does_not_read_are_no_obstacle(
 def test_networks_without_batchnorm_take_small_steps() -> None:
     vit = build("test_vit")
     images = CleanData(noise_images(24))
-    exposed = expose(vit, images, Unlearning(unlearn_epochs=3, unlearn_missed="flag"))
+    exposed = expose(vit, images, Unlearning(epochs=3, missed="flag"))
     assert all(torch.isfinite(value).all() for value in exposed.model.state_dict().values())
     assert 1 <= len(exposed.trajectory) <= 3
-    bold = Unlearning(unlearn_lr=1.0)
-    assert bold.careful(vit).unlearn_lr == 1e-3
+    bold = Unlearning(lr=1.0)
+    assert bold.careful(vit).lr == 1e-3
     assert bold.careful(build("test_resnet")) is bold
-
-
-def test_rnp_unlearns_in_the_same_way(net: nn.Module, clean: CleanData) -> None:
-    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
-    settings: dict[str, Any] = {"unlearn_lr": 0.05, "unlearn_epochs": 3, "unlearn_missed": "flag"}
-    shared, own = RNP(**settings), Unlearning(**settings)
-    unlearned = [
-        one.unlearn(net, clean, generator, False)
-        for one, generator in zip((shared, own), generators, strict=True)
-    ]
-    assert_same_state(state_of(unlearned[0][0]), state_of(unlearned[1][0]))
-    assert unlearned[0][1] == unlearned[1][1]
 
 
 class Brightness(nn.Module):
@@ -107,11 +94,11 @@ def test_images_that_the_statistics_of_a_batch_confuse_are_told_of() -> None:
     model = Brightness().eval()
     images = noise_images(32).abs() + torch.linspace(1, 2, 32).view(-1, 1, 1, 1)
     bright = CleanData(images, torch.ones(32, dtype=torch.long))
-    settings: dict[str, Any] = {"batch_size": 32, "unlearn_stop": 0.6, "unlearn_missed": "flag"}
+    settings: dict[str, Any] = {"batch_size": 32, "stop": 0.6, "missed": "flag"}
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(ScoringError, match=r'right on 100%: set unlearn_statistics="running"'):
+    with pytest.raises(ScoringError, match=r'right on 100%: unlearn with statistics="running"'):
         Unlearning(**settings).unlearn(model, bright, generator, False)
-    running = Unlearning(**settings, unlearn_statistics="running")
+    running = Unlearning(**settings, statistics="running")
     assert running.unlearn(model, bright, generator, False)[1]["unlearn_steps"] > 0
     dark = CleanData(images, torch.zeros(32, dtype=torch.long))  # wrong labels
     with pytest.raises(ScoringError, match="check labels and normalisation"):
@@ -121,25 +108,25 @@ def test_images_that_the_statistics_of_a_batch_confuse_are_told_of() -> None:
 def test_a_model_that_a_batch_confuses_is_exposed_with_its_own_statistics() -> None:
     images = CleanData(noise_images(32).abs() + torch.linspace(1, 2, 32).view(-1, 1, 1, 1))
     bright = CleanData(images.images, torch.ones(32, dtype=torch.long))
-    settings = Unlearning(batch_size=32, unlearn_stop=0.6, unlearn_missed="flag")
+    settings = Unlearning(batch_size=32, stop=0.6, missed="flag")
     exposed = expose(Brightness(), images, settings)
     assert exposed.trajectory[0].accuracy == 1
     assert exposed.trajectory[-1].steps > 0
-    assert settings.fitting(Brightness().eval(), bright).unlearn_statistics == "running"
+    assert settings.fitting(Brightness().eval(), bright).statistics == "running"
 
 
 def test_others_are_exposed_with_those_of_a_batch(net: nn.Module, clean: CleanData) -> None:
     named = CleanData(clean.images, predict_labels(net, clean.images))
     assert QUICK.fitting(net, named) is QUICK
-    own = replace(QUICK, unlearn_statistics="running")
+    own = replace(QUICK, statistics="running")
     assert own.fitting(net, named) is own
 
 
 def test_divergence_and_bad_images_are_refused(net: nn.Module, clean: CleanData) -> None:
-    wild = Unlearning(unlearn_lr=1e30, unlearn_clip=None, unlearn_stop=-1.0, unlearn_epochs=5)
+    wild = Unlearning(lr=1e30, clip=None, stop=-1.0, epochs=5)
     with pytest.raises(ScoringError, match=r"diverged|NaN or inf"):
         expose(net, clean, wild)
     with pytest.raises(ScoringError, match="is still"):
-        expose(net, clean, Unlearning(unlearn_lr=1e-6, unlearn_epochs=1))
+        expose(net, clean, Unlearning(lr=1e-6, epochs=1))
     with pytest.raises(DataError, match="NaN"):
         expose(net, torch.full((4, 3, 32, 32), torch.nan).split(2))

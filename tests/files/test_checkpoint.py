@@ -226,7 +226,7 @@ def test_a_huge_pickle_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({f"layer{number}": torch.zeros(1) for number in range(40)}, tmp_path / "w.pt")
-    monkeypatch.setattr("nnprune_backdoor.files.checkpoint", 1000)
+    monkeypatch.setattr("nnprune_backdoor.files.checkpoint._MAX_PICKLE", 1000)
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(CheckpointError, match=r"data.pkl' is .* over the limit"):
         load_weights(tmp_path / "w.pt")
@@ -350,7 +350,7 @@ def test_a_tar_archive_of_old_is_refused_in_our_words(tmp_path: Path) -> None:
 def test_an_architecture_without_end_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(architecture, "_PATIENCE", 0.5)
+    monkeypatch.setattr(architecture, "_MAX_SECONDS", 0.5)
     torch.save(build("test_vit").state_dict(), tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"took longer than 0\.5 s and was given up"):
         load_model(tmp_path / "w.pt", "test_vit", depth=2**16)

@@ -71,7 +71,7 @@ def test_folders_named_by_numbers_are_labels_by_value(tmp_path: Path) -> None:
     assert found.classes == tuple(names)
     assert greys(found) == [20 * label for label in range(12)]
     assert "label 2 is 2. " in found.notice
-    assert "where it is 10; " in found.notice
+    assert "where label 2 is 10; " in found.notice
     as_text = read_images(tmp_path / "bare", PLAIN, classes=sorted(names))
     assert (as_text.classes[2], as_text.notice) == ("10", "")
     for kind, others in {"padded": ["00", "01", "10"], "words": ["1", "10", "2", "a"]}.items():
@@ -132,17 +132,17 @@ def test_what_is_no_image_is_skipped_and_named(tmp_path: Path) -> None:
     os.mkfifo(root / "b" / "pipe.png")
     found = read_images(root, PLAIN, num_classes=2)
     assert found.files == ("a/0.png", "b/0.png")
-    said = "\n".join(found.skipped)
+    reasons = "\n".join(found.skipped)
     for what in (
         "notes.txt: in no class folder",
         ".cache: a hidden folder",
         "a/Thumbs.db: no image",
         "a/cut.png: damaged",
-        "b/deep.png: pixels of kind 'I;16'",
+        "b/deep.png: mode 'I;16'",
         "b/page.eps: no image",
         "b/pipe.png: no regular file",
     ):
-        assert what in said
+        assert what in reasons
 
 
 def test_links_do_not_lead_out(tmp_path: Path) -> None:
@@ -205,10 +205,11 @@ def test_a_thin_image_is_refused_before_it_is_resized(
     assert len(read_images(tmp_path, PLAIN).files) == 1, "long, but not absurd"
 
 
-def test_a_file_over_the_limit_is_refused(tmp_path: Path) -> None:
+def test_a_file_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnprune_backdoor.files.images._MAX_FILE", 10)
     draw(tmp_path / "a.png", 1)
     with pytest.raises(DataError, match=r"a\.png: .* bytes, over the limit of 10"):
-        read_images(tmp_path, PLAIN, max_file=10)
+        read_images(tmp_path, PLAIN)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from nnprune_backdoor import (
     read_report,
     save_purified,
 )
-from nnprune_backdoor.criteria import ANP
+from nnprune_backdoor.criteria import ANP, Response
 from nnprune_backdoor.errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from nnprune_backdoor.files import read_record, record_file
 from nnprune_backdoor.reports.report import plain
@@ -234,7 +234,7 @@ def test_the_record_says_how_it_came_about(tmp_path: Path) -> None:
     model = build("test_resnet")
     images, labels = noise_images(60), torch.arange(60) % 10
     loader = [(images[:30], labels[:30]), (images[30:], labels[30:])]
-    method = ANP(rounds=1)
+    method = ANP(ranking=Response(statistics="batch"))
     chosen = {"selector": LowestFraction(0.05), "seed": 3, "progress": False}
     result = purify(model, loader, method, **chosen)
     save_purified(result, tmp_path / "out", arch="test_resnet")
@@ -248,7 +248,7 @@ def test_the_record_says_how_it_came_about(tmp_path: Path) -> None:
     assert record["silenced"] == result.selection.by_site()
     assert record["criterion"]["name"] == "ANP"
     assert record["criterion"]["settings"] == plain(method)
-    assert record["criterion"]["settings"]["rounds"] == 1
+    assert record["criterion"]["settings"]["ranking"]["rounds"] == 1
     assert record["selector"]["selector"] == "LowestFraction"
     assert record["selector"]["settings"] == {"fraction": 0.05}
     assert record["selector"]["reason"] == result.selection.reason
@@ -481,7 +481,7 @@ def test_nan_anywhere_is_refused(folder: Path) -> None:
 def test_a_record_that_is_too_large_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnprune_backdoor.files.record_file", 100)
+    monkeypatch.setattr("nnprune_backdoor.files.record_file._MAX_RECORD", 100)
     with pytest.raises(CheckpointError, match="over 100 bytes"):
         read_record(folder)
 

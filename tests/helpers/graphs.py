@@ -1,12 +1,16 @@
-"""A network that tells which of its channels are left."""
+"""A network whose weights show which channels are left, and groups of channels as plain data."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import timm
 import torch
+import torch_pruning as tp
 from torch import nn
 
 from helpers.images import noise_images
+from nnprune_backdoor.importance.graph import members
 
 EXAMPLE = noise_images(2)
 
@@ -37,3 +41,22 @@ def marks(model: nn.Module) -> dict[str, list[int]]:
         elif isinstance(module, nn.BatchNorm2d):
             found[name] = module.bias.int().tolist()
     return found
+
+
+@dataclass(frozen=True)
+class End:
+    """Channels that a group takes from one side of a layer, and the root channels they go with."""
+
+    name: str
+    output: bool
+    channels: tuple[int, ...]
+    roots: tuple[int | None, ...]
+
+
+def describe(group: tp.dependency.Group) -> tuple[End, ...]:
+    """All that a group takes, the root first."""
+    is_output = group._DG.is_out_channel_pruning_fn
+    return tuple(
+        End(name, is_output(dependency.handler), channels, roots)
+        for name, dependency, channels, roots in members(group)
+    )

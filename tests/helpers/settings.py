@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nnprune_backdoor import (
     list_criteria,
 )
-from nnprune_backdoor.criteria.parts.unlearning import Unlearning
+from nnprune_backdoor.criteria import (
+    ActivationChange,
+    MaskTraining,
+    PlateauTraining,
+    Response,
+    Unlearning,
+)
 from nnprune_backdoor.evidence import Scan
 from nnprune_backdoor.selectors import TriggerGone
 from nnprune_backdoor.triggers import Inversion, UniversalPerturbation
 
 # settings that make a criterion quick, each of its branches once; one that is not named here is
 # tested with its defaults
-_RNP = {"unlearn_epochs": 2, "unlearn_missed": "flag", "batch_size": 32}
-_MNP = {**_RNP, "steps": 3}
-_ANP = {"rounds": 1, "batch_size": 32}
-_TAC = {"target": 3, "steps": 5, "min_success": 0.0, "stages": 3}
-_CNP = {**_TAC, "steps": 2, "mask_batch": 16, "rounds": 1}
+_UNLEARNING = Unlearning(epochs=2, missed="flag", batch_size=32)
+_RESPONSE = Response(batch_size=32)
+_STAGES = Response(stages=3, batch_size=16)
+_TAC = {"target": 3, "steps": 5, "min_success": 0.0}
 FAST: dict[str, dict[str, dict[str, Any]]] = {
-    "rnp": {"response": _RNP, "masks": {**_RNP, "recovery": "masks", "recover_epochs": 2}},
-    "anp": {"response": _ANP, "masks": {**_ANP, "optimise": "masks", "steps": 3}},
+    "rnp": {
+        "response": {"unlearning": _UNLEARNING, "ranking": _RESPONSE},
+        "masks": {"unlearning": _UNLEARNING, "ranking": MaskTraining(epochs=2, batch_size=32)},
+    },
+    "anp": {
+        "response": {"ranking": Response(batch_size=32, statistics="batch")},
+        "masks": {"ranking": MaskTraining(steps=3, batch_size=32), "alpha": 0.2},
+    },
     "cnp": {
-        "response": _CNP,
+        "response": {**_TAC, "ranking": _STAGES, "steps": 2},
         "authors": {
-            **_CNP,
+            **_TAC,
+            "steps": 2,
             "target": None,
             "candidates": 1,
             "noise_passes": 1,
             "inversion": "authors",
-            "ranking": "masks",
-            "mask_steps": 2,
-            "mask_look": 1,
+            "ranking": PlateauTraining(steps=2, batch_size=16, check_every=1, statistics="running"),
         },
     },
     "fp": {"last": {}, "all": {"layers": "all"}},
     "mnp": {
-        "response": {**_MNP, "ranking": "response"},
-        "masks": {**_MNP, "ranking": "masks"},
+        "response": {"unlearning": replace(_UNLEARNING, stop=None), "ranking": _RESPONSE},
+        "masks": {
+            "unlearning": replace(_UNLEARNING, stop=None),
+            "ranking": MaskTraining(steps=3, batch_size=32, closed_share=0.1),
+        },
     },
     "tac": {
-        "unlearn": _TAC,
-        "change": {**_TAC, "ranking": "change"},
-        "search": {**_TAC, "target": None, "search_steps": 5},
+        "unlearn": {**_TAC, "ranking": Response(stages=3)},
+        "change": {**_TAC, "ranking": ActivationChange()},
+        "search": {**_TAC, "ranking": Response(stages=3), "target": None, "search_steps": 5},
     },
 }
 ALL = {
@@ -56,7 +70,7 @@ ALL = {
 QUICK = Inversion(steps=120, batch_size=32)
 FEW: dict[str, Any] = {
     "universal": UniversalPerturbation(steps=5, batch_size=4),
-    "unlearning": Unlearning(unlearn_lr=0.05, unlearn_epochs=5, unlearn_missed="flag"),
+    "unlearning": Unlearning(lr=0.05, epochs=5, missed="flag"),
 }
 SCAN = Scan(search=QUICK, **FEW)
 

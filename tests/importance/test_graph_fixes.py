@@ -1,7 +1,7 @@
-"""What Torch-Pruning's graphs get wrong by themselves, and that it is right with us.
+"""What Torch-Pruning's graphs get wrong by themselves, and that the fixes correct it.
 
-Each network fails without mending. If one no longer does, a new release needs no help with it: take
-the correction out of `mending.py`.
+Each network fails without the fixes. If one no longer does, a new release of Torch-Pruning does not
+need that fix: take it out of `graph_fixes.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from helpers.graphs import describe
 from helpers.images import noise_images
-from nnprune_backdoor.importance.graph import breaks, describe, out_of_range, trace
-from nnprune_backdoor.importance.graph_fixes import MENDED
+from nnprune_backdoor.importance.graph import breaks, out_of_range, trace
+from nnprune_backdoor.importance.graph_fixes import GRAPH_FIXES
 
 EXAMPLE, SHAPE = noise_images(2), torch.Size([2, 2])
 CONV = tp.prune_conv_out_channels
@@ -45,7 +46,7 @@ class Net(nn.Module):
 def cuts(graph: tp.DependencyGraph, layer: nn.Module, channels: list[int]) -> Cuts:
     """What has to go with some channels, layer by layer."""
     group = describe(graph.get_pruning_group(layer, CONV, channels))
-    return {end.name: tuple(sorted(end.channels)) for end in group.endpoints}
+    return {end.name: tuple(sorted(end.channels)) for end in group}
 
 
 def plain(model: nn.Module) -> tp.DependencyGraph:
@@ -153,15 +154,15 @@ def test_what_is_right_by_itself_stays_as_it_is() -> None:
         gc.collect()
         graph = tp.DependencyGraph().build_dependency(model, (images,), verbose=False)
         theirs = [describe(group) for group in graph.get_all_groups()]
-        assert {(g.root, frozenset(g.endpoints)) for g in ours} == {
-            (g.root, frozenset(g.endpoints)) for g in theirs
+        assert {(ends[0].name, frozenset(ends)) for ends in ours} == {
+            (ends[0].name, frozenset(ends)) for ends in theirs
         }, name
 
 
 def test_flattened_maps_are_still_flattened() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 900, 2))
     group = trace(model, EXAMPLE).get_pruning_group(model[0], CONV, [1])
-    assert describe(group).endpoints[1].channels == tuple(range(900, 1800))
+    assert describe(group)[1].channels == tuple(range(900, 1800))
 
 
 # --- groups without which a network does not run ---
@@ -189,12 +190,12 @@ def test_channels_of_a_convolution_in_groups_are_tried_together() -> None:
     assert breaks(group, EXAMPLE, SHAPE) == ""
 
 
-# --- the wrapping ---
+# --- the patch ---
 
 
 def test_the_correction_comes_and_goes_with_its_users() -> None:
     gc.collect()
-    assert MENDED.users == []
+    assert GRAPH_FIXES.users == []
     module = tp.dependency.shape_infer
     unchanged = module.init_shape_information
     graph = trace(Net(expanded), EXAMPLE)
@@ -204,8 +205,8 @@ def test_the_correction_comes_and_goes_with_its_users() -> None:
     assert module.init_shape_information is unchanged
 
 
-def test_the_release_that_is_mended_is_the_one_installed() -> None:
-    """If this fails, read the new code: does the correction still fit where it is put?"""
+def test_the_release_that_is_fixed_is_the_one_installed() -> None:
+    """If this fails, read the new code: do the fixes still fit there?"""
     gc.collect()
     build = inspect.getsource(tp.DependencyGraph.build_dependency)
     edges = build.index("self._build_dependency(self.module2node)")

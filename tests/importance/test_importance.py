@@ -15,17 +15,17 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-import nnprune_backdoor.importance.groups as importances
-from helpers.graphs import EXAMPLE, marks, narrow
+from helpers.graphs import EXAMPLE, describe, marks, narrow
 from helpers.images import generator, noise_images
 from helpers.networks import build
 from nnprune_backdoor import CleanData, Criterion, register_criterion
+from nnprune_backdoor import importance as importances
 from nnprune_backdoor.core.scores import ChannelScores
 from nnprune_backdoor.core.sites import Site, find_sites
-from nnprune_backdoor.criteria import RNP, base
+from nnprune_backdoor.criteria import RNP, Response, Unlearning, base
 from nnprune_backdoor.errors import DataError, UnknownNameError, UnsupportedModelError
 from nnprune_backdoor.importance import GroupImportance, importance_class
-from nnprune_backdoor.importance.graph import describe, members, trace
+from nnprune_backdoor.importance.graph import members, trace
 from nnprune_backdoor.importance.ledger import Ledger
 
 CONV = tp.prune_conv_out_channels
@@ -58,8 +58,8 @@ def pruner_of(
 
 
 def quietly(importance: GroupImportance) -> GroupImportance:
-    """Without the word about groups in which nothing is scored."""
-    importance._said.add("unscored")
+    """Without the warning about groups in which nothing is scored."""
+    importance._warned.add("unscored")
     return importance
 
 
@@ -411,7 +411,7 @@ def test_a_group_that_torch_pruning_gets_wrong_is_left_alone() -> None:
     )
     importance, layer = GroupImportance(model, scores), model.get_submodule(name)
     group = trace(model, EXAMPLE).get_pruning_group(layer, LINEAR, list(range(288)))
-    with pytest.warns(UserWarning, match="lost count of the channels of 'blocks.8.attn.rel_pos"):
+    with pytest.warns(UserWarning, match="wrong channel indices for 'blocks.8.attn.rel_pos"):
         assert importance(group) is None
     assert importance(group) is None
 
@@ -457,7 +457,7 @@ def test_a_layer_that_was_cut_by_hand_is_noticed() -> None:
     for layer in (model.conv1, model.bn1):
         graph.get_pruner_of_module(layer).prune_out_channels(layer, [3])
     group = graph.get_pruning_group(model.conv1, CONV, [0])
-    with pytest.raises(UnsupportedModelError, match="cut by other means"):
+    with pytest.raises(UnsupportedModelError, match="cut without Torch-Pruning"):
         importance(group)
 
 
@@ -487,7 +487,10 @@ def test_a_criterion_by_its_own_name(trained: nn.Module, clean: CleanData) -> No
     assert RNPImportance is importance_class("rnp") and RNPImportance.criterion == "rnp"
     assert ANPImportance.__name__ == "ANPImportance"
     assert "ICML 2023" in str(RNPImportance.__doc__)
-    settings = {"unlearn_lr": 0.01, "batch_size": 32}
+    settings = {
+        "unlearning": Unlearning(lr=0.01, batch_size=32),
+        "ranking": Response(batch_size=32),
+    }
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     importance = RNPImportance(trained, clean, seed=4, **settings)
     wanted = RNP(**settings)(trained, clean, seed=4)  # type: ignore[arg-type]
@@ -502,8 +505,8 @@ def test_a_wrong_name_names_the_right_ones(clean: CleanData) -> None:
         importances.RMPImportance  # noqa: B018
     with pytest.raises(UnknownNameError, match="'rnp'"):
         importance_class("rmp")
-    with pytest.raises(UnknownNameError, match="unlearn_lr"):
-        importance_class("rnp")(narrow(), clean, unlearn_rl=1.0)
+    with pytest.raises(UnknownNameError, match="unlearning"):
+        importance_class("rnp")(narrow(), clean, unlearnin=1.0)
 
 
 @pytest.fixture
@@ -539,6 +542,6 @@ def test_a_new_criterion_is_an_importance_by_being_registered(clean: CleanData) 
     importance = importances.GammaImportance(model, clean, reduction="min", power=2.0)
     assert importance.reduction == "min" and "power=2.0" in importance.scores.criterion
     group = trace(model, noise_images(2)).get_pruning_group(model.conv1, CONV, [3])
-    assert describe(group).private
+    assert {end.name for end in describe(group) if end.output} == {"conv1", "bn1"}
     values = importance(group)
     assert values is not None and values.shape == (1,)

@@ -22,11 +22,16 @@ from nnprune_backdoor.core.recovered import RecoveredTrigger
 from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria import RNP, TAC
 from nnprune_backdoor.errors import DataError, ScoringError, UnsupportedModelError
-from nnprune_backdoor.evidence import relearn
+from nnprune_backdoor.evidence import Relearning, relearn
 from nnprune_backdoor.files import read_record
 from nnprune_backdoor.selectors import LowestCount
-from nnprune_backdoor.training import fine_tune, unlearn_triggers
-from nnprune_backdoor.training.repair import REPAIR
+from nnprune_backdoor.training import (
+    FineTuning,
+    TriggerUnlearning,
+    fine_tune,
+    repair,
+    unlearn_triggers,
+)
 from nnprune_backdoor.triggers import Inversion
 
 QUICK = Inversion(steps=120, batch_size=32)
@@ -95,9 +100,10 @@ def test_a_trigger_is_unlearned_and_silent_neurons_stay_silent(
     scores = Arbitrary()(backdoored, clean, sites=sites)
     selection = LowestCount(3)(scores)
     fit = clean.take(torch.arange(160))
-    settings = {"epochs": 15, "lr": 0.01, "statistics": "running", "progress": False}
-    tuned = fine_tune(backdoored, fit, selection=selection, triggers=[patch], **settings)
-    plain = fine_tune(backdoored, fit, selection=selection, **settings)
+    settings = FineTuning(epochs=15, lr=0.01, statistics="running")
+    given: dict[str, Any] = {"selection": selection, "progress": False}
+    tuned = fine_tune(backdoored, fit, settings, triggers=[patch], **given)
+    plain = fine_tune(backdoored, fit, settings, **given)
     unseen = clean.take(torch.arange(160, 240))
     assert attacked(tuned, unseen, patch) < 0.1
     assert attacked(plain, unseen, patch) > attacked(tuned, unseen, patch) + 0.3
@@ -115,18 +121,16 @@ def test_a_trigger_of_the_silenced_network_is_unlearned_too(
     backdoored: nn.Module,
     clean: CleanData,
     patch: RecoveredTrigger,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was recovered before may do nothing any more, while the attacker's trigger does."""
-    monkeypatch.setitem(REPAIR, "lr", 0.002)  # training without a trigger leaves the attack
     before, generator = state_of(backdoored), torch.get_rng_state()
     spent = dataclasses.replace(patch, mask=torch.zeros_like(patch.mask))
     fit, unseen = clean.take(torch.arange(160)), clean.take(torch.arange(160, 240))
 
     def left(search: Inversion | None) -> float:
-        tuned = unlearn_triggers(
-            backdoored, fit, [spent], search=search, stamped=0.4, progress=False
-        )
+        # at this rate, training without a trigger leaves the attack
+        settings = TriggerUnlearning(search=search, stamped=0.4, lr=0.002)
+        tuned = unlearn_triggers(backdoored, fit, [spent], settings, progress=False)
         return attacked(tuned, unseen, patch)
 
     assert left(None) > 0.8
@@ -155,14 +159,14 @@ def test_it_is_recovered_where_the_neurons_are_silent(
         return real(self, model, data, labels, **settings)
 
     monkeypatch.setattr(Inversion, "recover", recover)
-    monkeypatch.setitem(REPAIR, "epochs", 1)
-    given = {"selection": selection, "search": Inversion(steps=2), "progress": False}
-    unlearn_triggers(backdoored, clean, [patch], **given)
+    short = TriggerUnlearning(epochs=1, search=Inversion(steps=2))
+    given: dict[str, Any] = {"selection": selection, "progress": False}
+    unlearn_triggers(backdoored, clean, [patch], short, **given)
     assert seen == [(0.0, [patch.target])]
-    unlearn_triggers(backdoored, clean, [patch], **given | {"search": None})
+    unlearn_triggers(backdoored, clean, [patch], dataclasses.replace(short, search=None), **given)
     assert len(seen) == 1
     with pytest.raises(DataError, match="labelled"):
-        unlearn_triggers(backdoored, CleanData(clean.images), [patch], **given)
+        unlearn_triggers(backdoored, CleanData(clean.images), [patch], short, **given)
     assert len(seen) == 1, "a trigger was sought before the labels were missed"
 
 
@@ -172,7 +176,9 @@ def test_purify_repairs_what_it_has_pruned(
     patch: RecoveredTrigger,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(REPAIR, "lr", 0.01)  # 60 steps at the default move so small a net little
+    monkeypatch.setattr(
+        repair, "REPAIR", TriggerUnlearning(lr=0.01)
+    )  # 60 steps at the default move so small a net little
     before = state_of(backdoored)
     method = TAC(target=1, steps=120)
     done = purify(backdoored, clean, method, selector=SELECTOR, repair="unlearn", progress=False)
@@ -205,7 +211,7 @@ def test_a_repair_that_ruins_the_network_is_undone(
         ruined[-1].weight.data.neg_()  # type: ignore[index,union-attr,operator]
         return ruined
 
-    monkeypatch.setattr("nnprune_backdoor.training.repair", ruin)
+    monkeypatch.setattr("nnprune_backdoor.training.repair.unlearn_triggers", ruin)
     asked = {"selector": LowestCount(3), "progress": False}
     method = TAC(target=1, steps=30, min_success=0.0)
     done = purify(backdoored, clean, method, repair="unlearn", **asked)
@@ -256,8 +262,8 @@ def test_triggers_of_two_labels_are_refused(
 def test_an_impossible_share_is_refused(
     stamped: float, backdoored: nn.Module, clean: CleanData
 ) -> None:
-    with pytest.raises(DataError, match="stamped in"):
-        fine_tune(copy.deepcopy(backdoored), clean, stamped=stamped, progress=False)
+    with pytest.raises(DataError, match="stamped"):
+        fine_tune(copy.deepcopy(backdoored), clean, FineTuning(stamped=stamped), progress=False)
 
 
 def test_a_trigger_is_learned_step_by_step_on_a_copy(
@@ -279,7 +285,9 @@ def test_a_trigger_is_learned_step_by_step_on_a_copy(
     assert probe == relearn(benign, clean, patch, patch.target, progress=False)
     assert probe != relearn(benign, clean, patch, patch.target, seed=1, progress=False)
     assert relearn(backdoored, clean, patch, patch.target, progress=False).steps_to_half == 0
-    fewer = relearn(benign, clean, patch, patch.target, lr=1e-6, steps=2, progress=False)
+    fewer = relearn(
+        benign, clean, patch, patch.target, Relearning(lr=1e-6, steps=2), progress=False
+    )
     assert fewer.steps_to_half is None
 
 
@@ -288,7 +296,7 @@ def test_a_probe_of_nothing_is_refused(
 ) -> None:
     for wrong in ({"steps": 0}, {"batch_size": 1}, {"poisoned": 1.0}, {"lr": 0.0}):
         with pytest.raises(DataError, match="expected steps"):
-            relearn(backdoored, clean, patch, 1, **wrong)  # type: ignore[arg-type]
+            Relearning(**wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="labelled"):
         relearn(backdoored, CleanData(clean.images), patch, 1, progress=False)
     certain = copy.deepcopy(backdoored)
@@ -299,7 +307,7 @@ def test_a_probe_of_nothing_is_refused(
         with pytest.raises(DataError, match="label"):
             relearn(backdoored, clean, patch, label, progress=False)
     with pytest.raises(ScoringError, match="diverged"):
-        relearn(backdoored, clean, patch, 1, lr=1e38, progress=False)
+        relearn(backdoored, clean, patch, 1, Relearning(lr=1e38), progress=False)
 
 
 # --- models that are not all of one kind -------------------------------------------------------
@@ -324,10 +332,10 @@ def test_weights_of_several_types_are_not_trained(
 ) -> None:
     model = Mixed().eval()
     with pytest.raises(UnsupportedModelError, match=r"\(bfloat16, float32\).*model.float\(\)"):
-        fine_tune(model, clean, epochs=1, progress=False)
+        fine_tune(model, clean, FineTuning(epochs=1), progress=False)
     with pytest.raises(UnsupportedModelError, match="bfloat16, float32"):
         unlearn_triggers(model, clean, [patch], progress=False)
-    assert fine_tune(model.float(), clean, epochs=1, progress=False)
+    assert fine_tune(model.float(), clean, FineTuning(epochs=1), progress=False)
 
 
 def test_weights_that_are_integers_stay_as_they_are(
@@ -335,7 +343,7 @@ def test_weights_that_are_integers_stay_as_they_are(
 ) -> None:
     model = copy.deepcopy(backdoored)
     model.table = nn.Parameter(torch.arange(3), requires_grad=False)
-    tuned = fine_tune(model, clean, epochs=1, progress=False)
+    tuned = fine_tune(model, clean, FineTuning(epochs=1), progress=False)
     mended = unlearn_triggers(model, clean, [patch], search=None, progress=False)
     for net in (tuned, mended):
         assert torch.equal(net.get_parameter("table"), torch.arange(3))

@@ -31,7 +31,7 @@ from nnprune_backdoor import CleanData
 from nnprune_backdoor.core.recovered import PixelRange, RecoveredTrigger
 from nnprune_backdoor.core.scores import ChannelScores
 from nnprune_backdoor.core.sites import find_sites
-from nnprune_backdoor.criteria import TAC
+from nnprune_backdoor.criteria import TAC, ActivationChange, Response
 from nnprune_backdoor.criteria.tac import activation_change
 from nnprune_backdoor.errors import DataError, ScoringError, UnsupportedModelError
 from nnprune_backdoor.triggers import Inversion, TargetEvidence, UniversalPerturbation
@@ -297,7 +297,7 @@ def test_evidence_without_any_difference() -> None:
 # ---- TAC ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranking", ["unlearn", "change"])
+@pytest.mark.parametrize("ranking", [Response(stages=20), ActivationChange()])
 @pytest.mark.parametrize("colours", [1, 3])
 def test_the_trigger_neuron_comes_first(ranking: Any, colours: int) -> None:
     torch.manual_seed(0)
@@ -308,7 +308,7 @@ def test_the_trigger_neuron_comes_first(ranking: Any, colours: int) -> None:
     assert scores.details["trigger"]["success"] > 0.9
 
 
-@pytest.mark.parametrize("ranking", ["unlearn", "change"])
+@pytest.mark.parametrize("ranking", [Response(stages=20), ActivationChange()])
 def test_labels_change_nothing(model: Handmade, images: CleanData, ranking: Any) -> None:
     tac = TAC(ranking=ranking, **{**TAC_QUICK, "search_steps": 60, "steps": 60}, min_success=0.1)
     given = tac(model, images)

@@ -6,12 +6,13 @@ its minimum is the Fisher information f of each mask (Kirkpatrick et al., "Overc
 forgetting", PNAS 2017, use it for weights). Minimising g (m - 1) + f (1 - m)^2 / 2 gives
 1 - m = g / f: a neuron gives way if masking it serves the objective and costs the clean task
 little. Trained masks are this up to the wandering of a hundred noisy steps, after which the lowest
-ones are an ensemble that only works together; see docs/ranking.md.
+ones are an ensemble that only works together; see docs/results/ranking.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from ...core.compute import mean_gradients
 from ...core.data import CleanData
 from ...core.masks import MaskedModel
+from ...core.norms import Statistics
 from ...core.sites import Site
 from ...errors import DataError
 from ...utils.progress import progress_bar
+from ...utils.settings import check_settings
 from ...utils.tensors import at_least_float32, placement
 
 
@@ -65,68 +68,108 @@ def loss_gradient(
     return gradient
 
 
-def successive_scores(
-    masked: MaskedModel,
-    pull: Callable[[], Tensor],
-    stiffness: Tensor,
-    damping: float,
-    *,
-    stages: int,
-    share: float,
-    progress: bool = False,
-) -> Tensor:
-    """Response scores, measured again each time a few neurons have been silenced.
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """Rank by the response of the masks: the pull of an objective over the clean task's stiffness.
 
     A gradient at masks of one says what silencing a single neuron would do, and neurons that stand
-    in for each other hide each other. So the lowest `share` of all neurons is silenced, the
-    response of the others is measured anew, and so on; neurons that only the first look found
-    guilty need not go, and accuracy holds out longer (docs/ranking.md).
+    in for each other hide each other. So the lowest neurons can be silenced in stages, with the
+    response of the others measured anew in each; neurons that only the first stage found guilty
+    need not go, and accuracy holds out longer (docs/results/ranking.md).
 
-    Args:
-        masked: its masks are set to zero on the way, and to one again at the end.
-        pull: the gradient (number of neurons,) at the present masks.
-        stiffness, damping: as of `response_scores`; measured once, with nothing silenced.
-        stages: how often; 1 is `response_scores`.
-        share: of all neurons, silenced after each stage but the last; at least one goes.
+    Scores lie in (0, stages + 1), low = prune first; the whole part is the stage that silenced the
+    neuron.
 
-    Returns:
-        Scores in (0, stages + 1), low = silenced first. A neuron that is pulled the other way is
-        never silenced.
-
-    Raises:
-        DataError: no stage, or a share outside (0, 1].
+    Attributes:
+        stages: How often the response is measured.
+        stage_share: Share of all neurons that is silenced after each stage but the last.
+        damping: Share of the mean stiffness that is added to each neuron's, so that one which
+            costs nothing at all needs some reason to go.
+        probe_size: Images to one gradient of the stiffness.
+        rounds: Passes over the images in a stage; more than one helps where each draws fresh noise.
+        batch_size: Images to one gradient of the objective.
+        statistics: BatchNorm statistics while the pull is measured.
     """
-    if stages < 1 or not 0 < share <= 1:
-        raise DataError(f"expected stages >= 1 and a share in (0, 1], got {stages} and {share}")
-    found = torch.zeros(len(masked.masks))
-    silent = torch.zeros(len(masked.masks), dtype=torch.bool)
-    with progress_bar(stages, "silencing in stages", progress) as bar:
-        for stage in range(stages):
-            scores = response_scores(pull(), stiffness, damping)
-            found[~silent] = stage + scores[~silent]
-            if stage < stages - 1:
-                lowest = scores.masked_fill(silent, torch.inf)
-                chosen = lowest.argsort(stable=True)[: max(1, round(share * len(silent)))]
-                chosen = chosen[lowest[chosen] < 1]
-                silent[chosen] = True
-                # below all that is still to come, above all that went before
-                found[chosen] = stage + scores[chosen] / 2
-                with torch.no_grad():
-                    masked.masks[chosen.to(masked.masks.device)] = 0
-            bar.update()
-    with torch.no_grad():
-        masked.masks.fill_(1)
-    return found
 
+    stages: int = 1
+    stage_share: float = 0.0025
+    damping: float = 0.1
+    probe_size: int = 20
+    rounds: int = 1
+    batch_size: int = 128
+    statistics: Statistics = "running"
 
-def mean_gradient(
-    masked: MaskedModel, clean: CleanData, batch_size: int, generator: torch.Generator
-) -> Tensor:
-    """dCE/dm (number of neurons,) over all images, at the present masks."""
-    total = torch.zeros_like(masked.masks)
-    for batch in clean.batches(batch_size, generator):
-        total += len(batch) * loss_gradient(masked, batch)
-    return total / len(clean)
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("stages", "probe_size", "rounds", "batch_size"))
+        if not 0 < self.stage_share <= 1:
+            raise DataError(f"expected a stage_share in (0, 1], got {self.stage_share}")
+
+    def stiffness(
+        self,
+        model: nn.Module,
+        clean: CleanData,
+        sites: tuple[Site, ...],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """`sensitivity` of the model's masks, (number of neurons,)."""
+        return sensitivity(model, clean, sites, generator, self.probe_size)
+
+    def mean(
+        self,
+        masked: MaskedModel,
+        clean: CleanData,
+        generator: torch.Generator,
+        gradient: Callable[[CleanData], Tensor] | None = None,
+    ) -> Tensor:
+        """Mean gradient (number of neurons,) over all images and rounds, at the present masks.
+
+        Args:
+            gradient: of a batch; by default that of the cross-entropy.
+        """
+        total = torch.zeros_like(masked.masks)
+        for _ in range(self.rounds):
+            for batch in clean.batches(self.batch_size, generator):
+                found = loss_gradient(masked, batch) if gradient is None else gradient(batch)
+                total += len(batch) * found
+        return total / (self.rounds * len(clean))
+
+    def scores(
+        self,
+        masked: MaskedModel,
+        pull: Callable[[], Tensor],
+        stiffness: Tensor,
+        progress: bool = False,
+    ) -> Tensor:
+        """Scores (number of neurons,), measured again after each stage.
+
+        Args:
+            masked: its masks are set to zero on the way, and to one again at the end.
+            pull: the gradient (number of neurons,) at the present masks.
+            stiffness: measured once, with nothing silenced.
+
+        Returns:
+            low = silenced first. A neuron that is pulled the other way is never silenced.
+        """
+        found = torch.zeros(len(masked.masks))
+        silent = torch.zeros(len(masked.masks), dtype=torch.bool)
+        with progress_bar(self.stages, "silencing in stages", progress) as bar:
+            for stage in range(self.stages):
+                scores = response_scores(pull(), stiffness, self.damping)
+                found[~silent] = stage + scores[~silent]
+                if stage < self.stages - 1:
+                    remaining = scores.masked_fill(silent, torch.inf)
+                    count = max(1, round(self.stage_share * len(silent)))
+                    chosen = remaining.argsort(stable=True)[:count]
+                    chosen = chosen[remaining[chosen] < 1]
+                    silent[chosen] = True
+                    # below all that is still to come, above all that went before
+                    found[chosen] = stage + scores[chosen] / 2
+                    with torch.no_grad():
+                        masked.masks[chosen.to(masked.masks.device)] = 0
+                bar.update()
+        with torch.no_grad():
+            masked.masks.fill_(1)
+        return found
 
 
 def response_scores(gradient: Tensor, stiffness: Tensor, damping: float) -> Tensor:

@@ -14,25 +14,38 @@ from ...core.recovered import PixelRange, RecoveredTrigger
 from ...errors import DataError, ScoringError
 from ...triggers.inversion import Inversion, TargetEvidence
 from ...utils.randomness import as_integer
+from ...utils.settings import check_settings
 from ..base import Criterion
 
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerCriterion(Criterion):
-    """A criterion that first finds the target and recovers its trigger, from clean images alone."""
+    """A criterion that first finds the target and recovers its trigger, from clean images alone.
 
-    target: int | None = None  # the attacker's label; None: that of the smallest trigger
-    mean: tuple[float, ...] | None = None  # of the normalisation; None: the valid range of pixels
-    std: tuple[float, ...] | None = None  # ... is the one seen in the clean images
+    Attributes:
+        target: The attacker's label; None: the label of the smallest trigger.
+        mean: Of the normalisation, one a channel; None: the valid range of pixels is the one seen
+            in the clean images.
+        std: Of the normalisation, as `mean`.
+        search_steps: Inversion steps for each label, to find the target.
+        search_batch: Images a step in that search.
+        steps: Inversion steps for the target.
+        batch_size: Images a step of the inversion.
+        min_success: Minimum success rate of a recovered trigger on held-out images; triggers below
+            it are ignored.
+    """
 
-    search_steps: int = 150  # inversion of every label, to find the target
+    target: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    search_steps: int = 150
     search_batch: int = 16
-    steps: int = 200  # inversion of the target
+    steps: int = 200
     batch_size: int = 32
-    min_success: float = 0.75  # of a trigger on held-out images, below which it is not believed
+    min_success: float = 0.75
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_settings(self, positive=("search_batch", "batch_size"))
         if (self.mean is None) != (self.std is None):
             raise DataError("expected both mean and std of the normalisation, or neither")
 

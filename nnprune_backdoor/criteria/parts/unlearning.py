@@ -1,8 +1,11 @@
-"""What criteria share that unlearn the clean task first (`exposure.py`)."""
+"""Unlearn the clean task by gradient ascent: the first half of RNP and MNP.
+
+Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023; MNP calls it clean
+suppression. SGD with weight decay wd on -L is ascent on L - mu ||theta||^2 with mu = wd / 2.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.checks import count_classes
 from ...core.compute import mean_gradients
 from ...core.copies import clone
 from ...core.data import CleanData
@@ -19,68 +23,91 @@ from ...errors import ScoringError
 from ...utils.progress import progress_bar
 from ...utils.settings import check_settings
 from ...utils.tensors import at_least_float32, placement
-from ..base import Criterion
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a model that is being unlearned did in one epoch."""
+    """What a model that is being unlearned did in one epoch.
 
-    steps: int  # of ascent, up to the end of the epoch
-    accuracy: float  # share of the clean images that got the label they had at first
-    predicted: tuple[float, ...]  # share of the images that each label got, (classes,)
+    Attributes:
+        steps: Ascent steps up to the end of the epoch.
+        accuracy: Share of the clean images that got the label they had at first.
+        predicted: Share of the images that each label got, (classes,).
+    """
+
+    steps: int
+    accuracy: float
+    predicted: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning:
-    """How the clean task is unlearned; RNP's paper and defaults."""
+    """How the clean task is unlearned. The defaults are ours; `published` has RNP's.
 
+    Attributes:
+        lr: Learning rate. RNP: 0.01, at which networks that were trained briefly lose the backdoor
+            as well.
+        momentum: Of SGD.
+        weight_decay: Of all weights.
+        milestones: Epochs at which the rate falls tenfold. RNP: 10 and 20.
+        epochs: Maximum number of epochs. RNP: 21.
+        stop: Training accuracy at which the clean task counts as unlearned. None: twice the
+            accuracy of guessing, at least 0.2 and at most 0.5.
+        check: When accuracy is held against `stop`. RNP: "epoch", which overshoots on networks
+            that were trained briefly.
+        clip: Largest gradient norm; None for no limit. The authors' clipping never acts.
+        statistics: BatchNorm statistics while unlearning.
+        missed: What to do where `stop` was not reached: raise an error, or flag it in the details.
+        batch_size: Images a step.
+    """
+
+    lr: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: tuple[int, ...] = ()
+    epochs: int = 100
+    stop: float | None = 0.2
+    check: Literal["step", "epoch"] = "step"
+    clip: float | None = 20.0
+    statistics: Statistics = "batch"
+    missed: Literal["error", "flag"] = "error"
     batch_size: int = 128
-    unlearn_lr: float = 0.001  # paper 0.01; at 0.01 young networks lose the backdoor as well
-    unlearn_momentum: float = 0.9
-    unlearn_milestones: tuple[int, ...] = ()  # epochs at which the rate falls tenfold; paper 10, 20
-    unlearn_epochs: int = 100  # at most; paper 21
-    unlearn_stop: float | None = 0.2  # training accuracy at which clean function counts as gone;
-    # None: twice that of guessing, at least 0.2, at most 0.5
-    unlearn_check: Literal["step", "epoch"] = "step"  # paper: epoch; a young network overshoots
-    unlearn_clip: float | None = 20.0  # gradient norm, after backward; the authors' never acts
-    unlearn_statistics: Statistics = "batch"  # of BatchNorm while unlearning
-    unlearn_missed: Literal["error", "flag"] = "error"  # the stop was not reached
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        # a stop below 0 is never reached
+        check_settings(self, positive=("epochs", "batch_size"), any_number=("stop",))
 
-    @property
-    def weight_decay(self) -> float:
-        """Of all weights while unlearning."""
-        return 5e-4
+    @classmethod
+    def published(cls) -> Self:
+        """RNP's published code: 21 epochs at most, from a rate of 0.01."""
+        return cls(lr=0.01, milestones=(10, 20), epochs=21, check="epoch", clip=None)
 
     def careful(self, model: nn.Module) -> Self:
-        """These settings, or where no layer is a BatchNorm small steps of small gradients.
+        """These settings, or small steps of small gradients where no layer is a BatchNorm.
 
         Without normalisation the weights diverge in a few steps.
         """
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             return self
-        clip = 1.0 if self.unlearn_clip is None else min(self.unlearn_clip, 1.0)
-        return replace(self, unlearn_lr=min(self.unlearn_lr, 1e-3), unlearn_clip=clip)
+        clip = 1.0 if self.clip is None else min(self.clip, 1.0)
+        return replace(self, lr=min(self.lr, 1e-3), clip=clip)
 
     def fitting(self, model: nn.Module, clean: CleanData) -> Self:
         """These settings, with BatchNorm's own statistics where a batch's leave little to unlearn.
 
-        So it is with a pretrained network on images unlike those of its training. Little: a batch
-        gets no more than half of its labels (`clean.targets`), or no more than `unlearn_stop`.
+        That happens to a pretrained network on images unlike its training images. Little: under a
+        batch's statistics no more than half of the images, or no more than `stop`, get their label
+        (`clean.targets`).
         """
-        if self.unlearn_statistics == "running":
+        if self.statistics == "running":
             return self
-        tried, where = clone(model), placement(model)
-        use_statistics_(tried, self.unlearn_statistics)
+        tried = clone(model)
+        use_statistics_(tried, self.statistics)
         parts = -(-len(clean) // self.batch_size)  # of about equal size: one image has no variance
-        with torch.no_grad():
-            said = [tried(x.to(**where)).argmax(1).cpu() for x in clean.images.tensor_split(parts)]
-        agree = (torch.cat(said) == clean.targets).float().mean().item()
-        lost = agree <= max(self._stop(model, clean), 0.5)
-        return replace(self, unlearn_statistics="running") if lost else self
+        predicted = predict_labels(tried, clean.images.tensor_split(parts))
+        agree = (predicted == clean.targets).float().mean().item()
+        lost = agree <= max(self._stop_for(model, clean), 0.5)
+        return replace(self, statistics="running") if lost else self
 
     def unlearn(
         self,
@@ -93,103 +120,122 @@ class Unlearning:
         """A copy of the model after gradient ascent on all its weights, and how that went.
 
         Args:
-            looks: gets what the model did in each epoch, if given.
+            looks: receives what the model did in each epoch, if given.
 
         Raises:
             ScoringError: the loss or a weight became NaN or inf, or accuracy did not fall to
-                `unlearn_stop` within `unlearn_epochs` (with `unlearn_missed="error"`).
+                `stop` within `epochs` (with `missed="error"`).
         """
-        unlearned = clone(model)
-        weights = [weight for weight in unlearned.parameters() if weight.is_floating_point()]
-        for weight in weights:
-            weight.requires_grad_(True)
-        use_statistics_(unlearned, self.unlearn_statistics)
-        optimiser = torch.optim.SGD(
-            weights,
-            lr=self.unlearn_lr,
-            momentum=self.unlearn_momentum,
-            weight_decay=self.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.MultiStepLR(
-            optimiser, list(self.unlearn_milestones), gamma=0.1
-        )
-        stop = self._stop(model, clean)
+        unlearned, stop = clone(model), self._stop_for(model, clean)
+        ascent = _Ascent(self, unlearned, min(self.batch_size, len(clean)), stop)
         accuracies: list[float] = []
-        steps, reached = 0, False
-        recent, window = torch.empty(0, dtype=torch.bool), min(self.batch_size, len(clean))
-        with progress_bar(self.unlearn_epochs, "unlearning", progress) as bar:
-            for _ in range(self.unlearn_epochs):
-                right, predicted = 0, []
-                for batch in clean.batches(self.batch_size, generator):
-                    optimiser.zero_grad(set_to_none=True)
-                    logits = _set_gradients_(unlearned, batch)
-                    loss = F.cross_entropy(logits, batch.targets)
-                    if not torch.isfinite(loss):
-                        raise ScoringError(
-                            f"unlearning diverged after {steps} steps (loss {loss.item()}); "
-                            "take a smaller unlearn_lr or set unlearn_clip"
-                        )
-                    predicted.append(logits.argmax(1))
-                    hits = predicted[-1] == batch.targets
-                    right += int(hits.sum())
-                    # a full batch's worth of images: two wrong ones at the end are no collapse
-                    recent = torch.cat([recent, hits])[-window:]
-                    gone = len(recent) == window and int(recent.sum()) <= stop * window
-                    if self.unlearn_check == "step" and gone:
-                        reached = True
-                        break
-                    if self.unlearn_clip is not None:
-                        nn.utils.clip_grad_norm_(weights, self.unlearn_clip)
-                    optimiser.step()
-                    steps += 1
-                accuracies.append(right / len(clean))
+        with progress_bar(self.epochs, "unlearning", progress) as bar:
+            for _ in range(self.epochs):
+                accuracy, predicted = ascent.epoch(clean, generator)
+                accuracies.append(accuracy)
                 if looks is not None:
-                    classes = logits.shape[1]
-                    looks.append(Look(steps, accuracies[-1], _shares(predicted, classes)))
-                if steps == 0:
+                    looks.append(Look(ascent.steps, accuracy, predicted))
+                if ascent.steps == 0:
                     raise ScoringError(
-                        f"the model is right on {accuracies[-1]:.0%} of the images before any "
-                        f"unlearning, at most unlearn_stop ({stop:.0%}); "
-                        + self._why(model, clean, stop)
+                        f"the model is right on {accuracy:.0%} of the images before any "
+                        f"unlearning, which is not above stop ({stop:.0%}); "
+                        + self._advice(model, clean, stop)
                     )
-                schedule.step()
                 bar.update()
-                bar.set_postfix(accuracy=f"{accuracies[-1]:.2f}")
-                reached = reached or accuracies[-1] <= stop
-                if reached:
+                bar.set_postfix(accuracy=f"{accuracy:.2f}")
+                if ascent.reached:
                     break
-        if not all(torch.isfinite(weight).all() for weight in weights):
-            raise ScoringError("unlearning left NaN or inf in the weights; lower unlearn_lr")
-        if not reached and self.unlearn_missed == "error":
+        ascent.check_finite()
+        if not ascent.reached and self.missed == "error":
             raise ScoringError(
-                f"after {self.unlearn_epochs} epochs of unlearning the accuracy is still "
-                f"{accuracies[-1]:.2f}, not {stop}; give more unlearn_epochs or a "
-                'larger unlearn_lr, or accept it with unlearn_missed="flag"'
+                f"after {self.epochs} epochs of unlearning the accuracy is still "
+                f"{accuracies[-1]:.2f}, not {stop}; give unlearning more epochs or a larger lr, or "
+                'accept it with missed="flag"'
             )
         use_statistics_(unlearned, "running")
         details = {
-            "unlearn_steps": steps,
+            "unlearn_steps": ascent.steps,
             "unlearn_accuracies": accuracies,
-            "unlearn_stop_reached": reached,
+            "unlearn_stop_reached": ascent.reached,
         }
         return unlearned.requires_grad_(False), details
 
-    def _why(self, model: nn.Module, clean: CleanData, stop: float) -> str:
+    def _advice(self, model: nn.Module, clean: CleanData, stop: float) -> str:
         """What to do about a model that seems to have nothing to unlearn."""
         hits = predict_labels(model, clean.images) == clean.targets
         rate = hits.float().mean().item()
         if rate > stop:  # a pretrained network on images unlike those of its training
             return (
                 f"that is with BatchNorm's statistics of the batch, with the model's own it is "
-                f'right on {rate:.0%}: set unlearn_statistics="running"'
+                f'right on {rate:.0%}: unlearn with statistics="running"'
             )
-        return "check labels and normalisation, or lower unlearn_stop"
+        return "check labels and normalisation, or lower stop"
 
-    def _stop(self, model: nn.Module, clean: CleanData) -> float:
-        if self.unlearn_stop is not None:
-            return self.unlearn_stop
-        classes = CleanData(clean.images).check_against(model)  # there may be more than images
-        return max(0.2, min(2 / classes, 0.5))
+    def _stop_for(self, model: nn.Module, clean: CleanData) -> float:
+        if self.stop is not None:
+            return self.stop
+        return max(0.2, min(2 / count_classes(model, clean.images), 0.5))
+
+
+class _Ascent:
+    """SGD on the negative loss of a model, epoch by epoch, until little accuracy is left."""
+
+    def __init__(self, settings: Unlearning, model: nn.Module, window: int, stop: float) -> None:
+        self.steps, self.reached = 0, False
+        self._settings, self._model, self._window, self._stop = settings, model, window, stop
+        self._weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+        for weight in self._weights:
+            weight.requires_grad_(True)
+        use_statistics_(model, settings.statistics)
+        self._optimiser = torch.optim.SGD(
+            self._weights,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        self._schedule = torch.optim.lr_scheduler.MultiStepLR(
+            self._optimiser, list(settings.milestones), gamma=0.1
+        )
+        self._recent = torch.empty(0, dtype=torch.bool)  # hits, a batch's worth
+
+    def epoch(
+        self, clean: CleanData, generator: torch.Generator
+    ) -> tuple[float, tuple[float, ...]]:
+        """Accuracy over one epoch, and the share of the images that each label got."""
+        right, predicted, classes = 0, list[Tensor](), 0
+        for batch in clean.batches(self._settings.batch_size, generator):
+            self._optimiser.zero_grad(set_to_none=True)
+            logits = _set_gradients_(self._model, batch)
+            loss = F.cross_entropy(logits, batch.targets)
+            if not torch.isfinite(loss):
+                raise ScoringError(
+                    f"unlearning diverged after {self.steps} steps (loss {loss.item()}); give "
+                    "unlearning a smaller lr, or a clip"
+                )
+            classes = logits.shape[1]
+            predicted.append(logits.argmax(1))
+            hits = predicted[-1] == batch.targets
+            right += int(hits.sum())
+            # over a full batch's worth of images: two wrong ones at the end are no collapse
+            self._recent = torch.cat([self._recent, hits])[-self._window :]
+            full = len(self._recent) == self._window
+            gone = full and int(self._recent.sum()) <= self._stop * self._window
+            if self._settings.check == "step" and gone:
+                self.reached = True
+                break
+            if self._settings.clip is not None:
+                nn.utils.clip_grad_norm_(self._weights, self._settings.clip)
+            self._optimiser.step()
+            self.steps += 1
+        if self.steps:
+            self._schedule.step()
+        accuracy = right / len(clean)
+        self.reached = self.reached or (self.steps > 0 and accuracy <= self._stop)
+        return accuracy, label_shares(predicted, classes)
+
+    def check_finite(self) -> None:
+        if not all(torch.isfinite(weight).all() for weight in self._weights):
+            raise ScoringError("unlearning left NaN or inf in the weights; give it a smaller lr")
 
 
 def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
@@ -210,17 +256,7 @@ def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
     return logits
 
 
-def _shares(predicted: list[Tensor], classes: int) -> tuple[float, ...]:
-    """How often each label was predicted, as shares."""
+def label_shares(predicted: list[Tensor], classes: int) -> tuple[float, ...]:
+    """How often each label was predicted, as shares (classes,)."""
     labels = torch.cat(predicted)
     return tuple((torch.bincount(labels, minlength=classes) / len(labels)).tolist())
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlearningCriterion(Unlearning, Criterion):
-    """A criterion whose fields named `unlearn_...` say how the clean task is unlearned."""
-
-    @property
-    @abstractmethod
-    def weight_decay(self) -> float:
-        """Of all weights while unlearning."""
