@@ -13,6 +13,7 @@ import torch
 
 import nnprune_backdoor as nb
 from nnprune_backdoor.evidence.null import null
+from nnprune_backdoor.selectors import LowestFraction
 
 assert "site-packages" in nb.__file__, f"not the installed package: {nb.__file__}"
 assert version("nnprune-backdoor") == nb.__version__
@@ -24,7 +25,7 @@ assert all(name in listed for name in nb.list_criteria()), listed
 torch.manual_seed(0)
 model = timm.create_model("test_resnet", num_classes=3).eval()
 clean = nb.CleanData(torch.randn(48, 3, 32, 32), torch.arange(48) % 3)
-purified = nb.purify(model, clean, "clp", selector=nb.LowestFraction(0.05), progress=False)
+purified = nb.purify(model, clean, "clp", selector=LowestFraction(0.05), progress=False)
 assert len(purified.to_html()) > 5000  # from the templates
 assert purified.to_markdown()
 assert null()["alarm"]  # what evidence is held against

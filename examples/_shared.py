@@ -85,17 +85,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def hasty(demo: Demo, options: argparse.Namespace) -> Demo:
-    """The demo with the options' seed, and with --quick hardly any training."""
-    demo = replace(demo, seed=options.seed)
-    if options.quick:
-        demo = replace(demo, epochs=1, images=256, lr=min(demo.lr, 0.02))
-    return demo
-
-
 def plant(demo: Demo, options: argparse.Namespace) -> Backdoored:
     """Train the network of `demo` with its backdoor; 500 test photographs are the clean images."""
-    demo, photos = hasty(demo, options), photo_patches()
+    photos, demo = photo_patches(), replace(demo, seed=options.seed)
+    if options.quick:
+        demo = replace(demo, epochs=1, images=256, lr=min(demo.lr, 0.02))
     print(f"training {demo.arch}, {demo.rate:.0%} of the images with trigger and label", end=" ")
     print(f"{demo.target}; epochs: {demo.epochs}", flush=True)
     model = demo.train(photos, progress=True)

@@ -1,8 +1,8 @@
 """DenseNet: every layer reads the outputs of all earlier layers of its block.
 
-The neurons are the outputs of convolutions. A norm layer follows the concatenation of many of
-them, so its channels are not neurons themselves. A silent neuron is one slice of every later
-concatenation, and removing it narrows every layer that reads one of these.
+A norm layer that follows one convolution has the neurons; one that follows the concatenation of
+many outputs has none, and there the convolutions' outputs are the neurons. A silent output is one
+slice of every later concatenation, and removing it narrows every layer that reads one of these.
 
     python examples/densenet.py                    # trains a small network first
     python examples/densenet.py --weights FILE --clean FOLDER --arch densenet161

@@ -59,7 +59,9 @@ def main() -> None:
     options = options.parse_args()
     given = plant(Demo(width=0.125 if options.quick else 0.5), options)
     # there is nothing to unlearn in a network that was hardly trained
-    settings = {"unlearning": Unlearning(epochs=1, stop=0.0, missed="flag")} if options.quick else {}
+    settings = (
+        {"unlearning": Unlearning(epochs=1, stop=0.0, missed="flag")} if options.quick else {}
+    )
 
     print(f"\n{options.ratio:.0%} of the channels pruned globally, no fine-tuning\n")
     print_row("criterion", "channels", "parameters", "ACC", "ASR", "seconds")

@@ -18,7 +18,7 @@ from _shared import parser, plant
 from nnprune_backdoor import CleanData, list_selectors, purify
 from nnprune_backdoor.core.masks import silence_
 from nnprune_backdoor.core.predictions import predict
-from nnprune_backdoor.criteria import CNP
+from nnprune_backdoor.criteria import CNP, Response
 from nnprune_backdoor.demo import Demo
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.selectors import LowestFraction
@@ -36,7 +36,9 @@ def main() -> None:
     images = given.clean.images  # no label from here on
     clean, kept = CleanData(images[:350]), images[350:]
     # a network that was hardly trained has no trigger that works: take any
-    criterion = CNP(target=0, steps=10, min_success=0.0) if options.quick else CNP()
+    criterion = CNP()
+    if options.quick:
+        criterion = CNP(target=0, steps=10, min_success=0.0, ranking=Response(rounds=1))
 
     try:
         purify(given.model, clean, criterion, selector="accuracy")

@@ -48,7 +48,6 @@ class Demo:
         rate: Share of the training images to poison.
         images: Number of training photographs, drawn at random; None for all.
         epochs: Passes over the training photographs.
-        batch_size: Images a step.
         lr: Highest learning rate.
         optimizer: "sgd" or "adamw"; see `Training`.
         weight_decay: Of the optimizer.
@@ -63,7 +62,6 @@ class Demo:
     rate: float = 0.05
     images: int | None = None
     epochs: int = 8
-    batch_size: int = 128
     lr: float = 0.1
     optimizer: str = "sgd"
     weight_decay: float = 5e-4
@@ -111,7 +109,6 @@ class Demo:
             lr=self.lr,
             optimizer=self.optimizer,
             weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
             seed=self.seed,
             progress=progress,
         )

@@ -17,7 +17,7 @@ from .core.held_out import HeldOut
 from .core.masks import MaskedModel, Silencing, silence_
 from .core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
 from .core.predictions import predict_labels
-from .core.prepared import Prepared
+from .core.prepared import Labels, Prepared
 from .core.scores import ChannelScores, Selection
 from .criteria.base import Criterion, create_criterion
 from .errors import DataError, UnsupportedModelError
@@ -187,12 +187,9 @@ def _prepare(
     model: nn.Module, clean_loader: CleanData | Iterable[Any], options: _Options
 ) -> Prepared:
     """The model and images, checked as far as these options need it."""
-    prepared = Prepared.of(
-        model,
-        clean_loader,
-        labels="needed" if options.needs_labels else "used",
-        gradients=False,
-    )
+    labels: Labels = "needed" if options.needs_labels else "used"
+    prepared = Prepared.of(model, clean_loader, labels=labels)
+    prepared.check_runs(gradients=False)
     if options.repair != "none":
         check_trainable(prepared.model)
     clean = prepared.clean

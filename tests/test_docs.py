@@ -73,7 +73,12 @@ def run(section: list[str], own: dict[str, Any]) -> dict[str, Any]:
     return names
 
 
-HOW_TO = blocks("how_to.md") | blocks("extend.md")  # no title is on both: see the tests
+PAGES = ("how_to.md", "extend.md", "../CONTRIBUTING.md")
+HOW_TO = {  # by title, and page where it is not of how_to.md
+    title if page == PAGES[0] else f"{title} ({page})": section
+    for page in PAGES
+    for title, section in blocks(page).items()
+}
 
 
 def test_every_stand_in_stands_for_something() -> None:
@@ -119,11 +124,16 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "A ViT checkpoint and a folder of images": lambda _: Path("purified/record.json").exists(),
     "How much to prune": smaller,
     "Keep the shape of the model": smaller,
-    "Swap the criterion in a Torch-Pruning script": lambda names: (
+    "Swap the criterion in a Torch-Pruning script (extend.md)": lambda names: (
         parameters(names["model"]) < names["size"]
     ),
-    "Add a criterion": lambda _: "idle" in nnprune_backdoor.list_criteria(),
-    "Add a selector": lambda _: "each_class" in nnprune_backdoor.list_selectors(),
+    "Add a criterion (extend.md)": lambda _: "idle" in nnprune_backdoor.list_criteria(),
+    "Add a selector (extend.md)": lambda _: "each_class" in nnprune_backdoor.list_selectors(),
+    "Add a criterion (../CONTRIBUTING.md)": lambda names: (
+        nnprune_backdoor.create_criterion("smallest")(names["model"], names["clean_loader"])
+        .flat.isfinite()
+        .all()
+    ),
 }
 
 
@@ -145,7 +155,6 @@ def test_each_section_of_how_to_runs_by_itself(
 
 
 def test_every_promise_is_of_a_section() -> None:
-    assert not blocks("how_to.md").keys() & blocks("extend.md").keys()
     assert PROMISED.keys() | FROM_FILES <= HOW_TO.keys()
 
 
@@ -162,21 +171,18 @@ def test_the_reference_has_every_public_name() -> None:
     assert linked | {"__version__"} == set(nnprune_backdoor.__all__)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in sorted((DOCS / "api").glob("*.md")) if page.stem != "top"], ids=str
-)
-def test_a_folders_page_has_every_name_that_it_exports(page: Path) -> None:
-    folder = importlib.import_module(f"nnprune_backdoor.{page.stem}")
-    missing = set(getattr(folder, "__all__", ())) - shown(page)
-    assert not missing, f"add to docs/api/{page.name}: {sorted(missing)}"
+FOLDERS = {init.parent.name for init in PACKAGE.glob("*/__init__.py")} - {"cli", "utils"}
 
 
 def test_every_folder_has_a_page() -> None:
-    """But for those that are used by the others, or typed."""
-    folders = {init.parent.name for init in PACKAGE.glob("*/__init__.py")}
-    assert folders - {"cli", "utils"} == {page.stem for page in (DOCS / "api").glob("*.md")} - {
-        "top"
-    }
+    assert {page.stem for page in (DOCS / "api").glob("*.md")} == FOLDERS | {"top"}
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+def test_a_folders_page_has_every_name_that_it_exports(name: str) -> None:
+    folder = importlib.import_module(f"nnprune_backdoor.{name}")
+    missing = set(getattr(folder, "__all__", ())) - shown(DOCS / "api" / f"{name}.md")
+    assert not missing, f"add to docs/api/{name}.md: {sorted(missing)}"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
@@ -187,10 +193,15 @@ def test_pages_outside_of_the_site_link_to_files_that_exist(name: str) -> None:
     assert not [link for link in links if not (DOCS.parent / link).exists()]
 
 
+def test_the_citation_is_of_this_version() -> None:
+    citation = (DOCS.parent / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {nnprune_backdoor.__version__}\n" in citation
+
+
 def test_pages_can_be_read_in_one_go() -> None:
     """Results may be long; all other pages, and README above all, are not."""
     pages = [p for p in DOCS.rglob("*.md") if "results" not in p.relative_to(DOCS).parts]
-    words = {str(p): len(p.read_text(encoding="utf-8").split()) for p in pages}
+    words = {p.name: len(p.read_text(encoding="utf-8").split()) for p in pages}
     assert not {page: count for page, count in words.items() if count > 1500}
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert len(readme.split()) <= 700

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from helpers.networks import build
 from nnprune_backdoor import Preprocessing, load_purified, load_weights, read_images
 from nnprune_backdoor.attacks import photo_patches
-from nnprune_backdoor.criteria import TAC, base
+from nnprune_backdoor.criteria import TAC, Response, base
 from nnprune_backdoor.selectors import LowestFraction
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -32,7 +32,7 @@ TASKS = {
 }
 # in the notebook, what a test can wait for
 STAND_INS = {
-    "Demo(width=0.25)": "Demo(width=0.25, epochs=1, images=640)",
+    "Demo(width=0.25)": "Demo(width=0.25, epochs=1, images=256)",
     'method="tac", selector="trigger"': "method=quick, selector=amount",
     "purified.plot_curve(": "purified.plot_scores(",  # `amount` tries none, and has no curve
     "%matplotlib inline\n": "",
@@ -173,7 +173,7 @@ def test_the_notebook(
     for theirs, ours in STAND_INS.items():
         assert theirs in source, theirs
         source = source.replace(theirs, ours)
-    quick = TAC(target=0, steps=10, min_success=0.0)
+    quick = TAC(target=0, steps=10, min_success=0.0, ranking=Response())
     names: dict[str, Any] = {"quick": quick, "amount": LowestFraction(0.05)}
     exec(compile(source, "quickstart.ipynb", "exec"), names)
     assert "equal logits: True" in capsys.readouterr().out

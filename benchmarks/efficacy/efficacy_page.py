@@ -250,7 +250,7 @@ def near(rows: list[Row]) -> list[str]:
     """How often a method comes near what the trigger itself would have told."""
     best = reference(rows)
     lines = [
-        "| method | default selector | oracle amount | honesty gap (DER) |",
+        "| method | default selector | oracle amount | oracle less default (DER) |",
         "|---|---|---|---|",
     ]
     for method, mine in by(rows, "method").items():
@@ -482,7 +482,7 @@ def page(everything: list[Row], records: dict[str, Row], finding: str) -> str:
         ("Each network, repaired", lambda: each(poisoned)),
         ("Every method, every selector", lambda: table(poisoned)),
         ("Against the informed reference", lambda: near_by_set(attacked)),
-        ("Which link broke", lambda: links(poisoned)),
+        ("Where the default call fails", lambda: links(poisoned)),
         ("Networks that no ranking solves", lambda: unsolved(poisoned)),
         ("Two architectures, two attacks, three seeds", lambda: three_seeds(poisoned)),
         ("Benign networks", lambda: benign(innocent)),

@@ -31,14 +31,14 @@ def predict_logits(
         images: cut into batches by `images_per_pass`, or given in batches.
         run: what is run in place of the model, a masked view of it for example.
     """
-    where, run = placement(model), model if run is None else run
+    place, run = placement(model), model if run is None else run
     if isinstance(images, Tensor):
         images = images.split(max(16, images_per_pass(images, model)))
     batches = list(images)
     found = []
     with progress_bar(sum(map(len, batches)), "predicting", progress) as bar:
         for batch in batches:
-            found.append(at_least_float32(run(batch.to(**where))).cpu())
+            found.append(at_least_float32(run(batch.to(**place))).cpu())
             bar.update(len(batch))
     return torch.cat(found)
 

@@ -15,6 +15,8 @@ from .copies import frozen_copy, refuse_recomputing
 from .data import CleanData
 from .sites import Site, find_sites
 
+Labels = Literal["needed", "used", "ignored"]
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -36,9 +38,7 @@ class Prepared:
         model: nn.Module,
         clean: CleanData | Iterable[Any],
         *,
-        labels: Literal["needed", "used", "ignored"] = "used",
-        repeatable: bool = True,
-        gradients: bool = True,
+        labels: Labels = "used",
     ) -> Self:
         """Copy the model, read the images, and check that they fit.
 
@@ -47,13 +47,10 @@ class Prepared:
             clean: a loader of clean images, normalised as the model expects.
             labels: needed: refuse images without; used: check them where there are any; ignored:
                 leave them out.
-            repeatable: refuse a model whose logits for an image depend on chance or on the batch.
-            gradients: refuse a model that computes parts again in its backward pass.
 
         Raises:
             DataError: see `CleanData.collect` and `validate_model`.
-            UnsupportedModelError: see `frozen_copy`, `validate_model`, `check_repeatable` and
-                `refuse_recomputing`.
+            UnsupportedModelError: see `frozen_copy` and `validate_model`.
         """
         data = CleanData.collect(clean)
         if labels == "ignored":
@@ -61,12 +58,17 @@ class Prepared:
         elif labels == "needed":
             data.targets  # noqa: B018 - raises where there are none
         frozen = frozen_copy(model)
-        prepared = cls(frozen, data, validate_model(frozen, data))
-        if repeatable:
-            check_repeatable(frozen, data.images)
+        return cls(frozen, data, validate_model(frozen, data))
+
+    def check_runs(self, *, gradients: bool = True) -> None:
+        """Raise UnsupportedModelError where passes cannot be relied on.
+
+        Args:
+            gradients: refuse a model that computes parts again in its backward pass, too.
+        """
+        check_repeatable(self.model, self.clean.images)
         if gradients:
-            refuse_recomputing(frozen, prepared.probe)
-        return prepared
+            refuse_recomputing(self.model, self.probe)
 
     @property
     def probe(self) -> Tensor:

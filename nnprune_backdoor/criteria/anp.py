@@ -152,8 +152,8 @@ class ANP(Criterion):
         self, masked: MaskedModel, batch: CleanData, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """delta (on weights) and xi (on biases) that raise the loss on this batch."""
-        where = placement(masked.model)
-        images, labels = batch.images.to(**where), batch.targets.to(where["device"])
+        place = placement(masked.model)
+        images, labels = batch.images.to(**place), batch.targets.to(place["device"])
         return adversarial_noise(
             masked,
             images,

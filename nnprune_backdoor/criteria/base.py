@@ -14,7 +14,7 @@ from ..core.compute import Compute
 from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.norms import keeps_statistics
-from ..core.prepared import Prepared
+from ..core.prepared import Labels, Prepared
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from ..errors import ScoringError, UnsupportedModelError
@@ -103,17 +103,14 @@ class Criterion(ABC):
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            prepared = Prepared.of(
-                model,
-                clean,
-                labels="needed" if self.needs_labels else "used",
-                repeatable=self.needs_images,
-                gradients=self.needs_images and self.needs_gradients,
-            )
+            labels: Labels = "needed" if self.needs_labels else "used"
+            prepared = Prepared.of(model, clean, labels=labels)
             frozen = prepared.model
             sites = prepared.sites if sites is None else sites
             if self.needs_batchnorm:
                 self._check_batchnorm(frozen, sites)
+            if self.needs_images:
+                prepared.check_runs(gradients=self.needs_gradients)
             compute.lay_out_(frozen, prepared.clean.images[:2])
             data = prepared.clean.moved_to(frozen)
             generator = torch.Generator().manual_seed(seed)

@@ -210,13 +210,13 @@ class CNP(TriggerCriterion):
 
         The noise is on every neuron of the model, whichever of them are to be scored.
         """
-        where = placement(model)
-        masked = MaskedModel(model, find_sites(model, clean.images[:2].to(**where)))
+        place = placement(model)
+        masked = MaskedModel(model, find_sites(model, clean.images[:2].to(**place)))
         size = self.ranking.batch_size
         draws = self.draws(clean, generator, size)
         increase = torch.zeros(count_classes(model, clean.images), dtype=torch.int64)
         for images in islice(draws, -(-self.noise_passes * len(clean) // size)):
-            here = images.to(**where)
+            here = images.to(**place)
             with torch.no_grad():
                 before = masked(here).argmax(1)
             noise = self.noise(masked, here, before, generator)
@@ -239,19 +239,19 @@ class CNP(TriggerCriterion):
         (target,) = check_labels([target], count_classes(model, clean.images))
         pixels = self.pixels or PixelRange.seen_in(clean.images)
         pixels.check(clean.images)
-        where, generator = placement(model), torch.Generator().manual_seed(seed)
+        place, generator = placement(model), torch.Generator().manual_seed(seed)
         channels, height, width = clean.images.shape[1:]
         penalty = self.inversion_penalty * 1024 / (height * width)
         unit = torch.rand(1 + channels, height, width, generator=generator)  # mask, pattern
-        unit = unit.to(where["device"]).requires_grad_(True)
+        unit = unit.to(place["device"]).requires_grad_(True)
         low, high = pixels.low.to(unit), pixels.high.to(unit)
         optimiser = torch.optim.Adam([unit], lr=self.inversion_lr)
         draws = islice(self.draws(clean, generator, self.batch_size), self.steps)
         with progress_bar(self.steps, "recovering the trigger", progress) as bar:
             for images in draws:
                 mask, pattern = unit[:1], low + (high - low) * unit[1:]
-                stamped = (1 - mask) * images.to(where["device"]) + mask * pattern
-                logits = at_least_float32(model(stamped.to(where["dtype"])))
+                stamped = (1 - mask) * images.to(place["device"]) + mask * pattern
+                logits = at_least_float32(model(stamped.to(place["dtype"])))
                 labels = torch.full((len(images),), target, device=logits.device)
                 loss = F.cross_entropy(logits, labels) + penalty * mask.sum()
                 _check_finite(loss, "trigger recovery")

@@ -71,7 +71,8 @@ def expose(
     settings = unlearning or Unlearning(missed="flag", stop=None)
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
-        prepared = Prepared.of(model, clean, labels="ignored", gradients=False).moved()
+        prepared = Prepared.of(model, clean, labels="ignored").moved()
+        prepared.check_runs(gradients=False)
         frozen, images = prepared.model, prepared.clean.images
         named = CleanData(images, predict_labels(frozen, images))
         generator, looks = torch.Generator().manual_seed(seed), list[Look]()

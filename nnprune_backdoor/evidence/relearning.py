@@ -77,8 +77,8 @@ def relearn(
     clean: CleanData | Iterable[Any],
     stamp: Callable[[Tensor], Tensor],
     target: int,
-    *,
     settings: Relearning = Relearning(),
+    *,
     seed: int = 0,
     progress: bool = True,
 ) -> Relearned:
@@ -105,7 +105,7 @@ def relearn(
     """
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
-        prepared = Prepared.of(model, clean, labels="needed", repeatable=False, gradients=False)
+        prepared = Prepared.of(model, clean, labels="needed")
         frozen = prepared.model.float()
         (target,) = check_labels([target], prepared.classes)
         fit, look = prepared.clean.split(0.5, 0.5, seed=seed)
@@ -148,13 +148,13 @@ class _Trainer:
 
     def step(self) -> None:
         """One batch; ScoringError where training diverges."""
-        where, count = placement(self._model), self._count
+        place, count = placement(self._model), self._count
         batch = next(self._clean.batches(self._size, self._generator, replacement=True))
         images = torch.cat([self._stamp(batch.images[:count]), batch.images[count:]])
         wanted = batch.targets.clone()
         wanted[:count] = self._target
-        logits = at_least_float32(self._model(images.to(**where)))
-        loss = F.cross_entropy(logits, wanted.to(where["device"]))
+        logits = at_least_float32(self._model(images.to(**place)))
+        loss = F.cross_entropy(logits, wanted.to(place["device"]))
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)  # ConvNeXts diverge without

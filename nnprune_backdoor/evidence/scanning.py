@@ -81,6 +81,7 @@ class Scan:
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
             prepared = Prepared.of(model, clean, labels="ignored").moved()
+            prepared.check_runs()
             frozen, data, classes = prepared.model, prepared.clean, prepared.classes
             prepared.sites  # noqa: B018 - raises where there are none
             if labels is not None:
@@ -253,9 +254,7 @@ class Scan:
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            prepared = Prepared.of(
-                model, clean, labels="ignored", repeatable=False, gradients=False
-            ).moved()
+            prepared = Prepared.of(model, clean, labels="ignored").moved()
             frozen, data = prepared.model, prepared.clean
             triggers = self.search.recover(frozen, data, [label], seed=seed, progress=progress)
             found, _ = self._weigh(prepared, triggers, silencing, seed, progress)

@@ -262,7 +262,7 @@ def _image_size(model: nn.Module, expected: tuple[int, ...], given: tuple[int, .
         given: shape of the one in the weights.
 
     Returns:
-        None if the shapes are equal, or do not tell.
+        None if the shapes are equal, or do not determine it.
     """
     patches = getattr(model, "patch_embed", None)
     patch = getattr(patches, "patch_size", None)

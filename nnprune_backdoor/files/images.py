@@ -108,10 +108,7 @@ def read_images(
     if count == 0:
         raise DataError(f"{root}: no file in it{_reasons(skipped)}")
     if limit is not None:
-        generator = np.random.default_rng(seed)
-        groups = {
-            c: [files[i] for i in generator.permutation(len(files))] for c, files in groups.items()
-        }
+        groups = _shuffled(groups, seed)
     most = count if limit is None else min(limit, count)
     entries = []
     with progress_bar(most, "reading images", progress) as bar:
@@ -228,6 +225,14 @@ def _files(folder: Path, root: Path, skipped: list[str]) -> Iterator[Path]:
                 skipped.append(f"{relative}: no regular file")
             else:
                 yield path
+
+
+def _shuffled(groups: dict[int, list[Path]], seed: int) -> dict[int, list[Path]]:
+    generator = np.random.default_rng(seed)
+    return {
+        label: [files[i] for i in generator.permutation(len(files))]
+        for label, files in groups.items()
+    }
 
 
 def _in_turn(groups: dict[int, list[Path]]) -> Iterator[tuple[int, Path]]:

@@ -22,7 +22,6 @@ from ..errors import UnsupportedModelError
 from ..utils.time_limit import within
 from .graph_fixes import GRAPH_FIXES
 
-
 # --- tracing ---
 
 
@@ -71,7 +70,7 @@ def trace(
                 ignored_params=parameters,
                 verbose=False,
             )
-            within(seconds, "tracing its dependency graph", build)
+            within(seconds, "tracing the dependency graph", build)
         except UnsupportedModelError:
             raise
         except Exception as error:

@@ -1,6 +1,6 @@
 """Original channel indices of a model's layers while Torch-Pruning prunes it.
 
-Torch-Pruning counts channels anew after each prune: channel 3 may then be another than before.
+Torch-Pruning numbers the channels that are left anew after each prune.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch_pruning as tp
 from torch import nn

@@ -1,13 +1,11 @@
-"""Take silent neurons out of the tensors where that changes nothing."""
+"""Remove silent neurons from the tensors where that changes nothing."""
 
-from .compaction import RemovalPlan, RemovalReport, compact, plan_removal
+from .compaction import RemovalReport, compact
 from .recipe import Cut, Recipe
 
 __all__ = [
     "Cut",
     "Recipe",
-    "RemovalPlan",
     "RemovalReport",
     "compact",
-    "plan_removal",
 ]

@@ -1,17 +1,17 @@
-"""Which channels a network would not miss, found by running it, on any architecture.
+"""Find channels that a network does not need by running it, on any architecture.
 
-Its dense layers are cut loose from each other (`passes`), so that what lies between them is seen:
+Its dense layers are disconnected (`probing`), then:
 
-1. emit noise, but the bias alone where a weight row is zero: an input channel that stays constant
-   is fed by silent channels only, whatever the other layers say (`constants`);
-2. emit noise and differentiate all that is read, those constants aside: an output channel without
-   a gradient is heard by nobody, whatever it says (`unheard`);
-3. emit NaN on those channels: every place that they pass through becomes NaN, and has to go too
-   (`taint`).
+1. Dense layers emit noise, but their bias alone where a row of the weight is zero. An input that
+   stays constant depends on silent channels only (`constant_inputs`).
+2. Dense layers emit noise, and all inputs that are not constant are differentiated. An output
+   without a gradient is not needed (`without_influence`).
+3. The outputs that are not needed emit NaN. Every channel that becomes NaN has to be removed with
+   them (`reach_of`).
 
-Silent neurons, and what serves nobody but them (the gate of a silent channel, the convolution
-before a silent depthwise one), are found alike; channels that are added to others, normalised or
-mixed with them stay, since something else is read through them.
+This finds silent neurons, and channels that only they need: the gate of a silent channel, the
+convolution before a silent depthwise one. Channels that are added to others, normalised with them
+or mixed with them stay, since the others are read through them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .probing import Marks, Network, Taint, constants, revived, taint, unheard
+from .probing import (
+    Marks,
+    ProbedNetwork,
+    Reach,
+    constant_inputs,
+    reach_of,
+    without_influence,
+    zeros_as_ones,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Lane:
-    """Channels that can go at once, and every place that they pass through."""
+class Removable:
+    """Channels that can be removed together.
 
-    outputs: Marks  # of dense layers
-    inputs: Marks  # of dense layers
-    along: dict[nn.Module, tuple[Tensor, Tensor]]  # of layers in between: inputs, outputs
-    constants: dict[nn.Module, Tensor]  # values (channels,) of `inputs`; 0 where nothing arrives
+    Attributes:
+        outputs: Outputs of dense layers.
+        inputs: Inputs of dense layers.
+        between: Inputs and outputs of the layers between dense layers.
+        constants: Values (channels,) of `inputs`; the bias of their layer replaces those that are
+            not zero.
+    """
+
+    outputs: Marks
+    inputs: Marks
+    between: dict[nn.Module, tuple[Tensor, Tensor]]
+    constants: dict[nn.Module, Tensor]
+
+    @classmethod
+    def none(cls) -> Removable:
+        """No channels."""
+        return cls({}, {}, {}, {})
 
 
 UNEVEN = "a convolution in groups would lose more channels in one group than in another"
@@ -40,154 +61,178 @@ UNEVEN = "a convolution in groups would lose more channels in one group than in 
 LAST = "it is the last channel of its layer"
 
 
-def unneeded(network: Network) -> tuple[Lane, dict[str, Marks]]:
-    """All channels that can go without changing what the network computes.
+def find_removable(network: ProbedNetwork) -> tuple[Removable, dict[str, Marks]]:
+    """All channels that can be removed without changing what the network computes.
 
     Returns:
-        These, and by reason the outputs of dense layers that nobody would miss either, but that
-        have to stay.
+        these channels; and reason -> outputs of dense layers that are not needed, but must stay.
     """
-    still, values = constants(network)
-    gone = unheard(network, still)
-    last = {module: marks.all() & (marks.cumsum(0) == 1) for module, marks in gone.items()}
-    gone = {module: marks & ~last[module] for module, marks in gone.items()}
-    uneven = {module: torch.zeros_like(marks) for module, marks in gone.items()}
+    constant, values = constant_inputs(network)
+    removed = without_influence(network, constant)
+    last = {module: marks.all() & (marks.cumsum(0) == 1) for module, marks in removed.items()}
+    removed = {module: marks & ~last[module] for module, marks in removed.items()}
+    uneven = {module: torch.zeros_like(marks) for module, marks in removed.items()}
     while True:
-        here = taint(network, gone)
-        if not _any(gone):
+        reach = reach_of(network, removed)
+        if not _any(removed):
             break
-        stays = taint(network, {module: ~marks for module, marks in gone.items()})
-        even = dict(gone)
+        reach_of_others = reach_of(network, {module: ~marks for module, marks in removed.items()})
+        even = dict(removed)
         shared: Marks = {}
-        ragged: Marks = {}
-        for module, marks in here.inputs.items():
-            shared[module] = marks & (~still[module] | stays.inputs[module])
-            fitting, even[module] = _even(module, marks, gone[module])
-            ragged[module] = marks & ~fitting & ~shared[module]
-        less = _without_sources(network, even, shared)
-        level = _without_sources(network, less, ragged)
-        for module, marks in gone.items():
-            uneven[module] |= (marks & ~even[module]) | (less[module] & ~level[module])
-        if _same(level, gone):
-            if not (here.astray or _any(shared) or _any(ragged)):
+        uneven_inputs: Marks = {}
+        for module, marks in reach.inputs.items():
+            shared[module] = marks & (~constant[module] | reach_of_others.inputs[module])
+            even_inputs, even[module] = _even(module, marks, removed[module])
+            uneven_inputs[module] = marks & ~even_inputs & ~shared[module]
+        unshared = _without_sources(network, even, shared)
+        left = _without_sources(network, unshared, uneven_inputs)
+        for module, marks in removed.items():
+            uneven[module] |= (marks & ~even[module]) | (unshared[module] & ~left[module])
+        if _same(left, removed):
+            if not (reach.unconfined or _any(shared) or _any(uneven_inputs)):
                 break
-            level = _without_culprits(network, gone, shared)
-        gone = level
-    return _lane(gone, here, values), {UNEVEN: uneven, LAST: last}
+            left = _without_unexplained(network, removed, shared)
+        removed = left
+    return _removable(removed, reach, values), {UNEVEN: uneven, LAST: last}
 
 
-def coupled(network: Network, wanted: Marks) -> Lane | None:
-    """Channels with all that they are added to or multiplied with, which changes the function.
+def find_coupled(network: ProbedNetwork, outputs: Marks) -> Removable | None:
+    """Channels, and all channels that they are added to or multiplied with.
 
-    None where that would empty a layer, leave groups of a convolution uneven, or where a norm or
-    attention over channels stands in between.
+    Removing them changes what the network computes.
+
+    Returns:
+        None if a layer would lose all channels, groups of a convolution would become uneven, or a
+        norm or attention over channels is in between.
     """
-    gone = wanted
+    removed = outputs
     while True:
-        here = taint(network, gone)
-        stays = taint(network, {module: ~gone[module] for module in gone})
-        if here.astray or any(bool(marks.all()) for marks in gone.values()):
+        reach = reach_of(network, removed)
+        reach_of_others = reach_of(network, {module: ~removed[module] for module in removed})
+        if reach.unconfined or any(bool(marks.all()) for marks in removed.values()):
             return None
-        shared = {module: marks & stays.inputs[module] for module, marks in here.inputs.items()}
+        shared = {
+            module: marks & reach_of_others.inputs[module] for module, marks in reach.inputs.items()
+        }
         if not _any(shared):
             break
-        with revived(network.model):
-            others = unheard(network, {m: ~marks for m, marks in shared.items()}, logits=False)
-        more = {module: marks | ~others[module] for module, marks in gone.items()}
-        if _same(more, gone):
+        not_sources = _not_sources(network, shared)
+        more = {module: marks | ~not_sources[module] for module, marks in removed.items()}
+        if _same(more, removed):
             return None
-        gone = more
-    for module, marks in here.inputs.items():
-        if not all(map(torch.equal, _even(module, marks, gone[module]), (marks, gone[module]))):
+        removed = more
+    for module, marks in reach.inputs.items():
+        both = marks, removed[module]
+        if not all(map(torch.equal, _even(module, *both), both)):
             return None
-    return _lane(gone, here, {})
+    return _removable(removed, reach, {})
 
 
-def _lane(gone: Marks, here: Taint, values: dict[nn.Module, Tensor]) -> Lane:
-    return merge([Lane(gone, here.inputs, here.along, values)])
+def _removable(outputs: Marks, reach: Reach, values: dict[nn.Module, Tensor]) -> Removable:
+    return merge([Removable(outputs, reach.inputs, reach.between, values)])
 
 
 def _any(marks: Marks) -> bool:
-    return any(bool(some.any()) for some in marks.values())
+    return any(bool(layer.any()) for layer in marks.values())
 
 
 def _same(one: Marks, other: Marks) -> bool:
     return all(torch.equal(one[module], other[module]) for module in one)
 
 
-def _without_sources(network: Network, gone: Marks, places: Marks) -> Marks:
-    """`gone` without the channels that arrive at some inputs of dense layers."""
-    if not _any(places):
-        return gone
-    with revived(network.model):
-        others = unheard(network, {m: ~marks for m, marks in places.items()}, logits=False)
-    return {module: marks & others[module] for module, marks in gone.items()}
+def _not_sources(network: ProbedNetwork, inputs: Marks) -> Marks:
+    """Outputs of dense layers that do not arrive at the marked inputs, even if no scale is zero."""
+    others = {module: ~marks for module, marks in inputs.items()}
+    with zeros_as_ones(network.model):
+        return without_influence(network, others, logits=False)
 
 
-def _without_culprits(network: Network, gone: Marks, shared: Marks) -> Marks:
-    """`gone` without the layers that by themselves do what no gradient explains."""
-    kept = {}
-    for module, marks in gone.items():
-        alone = taint(network, {module: marks}) if marks.any() else Taint()
-        harm = any(bool((found & shared[m]).any()) for m, found in alone.inputs.items())
-        kept[module] = torch.zeros_like(marks) if harm or alone.astray else marks
-    return kept if not _same(kept, gone) else {m: torch.zeros_like(x) for m, x in gone.items()}
+def _without_sources(network: ProbedNetwork, outputs: Marks, inputs: Marks) -> Marks:
+    """`outputs` without those that arrive at the marked inputs."""
+    if not _any(inputs):
+        return outputs
+    not_sources = _not_sources(network, inputs)
+    return {module: marks & not_sources[module] for module, marks in outputs.items()}
+
+
+def _without_unexplained(network: ProbedNetwork, outputs: Marks, shared: Marks) -> Marks:
+    """`outputs` without the layers that reach shared inputs, or all channels, by themselves.
+
+    It is for networks where gradients do not show which outputs arrive there. If no layer does so
+    by itself, nothing is left.
+    """
+    left = {}
+    for module, marks in outputs.items():
+        reach = reach_of(network, {module: marks}) if marks.any() else Reach()
+        reaches = any(bool((inputs & shared[m]).any()) for m, inputs in reach.inputs.items())
+        stays = reaches or reach.unconfined
+        left[module] = torch.zeros_like(marks) if stays else marks
+    if _same(left, outputs):
+        return {module: torch.zeros_like(marks) for module, marks in outputs.items()}
+    return left
 
 
 def _even(module: nn.Module, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the marked channels of a convolution in groups, those whose going leaves groups alike.
+    """The marked channels of a grouped convolution that leave its groups equally large.
 
-    These are whole groups, inputs and outputs, and of the other groups the same places in each.
+    These are whole groups, inputs and outputs, and the same channels in each of the other groups.
     """
     groups = int(getattr(module, "groups", 1))
     if groups == 1:
         return inputs, outputs
-    before, after = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
-    whole = (before.all(1) & after.all(1))[:, None]
+    grouped_inputs, grouped_outputs = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
+    whole = (grouped_inputs.all(1) & grouped_outputs.all(1))[:, None]
     if whole.all():
         return torch.zeros_like(inputs), torch.zeros_like(outputs)
-    sides = (marks & (whole | (marks | whole).all(0)) for marks in (before, after))
-    one, other = (marks.reshape(-1) for marks in sides)
-    return one, other
+    even_inputs, even_outputs = (
+        (marks & (whole | (marks | whole).all(0))).reshape(-1)
+        for marks in (grouped_inputs, grouped_outputs)
+    )
+    return even_inputs, even_outputs
 
 
-def split(network: Network, lane: Lane) -> list[Lane]:
-    """The parts of a lane that have no place in common, each of which can go by itself."""
-    alone = {module: taint(network, {module: marks}) for module, marks in lane.outputs.items()}
-    head = {module: module for module in alone}  # of the set that each layer belongs to
+def split(network: ProbedNetwork, removable: Removable) -> list[Removable]:
+    """Parts that have no channel in common, and can be removed one without another."""
+    reaches = {m: reach_of(network, {m: marks}) for m, marks in removable.outputs.items()}
+    part_of = {module: module for module in reaches}  # named by one of its layers
 
     def join(one: nn.Module, other: nn.Module) -> None:
-        old, new = head[one], head[other]
-        head.update({module: new for module in head if head[module] is old})
+        old, new = part_of[one], part_of[other]
+        part_of.update({module: new for module in part_of if part_of[module] is old})
 
     first: dict[tuple[nn.Module, int], nn.Module] = {}
-    for module, found in alone.items():
-        arrivals = [*found.inputs.items(), *((m, after) for m, (_, after) in found.along.items())]
-        for place, marks in arrivals:
+    for module, reach in reaches.items():
+        arrivals = [*reach.inputs.items(), *((m, after) for m, (_, after) in reach.between.items())]
+        for layer, marks in arrivals:
             for channel in marks.nonzero().flatten().tolist():
-                join(first.setdefault((place, channel), module), module)
-            if marks.any() and place in alone and getattr(place, "groups", 1) > 1:
-                join(place, module)  # whole groups lose inputs and outputs at once
+                join(first.setdefault((layer, channel), module), module)
+            if marks.any() and layer in reaches and getattr(layer, "groups", 1) > 1:
+                join(layer, module)  # whole groups lose inputs and outputs together
     return [
         merge(
-            Lane({m: lane.outputs[m]}, alone[m].inputs, alone[m].along, lane.constants)
-            for m in alone
-            if head[m] is leader
+            Removable(
+                {m: removable.outputs[m]},
+                reaches[m].inputs,
+                reaches[m].between,
+                removable.constants,
+            )
+            for m in reaches
+            if part_of[m] is part
         )
-        for leader in dict.fromkeys(head.values())
+        for part in dict.fromkeys(part_of.values())
     ]
 
 
-def merge(lanes: Iterable[Lane]) -> Lane:
-    """Lanes as one."""
-    whole = Lane({}, {}, {}, {})
-    for lane in lanes:
-        for into, marks in ((whole.outputs, lane.outputs), (whole.inputs, lane.inputs)):
-            for module, some in marks.items():
-                if some.any():
-                    into[module] = some | into.get(module, some)
-        for module, (before, after) in lane.along.items():
-            old = whole.along.get(module, (before, after))
-            whole.along[module] = before | old[0], after | old[1]
-        whole.constants.update(lane.constants)
+def merge(parts: Iterable[Removable]) -> Removable:
+    """The channels of all parts together."""
+    whole = Removable.none()
+    for part in parts:
+        for total, marks in ((whole.outputs, part.outputs), (whole.inputs, part.inputs)):
+            for module, layer in marks.items():
+                if layer.any():
+                    total[module] = layer | total.get(module, layer)
+        for module, (before, after) in part.between.items():
+            old = whole.between.get(module, (before, after))
+            whole.between[module] = before | old[0], after | old[1]
+        whole.constants.update(part.constants)
     return whole

@@ -1,8 +1,8 @@
-"""A network with its dense layers cut loose, and what single passes through it tell.
+"""Run a network with its dense layers disconnected, to observe how channels pass between them.
 
-Every dense layer (convolution, linear) reads its input, and emits whatever an analysis wants in
-place of its output. What lies between two dense layers (norms, activations, sums, gates, reshapes,
-attention) runs as it is, so what it does to channels is seen and need not be known.
+Each dense layer (a linear layer or convolution) reads its input, but emits what an analysis gives
+it. What lies between two dense layers (norms, activations, sums, gates, reshapes, attention) runs
+as usual, so that its effect on channels is observed on any architecture.
 """
 
 from __future__ import annotations
@@ -20,51 +20,64 @@ from torch import Tensor, nn
 from ..core.sites import LAYERS
 from ..utils.hooks import hooked
 
-# noise is drawn at each of these scales, in units of what a channel does on the example: large
-# enough to get past any bias, small enough not to saturate a gate
-_SPREADS = (1.0, 8.0, 64.0, 4096.0)
+# noise is drawn at each of these scales, in units of what a channel emits on the example: large
+# scales overcome any bias, small ones do not saturate a gate
+_SCALES = (1.0, 8.0, 64.0, 4096.0)
 
-_FLAT = 1e-6  # relative range below which an input counts as constant
+_CONSTANT = 1e-6  # relative range up to which an input counts as constant
 
 
 Marks = dict[nn.Module, Tensor]  # layer -> bool (channels,)
 
 
 class OutOfTime(Exception):
-    """The analysis has run for longer than it may; the message says so to people."""
+    """The time limit is over; the message is a reason for the report."""
 
 
 @dataclass
-class Taint:
-    """Where the channels of some dense layers arrive."""
+class Reach:
+    """Where some outputs of dense layers arrive before another dense layer reads them.
 
-    inputs: Marks = field(default_factory=dict)  # of dense layers
-    along: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    astray: bool = False  # in all channels of something, or in the logits
+    Attributes:
+        inputs: Inputs of dense layers.
+        between: Inputs and outputs of the layers between dense layers.
+        unconfined: Whether they reach all channels of a layer, or the logits.
+    """
+
+    inputs: Marks = field(default_factory=dict)
+    between: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    unconfined: bool = False
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a dense layer on the example: form of its output, and its channels' scale."""
+    """One call of a dense layer on the example.
+
+    Attributes:
+        shape: Of the output.
+        dtype: Of the output.
+        mean: Of each output channel; it broadcasts against the output.
+        scale: Standard deviation plus absolute mean of each output channel, in the same shape.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
-    mean: Tensor  # broadcasts against the output
-    spread: Tensor
+    mean: Tensor
+    scale: Tensor
 
-    def quiet(self) -> Tensor:
-        """Every channel at its mean."""
+    def at_mean(self) -> Tensor:
+        """An output with every channel at its mean."""
         return self.mean.to(self.dtype).expand(self.shape).clone()
 
 
-class Network:
-    """A model whose dense layers are cut loose from each other, one forward pass at a time.
+class ProbedNetwork:
+    """A model whose dense layers can be disconnected for a forward pass.
 
     Args:
-        model: a copy in eval mode for this alone: a forward of a layer's own, which somebody set on
-            the instance, is gone afterwards.
-        example: two or more images on its device.
-        seconds: what all passes together may take; then `OutOfTime` is raised.
+        model: a copy in eval mode that nothing else uses. A `forward` that was set on an instance
+            of a dense layer is removed.
+        example: two images (N, C, H, W) or more on its device.
+        seconds: time limit of all passes together; after it, `OutOfTime` is raised.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, seconds: float = 1e9) -> None:
@@ -74,20 +87,20 @@ class Network:
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._calls: dict[nn.Module, list[Call]] = {}
-        self._watch()
+        self._record_calls()
         self.dense = list(self._calls)
 
-    def _watch(self) -> None:
-        def note(module: nn.Module, _: Any, output: Tensor) -> None:
+    def _record_calls(self) -> None:
+        def record(module: nn.Module, _: Any, output: Tensor) -> None:
             axis = channel_axis(module, output.ndim)
-            rest = [other for other in range(output.ndim) if other != axis]
-            spread, mean = torch.std_mean(output.float(), rest, correction=0, keepdim=True)
-            spread = spread + mean.abs()
-            spread = torch.where(spread > 0, spread, spread.new_ones(()))
-            call = Call(output.shape, output.dtype, mean, spread)
+            others = [other for other in range(output.ndim) if other != axis]
+            deviation, mean = torch.std_mean(output.float(), others, correction=0, keepdim=True)
+            scale = deviation + mean.abs()
+            scale = torch.where(scale > 0, scale, scale.new_ones(()))
+            call = Call(output.shape, output.dtype, mean, scale)
             self._calls.setdefault(module, []).append(call)
 
-        with hooked([m for m in self.model.modules() if is_dense(m)], note), torch.no_grad():
+        with hooked([m for m in self.model.modules() if is_dense(m)], record), torch.no_grad():
             self.model(self.example)
 
     def run(
@@ -95,11 +108,16 @@ class Network:
         emit: Callable[[nn.Module, Call], Tensor],
         read: Callable[[nn.Module, Tensor], None],
     ) -> Tensor:
-        """The logits of one pass in which `emit` gives what a dense layer says in a call."""
+        """The logits of a pass with disconnected dense layers.
+
+        Args:
+            emit: gives the output of a dense layer in a call.
+            read: receives the input of a dense layer.
+        """
         self.check_time()
         calls = {module: iter(calls) for module, calls in self._calls.items()}
 
-        def loose(module: nn.Module) -> Callable[..., Tensor]:
+        def disconnected(module: nn.Module) -> Callable[..., Tensor]:
             def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
                 read(module, x)
                 return emit(module, next(calls[module]))
@@ -107,7 +125,7 @@ class Network:
             return forward
 
         for module in self.dense:
-            module.__dict__["forward"] = loose(module)
+            module.__dict__["forward"] = disconnected(module)
         try:
             logits: Tensor = self.model(self.example)
         finally:
@@ -115,35 +133,35 @@ class Network:
                 del module.__dict__["forward"]
         return logits
 
-    def channels(self, module: nn.Module) -> Tensor:
+    def unmarked(self, module: nn.Module) -> Tensor:
         """False for each output channel of a dense layer."""
         mean = self._calls[module][0].mean
         return torch.zeros(mean.numel(), dtype=torch.bool, device=mean.device)
 
     def check_time(self) -> None:
-        """Raise `OutOfTime` if it is up."""
+        """Raise `OutOfTime` after the time limit."""
         if time.monotonic() > self._deadline:
-            raise OutOfTime(f"not settled within {self._seconds:g} s")
+            raise OutOfTime(f"not decided within {self._seconds:g} s")
 
-    def noise(self, call: Call, draw: int) -> Tensor:
-        """In the form of a layer's output, on the scale of what each channel does."""
+    def noise(self, call: Call, scale: float) -> Tensor:
+        """Random output of a layer, around the mean and in units of the scale of each channel."""
         noise = torch.randn(call.shape, generator=self.generator).abs_()
-        # one half of the images all up, the other all down: no activation flattens both
+        # positive in half of the images, negative in the others: no activation clips both
         noise[len(noise) // 2 :] *= -1
-        return (noise.to(call.mean) * (_SPREADS[draw] * call.spread) + call.mean).to(call.dtype)
+        return (noise.to(call.mean) * (scale * call.scale) + call.mean).to(call.dtype)
 
 
-def constants(network: Network) -> tuple[Marks, dict[nn.Module, Tensor]]:
-    """Inputs of dense layers that nothing alive reaches, and the value (channels,) they have.
+def constant_inputs(network: ProbedNetwork) -> tuple[Marks, dict[nn.Module, Tensor]]:
+    """Inputs of dense layers that depend on silent channels only, and their values (channels,).
 
-    A value other than zero counts where the layer can take it into its bias.
+    An input with a value other than zero is only marked if the layer's bias can replace it.
     """
     low: dict[nn.Module, Tensor] = {}
     high: dict[nn.Module, Tensor] = {}
     silent = {module: _silent_rows(module) for module in network.dense}
 
-    def emit(draw: int, module: nn.Module, call: Call) -> Tensor:
-        noise = network.noise(call, draw)
+    def emit(scale: float, module: nn.Module, call: Call) -> Tensor:
+        noise = network.noise(call, scale)
         rows = _broadcast(silent[module], module, noise.ndim)
         bias = module._parameters.get("bias")
         if bias is None:
@@ -157,109 +175,113 @@ def constants(network: Network) -> tuple[Marks, dict[nn.Module, Tensor]]:
         high[module] = torch.maximum(most, high.get(module, most))
 
     with torch.no_grad():
-        for draw in range(len(_SPREADS)):
-            network.run(functools.partial(emit, draw), read)
-    still: Marks = {}
+        for scale in _SCALES:
+            network.run(functools.partial(emit, scale), read)
+    constant: Marks = {}
     values = {}
     for module, least in low.items():
         most = high[module]
         size = torch.maximum(least.abs(), most.abs())
-        same = (most - least <= _FLAT * size) & torch.isfinite(size)
-        still[module] = same if _folds(module) else same & (size == 0)
-        values[module] = torch.where(still[module], (least + most) / 2, 0.0)
-    return still, values
+        same = (most - least <= _CONSTANT * size) & torch.isfinite(size)
+        constant[module] = same if _bias_can_replace(module) else same & (size == 0)
+        values[module] = torch.where(constant[module], (least + most) / 2, 0.0)
+    return constant, values
 
 
-def unheard(network: Network, ignored: Marks, *, logits: bool = True) -> Marks:
-    """Outputs of dense layers without influence on any input that is not `ignored`.
+def without_influence(network: ProbedNetwork, ignored: Marks, *, logits: bool = True) -> Marks:
+    """Outputs of dense layers that influence no input of a dense layer, except `ignored` inputs.
 
     Args:
-        logits: whether influence on the logits counts as well.
+        logits: whether outputs that influence the logits are excluded too.
     """
-    heard: Marks = {}
-    for draw in range(len(_SPREADS)):
-        for module, marks in _heard(network, ignored, logits, draw):
-            heard[module] = marks | heard.get(module, marks)
-    return {module: ~marks for module, marks in heard.items()}
+    influential: Marks = {}
+    for scale in _SCALES:
+        for module, marks in _influential(network, ignored, logits, scale):
+            influential[module] = marks | influential.get(module, marks)
+    return {module: ~marks for module, marks in influential.items()}
 
 
-def _heard(
-    network: Network, ignored: Marks, logits: bool, draw: int
+def _influential(
+    network: ProbedNetwork, ignored: Marks, logits: bool, scale: float
 ) -> Iterator[tuple[nn.Module, Tensor]]:
-    said: list[tuple[nn.Module, Tensor]] = []
-    total: list[Tensor] = []
+    """Outputs of each call with a gradient of a random weighted sum of what is read."""
+    emitted: list[tuple[nn.Module, Tensor]] = []
+    terms: list[Tensor] = []
 
-    def count(x: Tensor, weight: Tensor | float = 1.0) -> None:
+    def add(x: Tensor, weight: Tensor | float = 1.0) -> None:
         noise = torch.randn(x.shape, generator=network.generator).to(x)
-        total.append((x * (noise * weight)).sum())
+        terms.append((x * (noise * weight)).sum())
 
     def emit(module: nn.Module, call: Call) -> Tensor:
-        leaf = network.noise(call, draw).requires_grad_(True)
-        said.append((module, leaf))
-        return leaf * 1  # a network may write into it
+        leaf = network.noise(call, scale).requires_grad_(True)
+        emitted.append((module, leaf))
+        return leaf * 1  # not a leaf, since a network may change it in place
 
     def read(module: nn.Module, x: Tensor) -> None:
         if x.requires_grad and not ignored[module].all():
-            count(x, _broadcast(~ignored[module], module, x.ndim).to(x))
+            add(x, _broadcast(~ignored[module], module, x.ndim).to(x))
 
     with torch.enable_grad():
         output = network.run(emit, read)
         if logits:
-            count(output)
-        leaves = [leaf for _, leaf in said]
-        gradients = torch.autograd.grad(torch.stack(total).sum(), leaves, allow_unused=True)
-    for (module, leaf), gradient in zip(said, gradients, strict=True):
-        # a gradient of NaN counts as one
+            add(output)
+        leaves = [leaf for _, leaf in emitted]
+        gradients = torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
+    for (module, leaf), gradient in zip(emitted, gradients, strict=True):
+        # a gradient of NaN counts as influence
         yield module, (per_channel(leaf * 0 if gradient is None else gradient, module) != 0).any(1)
 
 
-def taint(network: Network, sources: Marks) -> Taint:
-    """Where the marked outputs of dense layers arrive before another dense layer reads them."""
-    found = Taint()
+def reach_of(network: ProbedNetwork, sources: Marks) -> Reach:
+    """Where the marked outputs of dense layers arrive, followed as NaN."""
+    reach = Reach()
 
     def emit(module: nn.Module, call: Call) -> Tensor:
-        said = call.quiet()
+        output = call.at_mean()
         marks = sources.get(module)
         if marks is None or not marks.any():
-            return said
-        return said.masked_fill(_broadcast(marks, module, said.ndim), float("nan"))
+            return output
+        return output.masked_fill(_broadcast(marks, module, output.ndim), float("nan"))
 
     def read(module: nn.Module, x: Tensor) -> None:
         marks = per_channel(x, module).sum(1).isnan()
-        found.inputs[module] = marks | found.inputs.get(module, marks)
+        reach.inputs[module] = marks | reach.inputs.get(module, marks)
 
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def observe(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Tensor) or not output.sum().isnan():
             return
         if not output.isnan().any():
-            return  # inf - inf in the sum
-        after = _confined(output)
+            return  # the sum was inf - inf
+        after = _nan_channels(output)
         if after is None:
-            found.astray = True
+            reach.unconfined = True
             return
-        before = _confined(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else None
+        before = _nan_channels(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else None
         before = after if before is None else before
-        old = found.along.get(module, (before, after))
+        old = reach.between.get(module, (before, after))
         if old[0].shape != before.shape or old[1].shape != after.shape:
-            found.astray = True  # called on tensors of different widths
+            reach.unconfined = True  # called on tensors of different widths
             return
-        found.along[module] = before | old[0], after | old[1]
+        reach.between[module] = before | old[0], after | old[1]
 
     between = [m for m in network.model.modules() if not is_dense(m)]
-    with hooked([m for m in between if m._parameters or m._buffers], watch), torch.no_grad():
+    with hooked([m for m in between if m._parameters or m._buffers], observe), torch.no_grad():
         logits = network.run(emit, read)
-    found.astray |= bool(logits.isnan().any())
-    return found
+    reach.unconfined |= bool(logits.isnan().any())
+    return reach
 
 
-def _confined(tensor: Tensor) -> Tensor | None:
-    """Marks of NaN along the axis of channels, second or last, if it is not in all of them."""
-    bad = tensor.isnan()
+def _nan_channels(tensor: Tensor) -> Tensor | None:
+    """Channels with NaN, along the second or last axis; None if all or none have it on both.
+
+    Of two possible axes, the one where fewer channels have NaN is taken.
+    """
+    is_nan = tensor.isnan()
     best: Tensor | None = None
-    for axis in {min(1, bad.ndim - 1), bad.ndim - 1}:
-        marks = bad.movedim(axis, 0).flatten(1).any(1)
-        some = bool(marks.any() and not marks.all())
-        if some and (best is None or marks.float().mean() < best.float().mean()):
+    for axis in {min(1, is_nan.ndim - 1), is_nan.ndim - 1}:
+        marks = is_nan.movedim(axis, 0).flatten(1).any(1)
+        confined = bool(marks.any() and not marks.all())
+        if confined and (best is None or marks.float().mean() < best.float().mean()):
             best = marks
     return best
 
@@ -270,8 +292,8 @@ def _silent_rows(module: nn.Module) -> Tensor:
     return (weight.detach().flatten(1) == 0).all(1)
 
 
-def _folds(module: nn.Module) -> bool:
-    """Whether a constant input is the same as a bias: no padding, no computed weight."""
+def _bias_can_replace(module: nn.Module) -> bool:
+    """Whether a bias can replace constant inputs; padding and computed weights prevent it."""
     if type(module) is nn.Linear:
         return True
     if not isinstance(module, nn.modules.conv._ConvNd) or module.groups > 1:
@@ -281,8 +303,8 @@ def _folds(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def revived(model: nn.Module) -> Iterator[None]:
-    """Zeros in whatever scales channels are ones inside: what would be heard if all spoke."""
+def zeros_as_ones(model: nn.Module) -> Iterator[None]:
+    """Zeros among the parameters between dense layers are ones inside the block."""
     changed: list[tuple[nn.Parameter, Tensor]] = []
     with torch.no_grad():
         for module in model.modules():
@@ -311,19 +333,19 @@ def is_dense(module: nn.Module) -> bool:
 
 
 def channel_axis(module: nn.Module, dimensions: int) -> int:
-    """Where a convolution or linear layer keeps its channels."""
+    """Axis of the channels in what a convolution or linear layer reads or emits."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return dimensions - len(module.kernel_size) - 1
     return dimensions - 1
 
 
 def per_channel(tensor: Tensor, module: nn.Module) -> Tensor:
-    """(channels, everything else) of what a convolution or linear layer reads or emits."""
+    """What a convolution or linear layer reads or emits, as (channels, everything else)."""
     return tensor.detach().movedim(channel_axis(module, tensor.ndim), 0).flatten(1)
 
 
 def _broadcast(values: Tensor, module: nn.Module, dimensions: int) -> Tensor:
-    """(channels,) in a form that broadcasts against what a layer reads or emits."""
-    form = [1] * dimensions
-    form[channel_axis(module, dimensions)] = -1
-    return values.reshape(form)
+    """Values (channels,), reshaped to broadcast against what a layer reads or emits."""
+    shape = [1] * dimensions
+    shape[channel_axis(module, dimensions)] = -1
+    return values.reshape(shape)

@@ -1,8 +1,8 @@
 """What was cut out of a network, as plain data, and how to cut it out of another copy.
 
-A recipe says of every tensor that became smaller which original indices stay, and of every layer
-which attributes changed with that. Applied to a fresh network of the original architecture it
-gives the smaller one; nothing is traced, nothing is unpickled.
+A recipe says which original indices of each tensor stay, and which attributes of each layer change.
+Applied to a network of the original architecture it gives the smaller one, without tracing or
+unpickling anything.
 """
 
 from __future__ import annotations
@@ -21,20 +21,28 @@ from ..errors import DataError, UnsupportedModelError
 
 @dataclass(frozen=True)
 class Cut:
-    """What happens to one layer; all indices are those of the original network, ascending."""
+    """What is cut out of a layer; all indices are those of the original network, ascending.
 
-    # tensor (weight, bias, running_mean, ...) -> dimension -> indices that stay. For a convolution
-    # or linear layer, weight's dimension 0 is the output side, dimension 1 the input side.
+    Attributes:
+        kept: Tensor (weight, bias, running_mean, ...) -> dimension -> indices that stay. In the
+            weight of a convolution or linear layer, dimension 0 is outputs and dimension 1 inputs.
+        attributes: New values of out_channels, groups and the like.
+        constants: Removed inputs that are constant, but not zero -> their value. What they add to
+            the output is added to the bias, which is made if there is none.
+    """
+
     kept: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
-    attributes: Mapping[str, int] = field(default_factory=dict)  # out_channels, groups, ...
-    # input channels that go although they are not zero but constant: their part of the output
-    # moves into the bias, which is made if there was none
+    attributes: Mapping[str, int] = field(default_factory=dict)
     constants: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Layer name -> its cut. Layers that stay whole are absent."""
+    """What is cut out of a network.
+
+    Attributes:
+        layers: Name of the layer -> its cut; layers that stay whole are absent.
+    """
 
     layers: Mapping[str, Cut] = field(default_factory=dict)
 
@@ -42,19 +50,19 @@ class Recipe:
         return bool(self.layers)
 
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Cut `model`, a network of the original architecture, in place; returns it.
+        """Cut a network of the original architecture in place, and return it.
 
-        Values, dtype, device and requires_grad of what stays are kept; hooks and modes too.
+        What stays keeps its values, dtype, device and requires_grad; hooks and modes stay too.
 
         Raises:
-            UnsupportedModelError: a layer or tensor is missing, is too small for the recipe, or is
-                shared with another layer. Nothing has been cut then.
+            UnsupportedModelError: a layer or tensor is missing, too small for the recipe, or shared
+                with another layer; nothing was cut.
         """
         holders: dict[int, int] = {}
         for module in model.modules():
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 holders[id(tensor)] = holders.get(id(tensor), 0) + 1
-        modules = {name: _find(model, name) for name in self.layers}
+        modules = {name: _layer(model, name) for name in self.layers}
         for name, cut in self.layers.items():
             _check(name, modules[name], cut, holders)
         for name, cut in self.layers.items():
@@ -77,7 +85,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """What `to_dict` gave. It may come from anybody, so every entry is checked.
+        """The inverse of `to_dict`; the data need not be trusted, since all of it is checked.
 
         Raises:
             DataError: an entry is not of the expected form.
@@ -109,7 +117,7 @@ def _parse(entry: Mapping[str, Any]) -> Cut:
     return Cut(kept, dict(attributes), constants)
 
 
-# attributes of layers that say how many channels they have; nothing else is ever set
+# attributes of layers with a number of channels; no other attribute is ever set
 ATTRIBUTES = (
     "in_channels",
     "out_channels",
@@ -123,17 +131,17 @@ ATTRIBUTES = (
 )
 
 
-def _find(model: nn.Module, name: str) -> nn.Module:
+def _layer(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
         raise UnsupportedModelError(
-            f"the recipe names a layer {name!r} that this model does not have; "
-            "was it made for another architecture?"
+            f"the recipe names a layer {name!r} that this model does not have, so it was probably "
+            "made for another architecture; give a model of that one"
         ) from error
 
 
-def _own(module: nn.Module, name: str) -> Tensor | None:
+def _tensor(module: nn.Module, name: str) -> Tensor | None:
     return module._parameters.get(name, module._buffers.get(name))
 
 
@@ -141,26 +149,29 @@ def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> N
     weight = module._parameters.get("weight")
     if cut.constants and (weight is None or weight.ndim < 2 or getattr(module, "groups", 1) > 1):
         raise UnsupportedModelError(
-            f"layer {name!r} cannot take constant inputs into its bias; was the recipe made for "
-            "another architecture?"
+            f"layer {name!r} cannot take constant inputs into its bias, so the recipe was probably "
+            "made for another architecture; give a model of that one"
         )
     columns = {"weight": {1: tuple(sorted(cut.constants))}} if cut.constants else {}
     for tensor_name, sides in [*cut.kept.items(), *columns.items()]:
-        tensor = _own(module, tensor_name)
+        tensor = _tensor(module, tensor_name)
         if tensor is None and tensor_name == "bias" and cut.constants and weight is not None:
-            tensor = weight.new_empty(len(weight))  # the one that will be made
+            tensor = weight.new_empty(len(weight))  # stands for the bias that will be made
         if tensor is None:
             raise UnsupportedModelError(
                 f"layer {name!r} has no plain {tensor_name!r} to cut; make it plain first with "
                 f"{how_to_make_plain(module, tensor_name)}"
             )
         if holders.get(id(tensor), 1) > 1:
-            raise UnsupportedModelError(f"layer {name!r} shares {tensor_name!r} with another layer")
+            raise UnsupportedModelError(
+                f"layer {name!r} shares {tensor_name!r} with another layer; give each its own copy"
+            )
         for dim, indices in sides.items():
             if dim >= tensor.ndim or indices[-1] >= tensor.shape[dim]:
                 raise UnsupportedModelError(
                     f"layer {name!r}: {tensor_name!r} of shape {tuple(tensor.shape)} is too small "
-                    "for the recipe; was it made for another width?"
+                    "for the recipe, so it was probably made for another width; give a model of "
+                    "that width"
                 )
 
 
@@ -168,7 +179,7 @@ def _apply_(module: nn.Module, cut: Cut) -> None:
     if cut.constants:
         _fold_(module, cut.constants)
     for name, sides in cut.kept.items():
-        tensor = _own(module, name)
+        tensor = _tensor(module, name)
         assert tensor is not None
         smaller = tensor.detach()
         for dim, indices in sides.items():
@@ -182,13 +193,13 @@ def _apply_(module: nn.Module, cut: Cut) -> None:
 
 
 def _fold_(module: nn.Module, constants: Mapping[int, float]) -> None:
-    """Move what constant inputs contribute into the bias."""
+    """Add what constant inputs contribute to the bias."""
     weight = module._parameters["weight"]
     assert weight is not None
     columns = weight.detach()[:, list(constants)].reshape(len(weight), len(constants), -1).sum(2)
     values = torch.tensor(list(constants.values()), dtype=torch.float64, device=weight.device)
-    part = (columns.double() @ values).to(weight)
+    contribution = (columns.double() @ values).to(weight)
     bias = module._parameters.get("bias")
-    like = weight if bias is None else bias
-    total = part if bias is None else bias.detach() + part
-    module._parameters["bias"] = nn.Parameter(total, like.requires_grad)
+    total = contribution if bias is None else bias.detach() + contribution
+    trainable = (weight if bias is None else bias).requires_grad
+    module._parameters["bias"] = nn.Parameter(total, trainable)

@@ -1,28 +1,30 @@
-"""From channels that can go (`liveness.Lane`) to what happens to each tensor (`recipe.Recipe`)."""
+"""Make a recipe from channels that can be removed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from .liveness import Lane
+from .liveness import Removable
 from .recipe import ATTRIBUTES, Cut, Recipe
 
 
-def recipe_of(names: dict[nn.Module, str], lane: Lane) -> Recipe:
-    """The recipe that takes a lane out."""
+def recipe_of(names: dict[nn.Module, str], removable: Removable) -> Recipe:
+    """The recipe that cuts these channels out; `names` has the names of their layers."""
     layers = {}
-    for module in dict.fromkeys([*lane.inputs, *lane.outputs]):
+    for module in dict.fromkeys([*removable.inputs, *removable.outputs]):
         none = torch.zeros(0, dtype=torch.bool)
-        inputs, outputs = (marks.get(module, none) for marks in (lane.inputs, lane.outputs))
-        layers[names[module]] = _dense_cut(module, inputs, outputs, lane.constants.get(module))
-    for module, (before, after) in lane.along.items():
+        inputs = removable.inputs.get(module, none)
+        outputs = removable.outputs.get(module, none)
+        constants = removable.constants.get(module)
+        layers[names[module]] = _dense_cut(module, inputs, outputs, constants)
+    for module, (before, after) in removable.between.items():
         layers[names[module]] = _between_cut(module, before, after)
     return Recipe({name: cut for name, cut in layers.items() if cut.kept or cut.attributes})
 
 
 def _dense_cut(module: nn.Module, inputs: Tensor, outputs: Tensor, constants: Tensor | None) -> Cut:
-    """Of a convolution or linear layer; marks are empty where a side stays whole."""
+    """The cut of a linear layer or convolution; marks are empty for a side that stays whole."""
     attributes: dict[str, int] = {}
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     values: dict[int, float] = {}
@@ -43,19 +45,19 @@ def _dense_cut(module: nn.Module, inputs: Tensor, outputs: Tensor, constants: Te
         attributes["in_features" if isinstance(module, nn.Linear) else "in_channels"] = int(
             (~inputs).sum()
         )
-        places = inputs.reshape(groups, -1)[~whole][0]  # the same in every group that stays
-        if places.any():
-            kept.setdefault("weight", {})[1] = _stay(places)
+        group_inputs = inputs.reshape(groups, -1)[~whole][0]  # the same in every group that stays
+        if group_inputs.any():
+            kept.setdefault("weight", {})[1] = _stay(group_inputs)
         if constants is not None:
-            gone = inputs & (constants != 0)
-            values = {c: float(constants[c]) for c in gone.nonzero().flatten().tolist()}
+            replaced = inputs & (constants != 0)
+            values = {c: float(constants[c]) for c in replaced.nonzero().flatten().tolist()}
     if values and len(outputs):
-        kept["bias"] = {0: _stay(outputs)}  # also where it is only made by folding
+        kept["bias"] = {0: _stay(outputs)}  # also of a bias that is only made for the constants
     return Cut(kept, attributes, values)
 
 
 def _between_cut(module: nn.Module, before: Tensor, after: Tensor) -> Cut:
-    """Of a norm, a depthwise convolution, a scale: whatever channels pass through."""
+    """The cut of a norm, a depthwise convolution or a scale."""
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, tensor in _tensors(module).items():
         dims = [dim for dim, size in enumerate(tensor.shape) if size == len(after)]
@@ -70,9 +72,10 @@ def _between_cut(module: nn.Module, before: Tensor, after: Tensor) -> Cut:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    held = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in held.items() if tensor is not None}
+    tensors = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def _stay(marks: Tensor) -> tuple[int, ...]:
+    """Indices that are not marked."""
     return tuple((~marks).nonzero().flatten().tolist())

@@ -1,4 +1,4 @@
-"""Say what was done: records, and pages in Markdown and HTML made from them."""
+"""Results of a purification or scan, and pages in Markdown and HTML made from them."""
 
 from .purified import Purified
 from .record import Given, Record

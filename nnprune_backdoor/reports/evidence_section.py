@@ -1,4 +1,4 @@
-"""What a report says of the evidence that a scan found, beside what benign networks gave."""
+"""The section of a page about the evidence of a scan, beside that of benign networks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def evidence_section(diagnosis: Data, after: Data | None) -> Section:
     """Every kind of evidence, before and after.
 
     Args:
-        diagnosis: what `Diagnosis.to_dict` gave.
-        after: kind -> value for the suspected label in the network that was written; None where
-            it was not looked for.
+        diagnosis: `Diagnosis.to_dict()`.
+        after: kind -> value for the suspected label in the purified model, and "alarm"; None if
+            it was not searched again.
     """
     rows = []
     for item in diagnosis["evidence"]:
@@ -28,25 +28,23 @@ def evidence_section(diagnosis: Data, after: Data | None) -> Section:
             ]
         )
     benign = max((len(item["null"]) for item in diagnosis["evidence"]), default=0)
-    head = ["kind", "model as given", "label", f"{benign} benign networks gave", "alarm at"]
+    head = ["kind", "model as given", "label", f"{benign} benign networks", "alarm at"]
     head += [] if after is None else ["after, same label"]
     text = [
         _verdict(diagnosis, after),
-        f"Sought on {diagnosis['images']} clean images, {len(diagnosis['triggers'])} of "
-        f"{diagnosis['classes']} labels. Kinds without an alarm did not separate backdoored from "
-        "benign networks when that was measured. The benign networks are few and small; other "
-        "triggers than these searches can find leave no evidence here.",
+        f"Searched with {diagnosis['images']} clean images for {len(diagnosis['triggers'])} of "
+        f"{diagnosis['classes']} labels. Kinds that never raise an alarm did not separate "
+        "backdoored from benign networks when they were measured. The benign networks are few and "
+        "small; triggers that these searches cannot find leave no evidence here.",
     ]
     if after is not None:
         text.append(
-            "After: sought anew on the network that was written, for the suspected label only. A "
-            "dash: not sought again, or no trigger works any more."
+            "After: searched again in the purified model, for the suspected label only. A dash: "
+            "not searched again, or no trigger works any more."
         )
     align = "lrrrr" if after is None else "lrrrrr"
     cross = "" if after is None else "cross: after; "
-    caption = (
-        f"Each benign network is a grey tick; circle: the model as given; {cross}dotted: the alarm."
-    )
+    caption = f"Grey ticks: benign networks; circle: the model as given; {cross}dotted: the alarm."
     return Section(
         "Evidence of a backdoor",
         text,
@@ -58,14 +56,15 @@ def evidence_section(diagnosis: Data, after: Data | None) -> Section:
 
 
 def _by_label(diagnosis: Data) -> Table:
-    """A row a label, a column a kind; labels that a kind says nothing of have a dash."""
+    """A row for each label, a column for each kind; a dash where there is no value."""
     kinds = {
         item["kind"]: {int(label): value for label, value in item["by_label"].items()}
         for item in diagnosis["evidence"]
     }
-    labels = sorted(set().union(*kinds.values()))
+    columns = list(kinds.values())
+    labels = sorted(set().union(*columns))
     rows = [
-        [str(label), *(number(of[label]) if label in of else "-" for of in kinds.values())]
+        [str(label), *(number(values[label]) if label in values else "-" for values in columns)]
         for label in labels
     ]
     return Table("r" * (len(kinds) + 1), rows, ["label", *kinds])
@@ -76,11 +75,11 @@ def _verdict(diagnosis: Data, after: Data | None) -> str:
     tested = [item["kind"] for item in diagnosis["evidence"] if item["threshold"] is not None]
     if not kinds:
         return f"No evidence of the kinds tested ({', '.join(tested)}) in the model as given."
-    found = f"Evidence in the model as given, for label {diagnosis['target']}: {', '.join(kinds)}."
+    before = f"Evidence in the model as given, for label {diagnosis['target']}: {', '.join(kinds)}."
     if after is None:
-        return found
+        return before
     left = "evidence remains" if after["alarm"] else f"none of these kinds ({', '.join(tested)})"
-    return f"{found} In the model that was written: {left}."
+    return f"{before} In the purified model: {left}."
 
 
 def _after(item: Data, after: Data) -> str:

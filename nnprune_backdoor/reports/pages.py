@@ -1,6 +1,6 @@
-"""Reports as pages, in Markdown or HTML.
+"""Pages in Markdown or HTML.
 
-Names of layers, settings and reasons may come from anybody, so every string is escaped: by Jinja's
+Names of layers, settings and reasons are not trusted. Every string is escaped: by Jinja's
 autoescaping in HTML, by `escape_markdown` in Markdown.
 """
 
@@ -9,28 +9,28 @@ from __future__ import annotations
 import base64
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
+from ..errors import PurifyError
 from .purify_page import headline, sections
 from .report import Report
 from .sections import Row, Section
 
 
 def to_markdown(report: Report) -> str:
-    """GitHub's Markdown, without pictures."""
+    """The report in GitHub's Markdown, without pictures."""
     return markdown_page("Purification report", headline(report), sections(report))
 
 
 def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> str:
-    """A page that needs nothing else: no script, no network.
+    """The report as one HTML page, without scripts and links.
 
     Args:
-        pictures: PNG files by name ("scores", "curve", "triggers", "evidence"); those absent are
-            left out.
-        note: said at the end, for example why there are no pictures.
+        pictures: "scores", "curve", "triggers", "evidence" -> PNG file; all are optional.
+        note: text at the end of the page, for example why there are no pictures.
     """
     return html_page(
         "Purification report",
@@ -42,8 +42,26 @@ def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> st
     )
 
 
+def draw(
+    pngs: Callable[[], dict[str, bytes]], pictures: bool = True
+) -> tuple[dict[str, bytes], str]:
+    """Pictures, and a note why there are none: not asked for, or matplotlib is missing."""
+    if not pictures:
+        return {}, "Pictures were not asked for."
+    try:
+        return pngs(), ""
+    except PurifyError as error:
+        return {}, f"No pictures: {error}"
+
+
 def markdown_page(title: str, facts: Sequence[Row], parts: Sequence[Section]) -> str:
-    """Title, headline, sections."""
+    """A page in GitHub's Markdown.
+
+    Args:
+        title: of the page.
+        facts: name, value and note of the most important numbers.
+        parts: sections, in order.
+    """
     page = _template("report.md").render(title=title, headline=facts, sections=parts)
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
@@ -57,7 +75,16 @@ def html_page(
     pictures: Mapping[str, bytes],
     note: str = "",
 ) -> str:
-    """Title, what it is about, headline, sections with those of their pictures that are given."""
+    """An HTML page.
+
+    Args:
+        title: of the page.
+        subject: what the page is about, shown below the title.
+        facts: name, value and note of the most important numbers.
+        parts: sections, in order.
+        pictures: name -> PNG file, for sections with a picture of that name.
+        note: text at the end of the page.
+    """
     sources = {
         name: "data:image/png;base64," + base64.b64encode(png).decode()
         for name, png in pictures.items()
@@ -72,22 +99,22 @@ def html_page(
     )
 
 
-# A comparison stays readable: no tag begins with "<" and a space or "=", and no quotation with ">"
-# after a word. Every other "<" becomes an entity, since not every renderer takes "\<" for text.
+# Comparisons are not escaped: no tag begins with "<" and a space or "=", and no quotation with ">"
+# after a word. Every other "<" becomes an entity, since not every renderer knows "\<".
 _MARKUP = re.compile(r"(<=?(?= )|(?<=\w )>=?(?= ))|[\\`*_\[\]<>|~&$]")
 
 
 def escape_markdown(value: Any) -> Any:
-    """Text that stays text, in a table cell too: one line, no markup, no HTML."""
+    """Text in one line in which markup and HTML are escaped; other values are not changed."""
     if not isinstance(value, str):
         return value
-    return _MARKUP.sub(_inert, " ".join(value.split()))
+    return _MARKUP.sub(_escaped, " ".join(value.split()))
 
 
-def _inert(found: re.Match[str]) -> str:
-    if found[1]:
-        return found[1]
-    return {"<": "&lt;", ">": "&gt;"}.get(found[0], "\\" + found[0])
+def _escaped(match: re.Match[str]) -> str:
+    if match[1]:
+        return match[1]
+    return {"<": "&lt;", ">": "&gt;"}.get(match[0], "\\" + match[0])
 
 
 @functools.cache

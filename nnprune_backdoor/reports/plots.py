@@ -1,7 +1,6 @@
-"""Pictures of a purification, as matplotlib figures; pyplot and its state stay out of it.
+"""Plots of a purification, as matplotlib figures without pyplot.
 
-Greys and two colours that can be read on light and on dark pages; PNGs for the report have no
-background of their own.
+The colours can be read on light and dark pages; the PNG files for the report are transparent.
 """
 
 from __future__ import annotations
@@ -30,43 +29,46 @@ Size = tuple[float, float]  # inches: width, height
 
 GREY, BLUE, RED = "#7d858d", "#3f8fd2", "#d9622b"
 
-_ROW = 0.22  # inches of a layer in the plot of the scores
+_ROW_HEIGHT = 0.22  # inches a layer, in the plot of the scores
 
-_TALLEST = 20.0  # inches
+_MAX_HEIGHT = 20.0  # inches
 
 
 def scores(record: Record, size: Size | None = None) -> Figure:
-    """Every neuron by its score, a layer a row; silenced ones stand out."""
+    """The score of every neuron, a row for each layer; silenced neurons are red."""
     sites = record.scores.sites
-    tall = min(_TALLEST, 0.9 + _ROW * len(sites))
-    figure, (axis,) = figure_of(size or (7.0, tall), 1)
-    chosen = record.selection.by_site()
-    for row, (name, piece) in enumerate(record.scores.by_site().items()):
-        silent = chosen.get(name, [])
-        others = sorted(set(range(len(piece))) - set(silent))
-        for which, colour, alpha in ((others, GREY, 0.35), (silent, RED, 0.9)):
-            values = piece[which].tolist()
+    height = min(_MAX_HEIGHT, 0.9 + _ROW_HEIGHT * len(sites))
+    figure, (axis,) = figure_of(size or (7.0, height), 1)
+    selected = record.selection.by_site()
+    for row, (name, layer) in enumerate(record.scores.by_site().items()):
+        silenced = selected.get(name, [])
+        others = sorted(set(range(len(layer))) - set(silenced))
+        for channels, colour, alpha in ((others, GREY, 0.35), (silenced, RED, 0.9)):
+            values = layer[channels].tolist()
             axis.plot(values, [row] * len(values), "|", color=colour, alpha=alpha, markersize=7)
-    every = -(-len(sites) * _ROW // (tall - 0.9)) if tall == _TALLEST else 1
-    rows = range(0, len(sites), int(every))
+    step = -(-len(sites) * _ROW_HEIGHT // (height - 0.9)) if height == _MAX_HEIGHT else 1
+    rows = range(0, len(sites), int(step))
     labels = [_label(sites[row].name) for row in rows]
     axis.set_yticks(rows, labels, fontsize=7, parse_math=False)
     axis.set_ylim(len(sites) - 0.4, -0.6)  # the first layer on top
-    axis.set_xlabel("score (low goes first); red: silenced")
+    axis.set_xlabel("score (low: silenced first); red: silenced")
     return figure
 
 
 def curve(record: Record, size: Size | None = None) -> Figure:
-    """Accuracy drop, and proxy success where it decided, over the amounts that were tried.
+    """Accuracy drop, and proxy success if the selector used it, by number of neurons silenced.
 
-    The dashed line is the amount chosen, the dotted one the drop that the selector allows.
+    Dashed: the amount chosen. Dotted: the largest drop that the selector allows.
 
     Raises:
         DataError: the selector tried no amounts.
     """
     points, chosen = record.selection.curve, len(record.selection)
     if not points:
-        raise DataError("there is no curve: this selector does not try several amounts")
+        raise DataError(
+            "there is no curve: this selector does not try several amounts; take 'accuracy', "
+            "'trigger' or 'auto'"
+        )
     amounts = [point.neurons for point in points]
     shown = [("accuracy drop, points", [100 * point.drop for point in points], BLUE)]
     if any(point.success is not None for point in points):
@@ -91,13 +93,16 @@ def curve(record: Record, size: Size | None = None) -> Figure:
 
 
 def triggers(record: Record, size: Size | None = None) -> Figure:
-    """Each recovered trigger: a clean image, the mask, the pattern under the mask, the stamp.
+    """Recovered triggers, a row for each, with columns as in `draw_trigger`.
 
     Raises:
         DataError: no trigger was recovered.
     """
     if not record.triggers:
-        raise DataError("there is no trigger to show: neither criterion nor selector recovered one")
+        raise DataError(
+            "there is no trigger to show: neither criterion nor selector recovered one; take the "
+            "selector 'trigger' or 'auto'"
+        )
     rows = len(record.triggers)
     figure, axes = figure_of(size or (7.0, 2.1 * rows), rows, columns=4)
     example = record.given.example
@@ -111,7 +116,7 @@ def triggers(record: Record, size: Size | None = None) -> Figure:
 def draw_trigger(
     row: Sequence[Axes], trigger: RecoveredTrigger, example: Tensor, pixels: PixelRange
 ) -> None:
-    """Into four axes: the image (C, H, W), mask, pattern under the mask, the image stamped."""
+    """Draw an image (C, H, W), the mask, the pattern under it, and the image with the trigger."""
     blank = pixels.low + 0 * trigger.pattern
     pictures = {
         "clean image": _visible(example, pixels),
@@ -119,7 +124,7 @@ def draw_trigger(
         "pattern under mask": _visible(
             trigger.mask * trigger.pattern + (1 - trigger.mask) * blank, pixels
         ),
-        f"stamped: label {trigger.target}": _visible(trigger(example[None])[0], pixels),
+        f"with trigger: label {trigger.target}": _visible(trigger(example[None])[0], pixels),
     }
     _draw_pictures(row, pictures)
 
@@ -127,21 +132,19 @@ def draw_trigger(
 def draw_perturbation(
     row: Sequence[Axes], added: RecoveredPerturbation, example: Tensor, pixels: PixelRange
 ) -> None:
-    """Into three axes: the image (C, H, W), the perturbation made strong, the image with it."""
+    """Draw an image (C, H, W), the perturbation amplified, and the image with the perturbation."""
     strength = 0.5 / max(added.largest, 1e-12)
     middle = (pixels.low + pixels.high) / 2
     pictures = {
         "clean image": _visible(example, pixels),
-        f"added, {strength:.3g} times as strong": _visible(
-            middle + strength * added.pattern, pixels
-        ),
-        f"with it: label {added.target}": _visible(added(example[None])[0], pixels),
+        f"perturbation, times {strength:.3g}": _visible(middle + strength * added.pattern, pixels),
+        f"perturbed: label {added.target}": _visible(added(example[None])[0], pixels),
     }
     _draw_pictures(row, pictures)
 
 
 def _draw_pictures(row: Sequence[Axes], pictures: Mapping[str, Any]) -> None:
-    """Titles and pictures (H, W) or (H, W, 3) of values in [0, 1], one an axis."""
+    """Draw title -> picture, (H, W) or (H, W, 3) of values in [0, 1], one into each axis."""
     for axis, (title, picture) in zip(row, pictures.items(), strict=True):
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
         axis.set_title(title, fontsize=8, color=GREY)
@@ -150,17 +153,19 @@ def _draw_pictures(row: Sequence[Axes], pictures: Mapping[str, Any]) -> None:
 
 
 def evidence(record: Record, size: Size | None = None) -> Figure:
-    """Each kind of evidence among what benign networks gave; a kind a row, each on its own scale.
+    """Each kind of evidence beside that of benign networks, in rows with separate scales.
 
-    Grey ticks are benign networks, the dotted line is where the alarm is, the circle is the model
-    as given, the cross the model that was written, where evidence was sought again.
+    Grey ticks: benign networks. Circle: the model as given. Cross: the purified model, if evidence
+    was searched there. Dotted: the alarm.
 
     Raises:
-        DataError: the selector looked for no evidence.
+        DataError: the selector does not look for evidence.
     """
     diagnosis = record.selection.details.get("diagnosis")
     if diagnosis is None:
-        raise DataError("there is no evidence to show: this selector looks for none")
+        raise DataError(
+            "there is no evidence to show: this selector looks for none; take the selector 'auto'"
+        )
     after = last_look(record.selection.details, len(record.selection)) or {}
     return draw_evidence(diagnosis["evidence"], after, size)
 
@@ -168,7 +173,13 @@ def evidence(record: Record, size: Size | None = None) -> Figure:
 def draw_evidence(
     items: Sequence[Mapping[str, Any]], after: Mapping[str, Any], size: Size | None = None
 ) -> Figure:
-    """What `Diagnosis.to_dict` says of each kind, and values by kind of another network."""
+    """Draw evidence as for `evidence`.
+
+    Args:
+        items: the entry "evidence" of `Diagnosis.to_dict()`.
+        after: kind -> value in the purified model.
+        size: width and height in inches.
+    """
     figure, axes = figure_of(size or (7.0, 0.5 + 0.55 * len(items)), len(items))
     for axis, item in zip(axes, items, strict=True):
         null = list(item["null"].values())
@@ -185,21 +196,21 @@ def draw_evidence(
 
 
 def pngs(record: Record, dpi: int = 160) -> dict[str, bytes]:
-    """All that there is to show, by name: "scores", "curve", "triggers", "evidence"."""
-    drawn = {"scores": scores(record)}
+    """All plots that the record has data for, as PNG files: name of the plot -> file."""
+    figures = {"scores": scores(record)}
     if record.selection.curve:
-        drawn["curve"] = curve(record)
+        figures["curve"] = curve(record)
     if record.triggers:
-        drawn["triggers"] = triggers(record)
+        figures["triggers"] = triggers(record)
     if "diagnosis" in record.selection.details:
-        drawn["evidence"] = evidence(record)
-    return as_pngs(drawn, dpi)
+        figures["evidence"] = evidence(record)
+    return as_pngs(figures, dpi)
 
 
-def as_pngs(drawn: Mapping[str, Figure], dpi: int) -> dict[str, bytes]:
-    """The figures as files, without a background."""
+def as_pngs(figures: Mapping[str, Figure], dpi: int) -> dict[str, bytes]:
+    """The figures as transparent PNG files."""
     files = {}
-    for name, figure in drawn.items():
+    for name, figure in figures.items():
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=dpi, transparent=True)
         files[name] = file.getvalue()
@@ -207,7 +218,7 @@ def as_pngs(drawn: Mapping[str, Figure], dpi: int) -> dict[str, bytes]:
 
 
 def figure_of(size: Size, rows: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure and its axes, row by row; PurifyError without matplotlib."""
+    """An empty figure and its axes, row by row; raises PurifyError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -226,17 +237,17 @@ def figure_of(size: Size, rows: int, columns: int = 1) -> tuple[Figure, list[Axe
 
 
 def _label(name: str, longest: int = 40) -> str:
-    """A name that any font can draw."""
-    drawn = name.encode("ascii", "backslashreplace").decode()
-    return drawn if len(drawn) <= longest else "..." + drawn[3 - longest :]
+    """The end of a name, in ASCII, which any font can draw."""
+    text = name.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= longest else "..." + text[3 - longest :]
 
 
 def _visible(image: Tensor, pixels: PixelRange) -> Any:
-    """(C, H, W), normalised -> colours (H, W, 3) or grey (H, W) in [0, 1].
+    """An image (C, H, W), scaled by its valid range to [0, 1] in each channel.
 
-    Values between the least and the greatest seen in the clean images, channel by channel; of
-    other than three channels the mean is shown.
+    Returns:
+        (H, W, 3) for three channels, else their mean (H, W).
     """
     low, high = pixels.low, pixels.high
-    unit = ((image - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return (unit.permute(1, 2, 0) if len(unit) == 3 else unit.mean(0)).numpy()
+    scaled = ((image - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    return (scaled.permute(1, 2, 0) if len(scaled) == 3 else scaled.mean(0)).numpy()

@@ -1,6 +1,6 @@
-"""What the report says to people, in which order: sections of text, tables and pictures.
+"""Content of the page about a purification: sections of text, tables and pictures, in order.
 
-`pages.py` writes them as Markdown or HTML.
+`pages` writes them as Markdown or HTML.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from .sections import Row, Section, Table, interval, number, percent, points, sp
 
 
 def headline(report: Report) -> list[Row]:
-    """The few numbers that matter: what, how much, beside what."""
+    """The most important numbers: name, value, note."""
     chosen, accuracy, size = report.selection, report.accuracy, report.size
     share = percent(chosen["neurons"] / chosen["of"], 2)
     layers = f"{len(report.neurons)} of {len(report.layers)} layers"
-    found: list[Row] = [
+    rows: list[Row] = [
         ("neurons silenced", f"{chosen['neurons']:,}", f"{share} of {chosen['of']:,}, {layers}")
     ]
     if accuracy is None:
-        found.append(("clean accuracy", "not measured", "the images have no labels"))
+        rows.append(("clean accuracy", "not measured", "the images have no labels"))
     else:
         shares = f"{_share(accuracy['before'])} → {_share(accuracy['after'])}"
         note = f"drop {_drop(accuracy)} on {accuracy['before']['count']} images"
-        found.append(("clean accuracy", shares, note))
+        rows.append(("clean accuracy", shares, note))
     if report.triggers:
         worst = max(report.triggers, key=lambda trigger: trigger["after"]["share"])
         shares = f"{_share(worst['before'])} → {_share(worst['after'])}"
         label = _label(report, worst["target"])
-        note = f"recovered trigger of label {label}, the most successful after"
-        found.append(("proxy success", shares, note))
+        note = f"recovered trigger of label {label}, the most successful afterwards"
+        rows.append(("proxy success", shares, note))
     if size is None:
-        found.append(("parameters", f"{report.given['parameters']:,}", "shape unchanged"))
+        rows.append(("parameters", f"{report.given['parameters']:,}", "shape unchanged"))
     else:
         old, new = size["before"]["parameters"], size["after"]["parameters"]
-        found.append(("parameters", f"{new:,}", f"{_change(old, new)} of {old:,}"))
-    return found
+        rows.append(("parameters", f"{new:,}", f"{_change(old, new)} of {old:,}"))
+    return rows
 
 
 def sections(report: Report) -> list[Section]:
-    """The whole report, what matters most first."""
+    """The whole report, the most important first."""
     return [
         Section("What this does not say", points=report.limits),
         *_evidence(report),
@@ -69,15 +69,16 @@ def _accuracy(report: Report) -> Section:
         for when, rate in (("before", accuracy["before"]), ("after", accuracy["after"]))
     ]
     text = (
-        f"Drop: {_drop(accuracy)}; below zero is a gain. The same images before and after, which "
-        "neither criterion nor selector had seen, so only answers that changed count."
+        f"Drop: {_drop(accuracy)}; below zero is a gain. Measured before and after on the same "
+        "images, which neither criterion nor selector used; the interval depends only on the "
+        "predictions that changed."
     )
-    head = ["", "right", "share", "95 % interval"]
+    head = ["", "correct", "share", "95 % interval"]
     return Section(title, [text], table=Table("lrrr", rows, head))
 
 
 def _evidence(report: Report) -> list[Section]:
-    """Before and after, where the selector looked for any."""
+    """Before and after, if the selector looked for evidence."""
     details = report.selection["details"]
     if "diagnosis" not in details:
         return []
@@ -88,11 +89,11 @@ def _evidence(report: Report) -> list[Section]:
 def _triggers(report: Report) -> Section:
     title = "Recovered triggers"
     if not report.triggers:
-        return Section(title, ["None was recovered, by criterion or selector."])
+        return Section(title, ["Neither criterion nor selector recovered one."])
     text = (
-        "Triggers found by inversion on clean images alone. Proxy success: the share of "
-        "images, unseen until then, that the stamp sends to its label. It stands in for the "
-        "attack, which nothing here has seen."
+        "Triggers recovered by inversion from clean images alone. Proxy success: the share of "
+        "images, not used before, that the recovered trigger sends to its label. It stands in for "
+        "the success of the attack, whose trigger is unknown here."
     )
     rows = [
         [
@@ -113,7 +114,7 @@ def _triggers(report: Report) -> Section:
         "after",
         "images",
     ]
-    caption = "One of the clean images, the mask, the pattern under the mask, the image stamped."
+    caption = "A clean image, the mask, the pattern under the mask, the image with the trigger."
     return Section(
         title, [text], table=Table("lrrrrr", rows, head), picture="triggers", caption=caption
     )
@@ -124,13 +125,14 @@ def _amount(report: Report) -> Section:
     share = percent(chosen["neurons"] / chosen["of"], 2)
     text = [
         f"{chosen['neurons']:,} of {chosen['of']:,} neurons ({share}) were silenced. "
-        f"{chosen['selector']} decided: {chosen['reason'] or 'no reason given'}."
+        f"Reason given by {chosen['selector']}: {chosen['reason'] or 'none'}."
     ]
     folded = [_settings("Settings of the selector", chosen["settings"])]
-    if noted := {k: v for k, v in chosen["details"].items() if k != "diagnosis"}:  # see `_evidence`
-        folded.append(_settings("What the selector noted", noted))
+    # the diagnosis has a section of its own
+    if details := {k: v for k, v in chosen["details"].items() if k != "diagnosis"}:
+        folded.append(_settings("Details of the selection", details))
     if not report.curve:
-        return Section("How much goes", text, folded=folded)
+        return Section("Number of neurons", text, folded=folded)
     rows = [
         [
             f"{point['neurons']:,}",
@@ -143,9 +145,10 @@ def _amount(report: Report) -> Section:
     head = ["neurons silenced", "accuracy drop, points", "proxy success", ""]
     folded.insert(0, (f"The {len(rows)} amounts tried", Table("rrrl", rows, head)))
     caption = (
-        "Amounts tried on held-out clean images. Dashed: the one chosen; dotted: the drop allowed."
+        "Amounts tried on held-out clean images. Dashed: the amount chosen; dotted: the largest "
+        "drop allowed."
     )
-    return Section("How much goes", text, folded=folded, picture="curve", caption=caption)
+    return Section("Number of neurons", text, folded=folded, picture="curve", caption=caption)
 
 
 def _layers(report: Report) -> Section:
@@ -154,7 +157,7 @@ def _layers(report: Report) -> Section:
             layer["layer"],
             layer["kind"],
             str(layer["channels"]),
-            *(number(layer[which]) for which in ("lowest", "median", "highest")),
+            *(number(layer[name]) for name in ("lowest", "median", "highest")),
             str(layer["silenced"] or ""),
             str(layer["removed"] or ""),
         ]
@@ -163,10 +166,10 @@ def _layers(report: Report) -> Section:
     head = ["layer", "kind", "channels", "lowest", "median", "highest", "silenced", "removed"]
     return Section(
         "Scores by layer",
-        ["Low scores go first. Scores of different criteria are on different scales."],
+        ["Neurons with low scores are silenced first. Each criterion has its own scale."],
         folded=[(f"All {len(rows)} layers", Table("clrrrrrr", rows, head))],
         picture="scores",
-        caption="Every neuron, a layer a row; those that were silenced are marked.",
+        caption="Every neuron, a row for each layer; silenced neurons are red.",
     )
 
 
@@ -180,8 +183,8 @@ def _neurons(report: Report) -> Section:
         for part in layer["silenced"]:
             rows.append([layer["layer"], "silenced", spans(part["channels"]), part["why"]])
     text = (
-        "Removed: taken out of the tensors. Silenced: still there, with weights of zero, for the "
-        "reason given. Channels are numbered as in the model given."
+        "Removed: no longer in the tensors. Silenced: still there, with weights of zero, for the "
+        "reason given. Channels are numbered as in the model as given."
     )
     head = ["layer", "what happened", "channels", "why not removed"]
     return Section("Neurons silenced", [text], table=Table("clll", rows, head))
@@ -191,7 +194,7 @@ def _size(report: Report) -> Section:
     title, size = "Size and speed", report.size
     if size is None:
         return Section(
-            title, ["Nothing was taken out of the tensors: shape and speed are as before."]
+            title, ["Nothing was removed from the tensors: shape and speed are as before."]
         )
     old, new = size["before"], size["after"]
     rows = [
@@ -205,17 +208,17 @@ def _size(report: Report) -> Section:
     drift = "not finite" if size["drift"] is None else f"{size['drift']:.1e}"
     text = (
         f"Neurons removed from the tensors: {size['removed']}, only silenced: {size['silenced']}. "
-        f"Channels removed: {size['channels']}, including those that only served removed neurons "
-        "or that nothing read before. "
+        f"Channels removed: {size['channels']}, including those that only removed neurons needed "
+        "or that were never used. "
         f"Logits differ from the silenced model's by {drift} of their scale."
     )
     return Section(title, [text], table=Table("lrrr", rows, ["", "before", "after", "change"]))
 
 
 def _compute(compute: dict[str, Any]) -> str:
-    """What of `Compute` was not as the model is."""
+    """The fields of `Compute` that are not at their defaults."""
     changed = [f"{name} {value}" for name, value in compute.items() if value not in (None, False)]
-    return ", ".join(text for text in changed if text != "precision float32") or "as the model is"
+    return ", ".join(text for text in changed if text != "precision float32") or "default"
 
 
 def _given(report: Report) -> Section:
@@ -226,27 +229,27 @@ def _given(report: Report) -> Section:
         ["architecture", given["architecture"]],
         ["parameters", f"{given['parameters']:,}"],
         ["classes", f"{given['classes']:,}"],
-        ["device, type", given["where"]],
+        ["device, dtype", given["where"]],
         ["image", ", ".join(map(str, given["shape"])) + " (channels, height, width)"],
         ["clean images", f"{given['images']:,}, {labels}"],
         ["of these", f"{scoring} to score, {selecting} to select, {measuring} to measure"],
         ["silencing", given["silencing"]],
         ["removal", given["removal"]],
-        ["repair", given.get("repair", "none")],  # older reports do not have it
-        ["passes", _compute(given.get("compute", {}))],
+        ["repair", given["repair"]],
+        ["computation", _compute(given["compute"])],
     ]
     return Section("What was given", table=Table("lc", rows))
 
 
 def _source(report: Report) -> list[Section]:
-    """Names, hashes and classes that the caller gave, if any."""
+    """Names, hashes and classes, if the caller gave any."""
     rows = [[k, v if isinstance(v, str) else _json(v)] for k, v in report.source.items()]
-    text = "Said by whoever ran the purification, not found out by it."
+    text = "As given by the caller; not checked."
     return [Section("Where it came from", [text], table=Table("lc", rows))] if rows else []
 
 
 def _label(report: Report, label: int) -> str:
-    """A label and, where the caller named the classes, its name."""
+    """A label, with its name if the caller gave names of the classes."""
     names = report.source.get("classes")
     if not isinstance(names, list) or not 0 <= label < len(names):
         return str(label)
@@ -257,14 +260,14 @@ def _criterion(report: Report) -> Section:
     criterion = report.criterion
     folded = [_settings("Settings of the criterion", criterion["settings"])]
     if criterion["details"]:
-        folded.append(_settings("What the criterion noted", criterion["details"]))
+        folded.append(_settings("Details of the run", criterion["details"]))
     text = f"{criterion['name']}: {criterion['reference']}."
     return Section("Criterion", [text.replace("..", ".")], folded=folded)
 
 
 def _run(report: Report) -> Section:
-    rows = [[stage, f"{taken:.1f} s"] for stage, taken in report.seconds.items()]
-    rows.append(["all", f"{sum(report.seconds.values()):.1f} s"])
+    rows = [[stage, f"{seconds:.1f} s"] for stage, seconds in report.seconds.items()]
+    rows.append(["total", f"{sum(report.seconds.values()):.1f} s"])
     rows.append(["seed", str(report.seed)])
     rows += [[name, version] for name, version in report.versions.items()]
     return Section("Time, seed and versions", table=Table("lr", rows))

@@ -1,4 +1,4 @@
-"""What a purification leaves on record: what was given, what was done, what was measured."""
+"""The record of a purification: what was given, what was done, what was measured."""
 
 from __future__ import annotations
 
@@ -22,37 +22,57 @@ from ..utils.tensors import placement
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Given:
-    """What `purify` was given."""
+    """What `purify` was given.
 
-    architecture: str  # class of the model, and timm's name where the model carries it
+    Attributes:
+        architecture: Class of the model, and its timm name if the model has one.
+        classes: Number of classes.
+        parameters: Number of parameters.
+        where: Device and dtype of the model.
+        images: Number of clean images.
+        labelled: Whether they have labels.
+        parts: Numbers of images for scoring, selecting and measuring.
+        probe: Number of images on which the smaller model was compared and timed.
+        example: One of the clean images, (C, H, W), to show triggers on.
+        pixels: Range of the clean images.
+        criterion: The criterion.
+        selector: The selector.
+        removal: As for `purify`.
+        repair: As for `purify`.
+        shares: Of the images for scoring, selecting and measuring.
+        compute: How the criterion was computed.
+        sha256: "weights": of the model; "clean": of images and labels.
+    """
+
+    architecture: str
     classes: int
     parameters: int
-    where: str  # device and dtype of the model
-    images: int  # clean ones, all together
+    where: str
+    images: int
     labelled: bool
-    parts: tuple[int, int, int]  # images that scored, selected, and measured the product
-    probe: int  # images of the batch on which the smaller model was tried and timed
-    example: Tensor  # (C, H, W), one of the clean images, to show triggers on
-    pixels: PixelRange  # seen in the clean images
+    parts: tuple[int, int, int]
+    probe: int
+    example: Tensor
+    pixels: PixelRange
     criterion: Criterion
     selector: Selector
     removal: Removal
     repair: Repair
-    shares: tuple[float, float, float]  # of the images: scoring, selecting, measuring
-    compute: Compute  # how the criterion's passes were run
-    sha256: dict[str, str]  # "weights" of the model, "clean": images and labels
+    shares: tuple[float, float, float]
+    compute: Compute
+    sha256: dict[str, str]
 
     @classmethod
     def of(cls, model: nn.Module, clean: CleanData, **others: Any) -> Self:
-        """Describe a model and clean images; the other fields are given by name."""
-        config = getattr(model, "pretrained_cfg", None)  # timm's
+        """Describe a model and clean images; `others` are the other fields."""
+        config = getattr(model, "pretrained_cfg", None)  # of timm models
         name = config.get("architecture") if isinstance(config, dict) else None
         kind = type(model).__name__
-        where = placement(model)
+        place = placement(model)
         return cls(
             architecture=f"{name} ({kind})" if name else kind,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            where=f"{where['device']}, {str(where['dtype']).removeprefix('torch.')}",
+            where=f"{place['device']}, {str(place['dtype']).removeprefix('torch.')}",
             images=len(clean),
             labelled=clean.labels is not None,
             example=clean.images[0].float().clone(),
@@ -67,33 +87,47 @@ class Given:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """All that `purify` knows when it is done; `Purified` says it."""
+    """All that a purification gives; the fields of `Purified`.
+
+    Attributes:
+        model: The purified model.
+        scores: Scores of all neurons.
+        selection: The neurons that were silenced.
+        accuracy: Clean accuracy before and after; None if the clean images have no labels.
+        silencing: What silencing does to a neuron; see `purify`.
+        removal: What was removed from the tensors; None if nothing was to be removed.
+        seed: As for `purify`.
+        given: What `purify` was given.
+        triggers: Success of recovered triggers, those of the criterion first.
+        seconds: Stage -> wall time.
+        source: Where the model and the images came from, as plain data that the caller gives.
+        repair_rejected: Why a repair that was asked for was rejected; otherwise empty.
+    """
 
     model: nn.Module
     scores: ChannelScores
     selection: Selection
-    accuracy: PairedAccuracy | None  # None where the clean images have no labels
+    accuracy: PairedAccuracy | None
     silencing: Silencing
-    removal: RemovalReport | None  # None where nothing was to be taken out of the tensors
+    removal: RemovalReport | None
     seed: int
     given: Given
-    triggers: tuple[ProxySuccess, ...] = ()  # those of the criterion, then those of the selector
-    seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage
-    # where model and images came from, as plain data and as the caller says: `purify` cannot know
+    triggers: tuple[ProxySuccess, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
-    repair_rejected: str = ""  # why a repair that was asked for was not kept
+    repair_rejected: str = ""
 
     @property
     def guessing(self) -> str:
-        """Why little here means anything, where the model as given may have guessed; else ""."""
+        """A caution if the model as given may have guessed on the clean images; else empty."""
         if self.accuracy is None or self.accuracy.before.interval[0] > 1 / self.given.classes:
             return ""
         return (
-            "what the model as given gets right of these images cannot be told from guessing; look "
-            "at the order of the classes, the labels and the normalisation"
+            "the accuracy of the model as given on these images may be that of guessing; check the "
+            "order of the classes, the labels and the normalisation"
         )
 
     @property
     def repaired(self) -> bool:
-        """Whether weights were trained further; nothing is where no neuron was selected."""
+        """Whether weights were trained by a repair; never if no neuron was selected."""
         return self.given.repair != "none" and len(self.selection) > 0 and not self.repair_rejected

@@ -1,6 +1,6 @@
-"""The report of a purification as plain data, fit for strict JSON: no NaN, no objects.
+"""The report of a purification as plain data for strict JSON: without NaN and objects.
 
-What people read is laid out from it in `layout.py`; pictures are drawn in `plots.py`.
+`purify_page` makes sections of a page from it; pictures are drawn in `plots`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Self
 
@@ -28,8 +28,7 @@ from .record import Record
 Data = dict[str, Any]
 
 
-_LARGE = 1000  # numbers; larger arrays among settings and details are only named
-
+_MAX_NUMBERS = 1000  # of an array among settings and details; of larger ones only the shape stays
 
 NOT_ASKED = "removal was not asked for"
 
@@ -38,29 +37,45 @@ NOT_ASKED = "removal was not asked for"
 class Report:
     """Plain data: dictionaries, lists, strings, numbers, booleans and None.
 
-    Numbers that are not finite become None, objects of other kinds their `repr`, large arrays their
-    shape. Rates are {"hits", "count", "share", "interval"}, intervals at 95 %; seconds are wall
+    Numbers that are not finite become None, large arrays their shape, and other objects their
+    `repr`. Rates are {"hits", "count", "share", "interval"} with 95 % intervals; seconds are wall
     time.
+
+    Attributes:
+        given: Model, images and options.
+        criterion: Name, reference, settings, and details of the run.
+        selection: Selector, its settings, reason, number of neurons, details.
+        curve: Amounts that were tried: neurons, drop, proxy success or None, chosen.
+        triggers: Recovered triggers: source, target, mask norm, proxy success.
+        layers: All scored layers: channels, scores, numbers of neurons silenced and removed.
+        neurons: Layers with silenced neurons: channels removed, channels only silenced and why.
+        accuracy: Before, after, drop; None if the images had no labels.
+        size: Before, after, drift; None if nothing was removed from the tensors.
+        seconds: Stage -> seconds.
+        seed: As for `purify`.
+        versions: Package -> version.
+        limits: What the report does not say, in sentences.
+        source: Of the model and the images, as given by the caller.
     """
 
-    given: Data  # model, images, what was asked
-    criterion: Data  # name, reference, settings, details of the run
-    selection: Data  # selector, its settings, reason, neurons and layers that it takes, details
-    curve: list[Data]  # amounts tried: neurons, drop, success (of a proxy, or None), chosen
-    triggers: list[Data]  # recovered ones: source, target, mask norm, proxy success
-    layers: list[Data]  # every scored layer: channels, scores, how many silenced and removed
-    neurons: list[Data]  # layers that lose some: channels removed, channels silenced and why
-    accuracy: Data | None  # None: the images had no labels
-    size: Data | None  # before, after, drift; None: nothing was taken out of the tensors
-    seconds: dict[str, float]  # of each stage
+    given: Data
+    criterion: Data
+    selection: Data
+    curve: list[Data]
+    triggers: list[Data]
+    layers: list[Data]
+    neurons: list[Data]
+    accuracy: Data | None
+    size: Data | None
+    seconds: dict[str, float]
     seed: int
     versions: dict[str, str]
-    limits: list[str]  # what all this does not say
-    source: Data = field(default_factory=dict)  # of model and images, as the caller says
+    limits: list[str]
+    source: Data
 
     @classmethod
     def of(cls, record: Record) -> Self:
-        """What a purification left on record."""
+        """The report of a purification."""
         given, scores, selection = record.given, record.scores, record.selection
         facts = (
             "architecture", "classes", "parameters", "where", "images", "labelled", "parts",
@@ -101,25 +116,27 @@ class Report:
         )
 
     def to_dict(self) -> Data:
-        """Fit for `json.dumps(..., allow_nan=False)`, and what that gives back when read."""
+        """Plain data, which a round trip through strict JSON does not change."""
         return {"format": 1, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Data) -> Self:
-        """What `to_dict` gave. The entries are there and of the right type; no more is checked.
+        """The inverse of `to_dict`; only the names and types of the entries are checked.
 
         Raises:
-            DataError: another format, an entry that is missing, unknown or of another type.
+            DataError: another format, or an entry that is missing, unknown or of another type.
         """
         if data.get("format") != 1:
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
         given = {name: entry for name, entry in data.items() if name != "format"}
-        given.setdefault("source", {})  # written before there was one
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
         if wrong:
-            raise DataError(f"not a report of this library: {wrong[0]!r} missing, unknown or wrong")
+            raise DataError(
+                f"not a report of this library: {wrong[0]!r} is missing, unknown or of another "
+                "type; give a report that this version wrote"
+            )
         return cls(**given)
 
 
@@ -134,7 +151,7 @@ _TYPES = {
 }
 
 
-def plain(value: Any) -> Any:  # noqa: PLR0911 - a kind of value a line
+def plain(value: Any) -> Any:  # noqa: PLR0911 - one return for each kind of value
     """`value` as data that strict JSON can hold."""
     match value:
         case None | bool() | int():
@@ -148,21 +165,28 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - a kind of value a line
         case list() | tuple() | set() | frozenset():
             return [plain(entry) for entry in value]
         case Tensor() | np.ndarray() | np.generic():
-            large = math.prod(value.shape) > _LARGE
+            large = math.prod(value.shape) > _MAX_NUMBERS
             return plain(f"array of shape {tuple(value.shape)}" if large else value.tolist())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _settings(value)
-    if callable(value):  # its repr holds an address, which differs from run to run
+    if callable(value):  # its repr has an address, which differs from run to run
         return plain(getattr(value, "__qualname__", type(value).__name__))
     return plain(repr(value))
 
 
 def _settings(configured: Any) -> Data:
-    """The fields of a criterion or selector; none where it is not a dataclass."""
+    """The fields of a criterion or selector; empty if it is not a dataclass."""
     if not dataclasses.is_dataclass(configured):
         return {}
     names = [field.name for field in dataclasses.fields(configured)]
-    return {name: plain(getattr(configured, name)) for name in names}
+    return {name: _setting(getattr(configured, name)) for name in names}
+
+
+def _setting(value: Any) -> Any:
+    """A field's value; settings that stand in a field say of which class they are."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__, **_settings(value)}
+    return plain(value)
 
 
 def _rate(rate: Rate) -> Data:
@@ -175,9 +199,9 @@ def _rate(rate: Rate) -> Data:
 
 
 def _curve(selection: Selection) -> list[Data]:
-    taken = max((p.neurons for p in selection.curve if p.neurons <= len(selection)), default=None)
+    chosen = max((p.neurons for p in selection.curve if p.neurons <= len(selection)), default=None)
     return [
-        {**plain(point._asdict()), "chosen": point.neurons == taken} for point in selection.curve
+        {**plain(point._asdict()), "chosen": point.neurons == chosen} for point in selection.curve
     ]
 
 
@@ -196,42 +220,42 @@ def _trigger(proxy: ProxySuccess) -> Data:
 
 
 def _layers(record: Record) -> list[Data]:
-    silent = record.selection.by_site()
+    silenced = record.selection.by_site()
     removed = record.removal.removed if record.removal is not None else ()
-    gone = [neuron.site for neuron in removed]
+    sites_of_removed = [neuron.site for neuron in removed]
     return [
         {
             "layer": plain(site.name),
             "kind": site.kind,
             "producer": plain(site.producer),
             "channels": site.channels,
-            "lowest": piece.min().item(),
-            "median": piece.quantile(0.5).item(),
-            "highest": piece.max().item(),
-            "silenced": len(silent.get(site.name, [])),
-            "removed": gone.count(site.name),
+            "lowest": scores.min().item(),
+            "median": scores.quantile(0.5).item(),
+            "highest": scores.max().item(),
+            "silenced": len(silenced.get(site.name, [])),
+            "removed": sites_of_removed.count(site.name),
         }
-        for site, piece in zip(record.scores.sites, record.scores.by_site().values(), strict=True)
+        for site, scores in zip(record.scores.sites, record.scores.by_site().values(), strict=True)
     ]
 
 
 def _neurons(record: Record) -> list[Data]:
-    """Layer by layer; a neuron is removed, or stays in the tensors, silent, for a reason."""
+    """Silenced neurons layer by layer: channels removed, and channels only silenced by reason."""
     reasons = {} if record.removal is None else record.removal.silenced
     removed = set() if record.removal is None else set(record.removal.removed)
     layers: dict[str, Data] = {
         name: {"layer": plain(name), "removed": [], "silenced": []}
         for name in record.selection.by_site()
     }
-    whys: dict[tuple[str, str], list[int]] = {}
+    only_silenced: dict[tuple[str, str], list[int]] = {}
     for neuron in sorted(record.selection.neurons):
         if neuron in removed:
             layers[neuron.site]["removed"].append(neuron.channel)
         else:
-            why = reasons.get(neuron, NOT_ASKED)
-            whys.setdefault((neuron.site, why), []).append(neuron.channel)
-    for (name, why), channels in whys.items():
-        layers[name]["silenced"].append({"why": plain(why), "channels": channels})
+            reason = reasons.get(neuron, NOT_ASKED)
+            only_silenced.setdefault((neuron.site, reason), []).append(neuron.channel)
+    for (name, reason), channels in only_silenced.items():
+        layers[name]["silenced"].append({"why": plain(reason), "channels": channels})
     return list(layers.values())
 
 
@@ -248,7 +272,7 @@ def _size(removal: RemovalReport, batch: int) -> Data:
     return {
         "before": plain(removal.before),
         "after": plain(removal.after),
-        "batch": batch,  # images that the latency is of
+        "batch": batch,  # images for which the latency was measured
         "removed": len(removal.removed),
         "silenced": len(removal.silenced),
         "channels": removal.channels,
@@ -257,55 +281,55 @@ def _size(removal: RemovalReport, batch: int) -> Data:
 
 
 def _versions() -> dict[str, str]:
-    found = {"nnprune_backdoor": __version__, "python": platform.python_version()}
-    found |= {"torch": str(torch.__version__), "numpy": np.__version__}
+    versions = {"nnprune_backdoor": __version__, "python": platform.python_version()}
+    versions |= {"torch": str(torch.__version__), "numpy": np.__version__}
     try:
-        return found | {"timm": metadata.version("timm")}
+        return versions | {"timm": metadata.version("timm")}
     except metadata.PackageNotFoundError:
-        return found
+        return versions
 
 
 def _limits(record: Record) -> list[str]:
-    """What this run does not say, in plain words; never a verdict on the model."""
+    """What this run does not say, in sentences; never a verdict on the model."""
     size, accuracy = record.removal, record.accuracy
-    said = [
+    limits = [
         "Silencing lowers the success of backdoors that use these neurons. It is no proof that no "
         "backdoor is left."
         if len(record.selection)
-        else "Nothing was silenced, so the model computes what it did before, a backdoor included "
-        "if it had one. This run gives no evidence that it had none."
+        else "Nothing was silenced, so the model is the one that was given, with its backdoor if "
+        "it had one. This run gives no evidence that it had none."
     ]
     if record.triggers:
-        said.append(
-            "Proxy success is that of triggers recovered from clean images. The attacker's trigger "
-            "was never seen here; it may be another one and still work."
+        limits.append(
+            "Proxy success is the success of triggers recovered from clean images. The attacker's "
+            "trigger was never seen here; it may differ from them and still work."
         )
     else:
-        said.append(
-            "No recovered trigger was tried on the model, so no number here is about a backdoor: "
-            "what was measured is clean accuracy and size."
+        limits.append(
+            "No recovered trigger was tried on the model, so no number here is about a backdoor. "
+            "Only clean accuracy and size were measured."
         )
     if accuracy is None:
-        said.append("What clean accuracy it cost was not measured: the images have no labels.")
+        limits.append("The loss of clean accuracy was not measured: the images have no labels.")
     else:
-        said.append(
-            f"Clean accuracy was measured on {accuracy.before.count} images; with few images or "
-            "rare classes a loss can stay unseen. The interval says how far the number goes."
+        limits.append(
+            f"Clean accuracy was measured on {accuracy.before.count} images. With few images or "
+            "rare classes, a loss may go unnoticed; the interval shows how uncertain it is."
         )
     if record.guessing:
-        said.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
+        limits.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
     if record.repair_rejected:
-        said.append(f"A repair was asked for and undone: {record.repair_rejected}.")
+        limits.append(f"A repair was asked for and rejected: {record.repair_rejected}.")
     if record.repaired:
-        said.append(
-            "All weights were trained further so that the recovered triggers do nothing. A proxy "
-            "success of nearly zero is what that training asked for; it says less about the "
-            "attacker's trigger than it would without. So does evidence that is gone after it: "
-            "the benign networks that it is held against were not trained so."
+        limits.append(
+            "All weights were trained so that the recovered triggers fail. A proxy success near "
+            "zero is what this training aims at, so it says little about the attacker's trigger. "
+            "The same holds for evidence that is gone after the repair, since the benign networks "
+            "that evidence is compared with were not trained in this way."
         )
     if size is not None and record.given.removal == "group":
-        said.append(
-            "Whole coupled groups were removed. That changes what the model computes, by "
-            f"{size.drift:.1e} of the scale of the logits, and was not foreseen when selecting."
+        limits.append(
+            f"Whole coupled groups were removed. This changes the logits by {size.drift:.1e} of "
+            "their scale, and the selector did not take it into account."
         )
-    return said
+    return limits

@@ -1,4 +1,4 @@
-"""Pictures of what a scan found, as matplotlib figures (see `plots`)."""
+"""Plots of a scan, as matplotlib figures."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _BY_LABEL = ("restoration", "universal", "exposure")  # kinds that are shares of
 
 
 def evidence(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
-    """Each kind of evidence among what benign networks gave (grey); dotted: the alarm."""
+    """Each kind of evidence beside that of benign networks; see `plots.evidence`."""
     return draw_evidence(diagnosis.to_dict()["evidence"], {}, size)
 
 
 def labels(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
-    """Label by label: restoration, universal perturbation, and what the exposed model says."""
+    """Restoration, universal perturbation and exposure of each label."""
     shown = [item for item in diagnosis.evidence if item.kind in _BY_LABEL]
     figure, axes = figure_of(size or (7.0, 0.5 + 1.4 * len(shown)), len(shown))
     for axis, item in zip(axes, shown, strict=True):
@@ -50,40 +50,41 @@ def labels(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
 
 
 def trigger(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
-    """The suspected label's trigger, or without one the smallest that works: mask, pattern, stamp.
+    """The trigger of the suspected label, or else the smallest that works; see `draw_trigger`.
 
-    The suspected label's may work on few images, where another kind of evidence raised the alarm.
+    The trigger of the suspected label may work on few images only, if other evidence raised the
+    alarm.
 
     Raises:
         DataError: there is neither.
     """
-    found = diagnosis.trigger or diagnosis.smallest
-    if found is None:
+    shown = diagnosis.trigger or diagnosis.smallest
+    if shown is None:
         raise DataError("there is no trigger to show: none that was recovered works")
     figure, axes = figure_of(size or (7.0, 2.1), 1, columns=4)
-    draw_trigger(axes, found, diagnosis.example, diagnosis.pixels)
+    draw_trigger(axes, shown, diagnosis.example, diagnosis.pixels)
     return figure
 
 
 def universal(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
-    """The suspected label's universal perturbation: a clean image, what is added, the sum.
+    """The universal perturbation for the suspected label; see `draw_perturbation`.
 
     Raises:
         DataError: no label is suspected.
     """
-    found = diagnosis.perturbation
-    if found is None:
+    perturbation = diagnosis.perturbation
+    if perturbation is None:
         raise DataError("there is no perturbation to show: no label is suspected")
     figure, axes = figure_of(size or (5.5, 2.1), 1, columns=3)
-    draw_perturbation(axes, found, diagnosis.example, diagnosis.pixels)
+    draw_perturbation(axes, perturbation, diagnosis.example, diagnosis.pixels)
     return figure
 
 
 def pngs(diagnosis: Diagnosis, dpi: int = 160) -> dict[str, bytes]:
-    """All that there is to show, by name: "evidence", "labels", "trigger", "universal"."""
-    drawn = {"evidence": evidence(diagnosis), "labels": labels(diagnosis)}
+    """All plots that the diagnosis has data for, as PNG files: name of the plot -> file."""
+    figures = {"evidence": evidence(diagnosis), "labels": labels(diagnosis)}
     if diagnosis.trigger or diagnosis.smallest:
-        drawn["trigger"] = trigger(diagnosis)
+        figures["trigger"] = trigger(diagnosis)
     if diagnosis.perturbation:
-        drawn["universal"] = universal(diagnosis)
-    return as_pngs(drawn, dpi)
+        figures["universal"] = universal(diagnosis)
+    return as_pngs(figures, dpi)

@@ -115,9 +115,7 @@ def fine_tune(
     """
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
-        prepared = Prepared.of(
-            model, clean, labels="needed", repeatable=False, gradients=False
-        ).moved()
+        prepared = Prepared.of(model, clean, labels="needed").moved()
         tuned = prepared.model
         trainer = _Trainer(tuned, settings, selection or Selection((), ()), triggers)
         generator = torch.Generator().manual_seed(seed)
@@ -155,11 +153,11 @@ class _Trainer:
         )
 
     def epoch(self, clean: CleanData, generator: torch.Generator) -> None:
-        settings, where = self._settings, placement(self._model)
+        settings, place = self._settings, placement(self._model)
         for batch in clean.batches(settings.batch_size, generator, shift=settings.shift):
             images = _stamp(batch.images, self._triggers, settings.stamped, generator)
-            logits = at_least_float32(self._model(images.to(**where)))
-            loss = F.cross_entropy(logits, batch.targets.to(where["device"]))
+            logits = at_least_float32(self._model(images.to(**place)))
+            loss = F.cross_entropy(logits, batch.targets.to(place["device"]))
             if not torch.isfinite(loss):
                 raise ScoringError(f"fine-tuning diverged (loss {loss.item()}); take a smaller lr")
             self._optimiser.zero_grad(set_to_none=True)

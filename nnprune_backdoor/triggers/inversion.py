@@ -99,9 +99,7 @@ class Inversion:
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():  # a loader may shuffle
             # without labels, since splitting would look at them
-            prepared = Prepared.of(
-                model, clean, labels="ignored", repeatable=False, gradients=False
-            ).moved()
+            prepared = Prepared.of(model, clean, labels="ignored").moved()
             frozen, data, classes = prepared.model, prepared.clean, prepared.classes
             pixels = pixels or PixelRange.seen_in(data.images)
             pixels.check(data.images)
@@ -128,8 +126,8 @@ class Inversion:
         bar: Any,
     ) -> list[RecoveredTrigger]:
         """Gradient descent on the triggers of a few labels at once (K of them)."""
-        where = placement(model)
-        device, count = where["device"], len(labels)
+        place = placement(model)
+        device, count = place["device"], len(labels)
         channels, height, width = fit.images.shape[1:]
         low, high = pixels.low.to(device), pixels.high.to(device)
         targets = torch.tensor(labels, device=device)
@@ -144,7 +142,7 @@ class Inversion:
         kept, kept_at = logits.detach().clone(), [0] * count
 
         for step, chosen in enumerate(self._plan(len(fit), seed), start=1):
-            images = fit.images[chosen].to(**where)
+            images = fit.images[chosen].to(**place)
             counts = (already[chosen.to(device)] != targets[:, None]).float()  # (K, B)
             mask, pattern = _mask_and_pattern(logits, low, high)
             stamped = (1 - mask)[:, None] * images + (mask * pattern)[:, None]

@@ -106,9 +106,7 @@ class UniversalPerturbation:
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            prepared = Prepared.of(
-                model, clean, labels="ignored", repeatable=False, gradients=False
-            ).moved()
+            prepared = Prepared.of(model, clean, labels="ignored").moved()
             frozen, data, classes = prepared.model, prepared.clean, prepared.classes
             pixels = pixels or PixelRange.seen_in(data.images)
             pixels.check(data.images)
@@ -143,8 +141,8 @@ class UniversalPerturbation:
         bar: Any,
     ) -> Tensor:
         """Patterns (K, C, H, W) for a few labels at once, on the CPU."""
-        where = placement(model)
-        low, high = pixels.low.to(**where), pixels.high.to(**where)
+        place = placement(model)
+        low, high = pixels.low.to(**place), pixels.high.to(**place)
         # in shares of the valid range, where all channels weigh alike
         shape = fit.images.shape[1:]
         radius = self.rms * shape.numel() ** 0.5
@@ -153,14 +151,14 @@ class UniversalPerturbation:
             torch.randn(shape, generator=torch.Generator().manual_seed(seed + label))
             for label in labels
         ]
-        shares = _scaled(torch.stack(start), 0.1 * radius).to(where["device"])
+        shares = _scaled(torch.stack(start), 0.1 * radius).to(place["device"])
         velocity = torch.zeros_like(shares)
         generator = torch.Generator().manual_seed(seed)
         size = min(self.batch_size, len(fit))
-        targets = torch.tensor(labels, device=where["device"]).repeat_interleave(size)
+        targets = torch.tensor(labels, device=place["device"]).repeat_interleave(size)
         for step in range(self.steps):
             chosen = torch.randint(len(fit), (size,), generator=generator)
-            images = fit.images[chosen].to(**where)
+            images = fit.images[chosen].to(**place)
             shares.requires_grad_(True)
             added = images + (shares.to(images) * (high - low))[:, None]
             logits = at_least_float32(model(added.clamp(low, high).flatten(0, 1)))

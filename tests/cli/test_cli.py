@@ -557,7 +557,7 @@ STEERED: dict[str, Any] = {
     "given": {
         "architecture": "STEER", "classes": 4, "parameters": 1, "where": "cpu", "images": 1,
         "labelled": False, "parts": [1, 0, 0], "removal": "none",
-        "sha256": {}, "shape": [3, 8, 8], "silencing": "zero",
+        "sha256": {}, "shape": [3, 8, 8], "silencing": "zero", "repair": "none", "compute": {},
     },
     "criterion": {"name": "STEER", "reference": "", "settings": {}, "details": {}},
     "selection": {

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-import nnprune_backdoor.importance.groups as importances
 from helpers.images import generator, noise_images
 from helpers.networks import build, take_statistics_
 from helpers.states import assert_same_state, state_of
 from nnprune_backdoor import CleanData, PurifyError
+from nnprune_backdoor import importance as importances
 from nnprune_backdoor.core.masks import MaskedModel
 from nnprune_backdoor.core.scores import ChannelScores
 from nnprune_backdoor.core.sites import Neuron, find_sites

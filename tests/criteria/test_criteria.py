@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.images import noise_images
 from helpers.networks import build
-from helpers.settings import _ANP, ALL, FAST
+from helpers.settings import ALL, FAST
 from helpers.states import assert_same_state, hooks_of, state_of
 from nnprune_backdoor import (
     CleanData,
@@ -243,7 +243,7 @@ def test_the_same_seed_gives_the_same_scores_bit_for_bit(
 
 def test_random_loaders_are_seeded_too(trained: nn.Module, clean: CleanData) -> None:
     """Augmentation draws from torch, numpy or random; `seed` starts all three."""
-    criterion = create_criterion("anp", **_ANP)
+    criterion = create_criterion("anp", **FAST["anp"]["response"])
 
     def loader(draw: Callable[[], Any]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches(clean):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from helpers.handmade import TRIGGER, Handmade, pictures, ranked
 from helpers.settings import FEW, QUICK, SCAN
 from helpers.states import assert_same_state, hooks_of, state_of
-from nnprune_backdoor import CleanData, Diagnosis, create_selector, evidence, purify, scan
+from nnprune_backdoor import CleanData, Diagnosis, create_selector, purify, scan
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.masks import silence_
 from nnprune_backdoor.core.predictions import images_per_pass
@@ -26,6 +26,7 @@ from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria.parts.unlearning import Unlearning
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.evidence import Evidence, Restoration, Scan
+from nnprune_backdoor.evidence import null as reference
 from nnprune_backdoor.evidence.scanning import comparable
 from nnprune_backdoor.reports import scan_plots, scan_to_html, scan_to_markdown
 from nnprune_backdoor.selectors import Auto, TriggerGone
@@ -42,7 +43,7 @@ def null(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "alarm": {"restoration": 0.7},
         "benign": {"one": {"restoration": 0.2, "trigger size": 0.1}, "two": {"restoration": 0.6}},
     }
-    monkeypatch.setattr(evidence, "null", lambda: made)
+    monkeypatch.setattr(reference, "null", lambda: made)
     return made
 
 
@@ -164,7 +165,7 @@ def test_a_report_never_says_clean(net: nn.Module, clean: CleanData, null: dict[
     assert "safe" not in words
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["alarm"] is False
-    assert {item["kind"] for item in plain["evidence"]} <= set(evidence.KINDS)
+    assert {item["kind"] for item in plain["evidence"]} <= set(reference.KINDS)
     assert plain["images"] == len(clean)
 
 
@@ -277,8 +278,8 @@ def test_the_label_is_named_by_both_kinds_of_evidence(
     restored: dict[int, float], universal: dict[int, float], label: int | None
 ) -> None:
     kinds = [found("restoration", restored, 0.75), found("universal", universal, 0.9)]
-    assert evidence.suspected(kinds) == label
-    assert evidence.suspected(kinds[:1]) == (0 if restored[0] >= 0.75 else None)
+    assert reference.suspected(kinds) == label
+    assert reference.suspected(kinds[:1]) == (0 if restored[0] >= 0.75 else None)
 
 
 def test_universal_perturbations_that_work_are_sought_again(
@@ -318,7 +319,7 @@ def test_a_universal_perturbation_of_large_images_raises_no_alarm() -> None:
     """Measured on a benign ImageNet network at 224 pixels: .98, of any label."""
     found = {
         side: [
-            evidence.evidence_of(kind, {3: 1.0}, side**2) for kind in ("universal", "restoration")
+            reference.evidence_of(kind, {3: 1.0}, side**2) for kind in ("universal", "restoration")
         ]
         for side in (32, 64, 224)
     }
@@ -345,10 +346,10 @@ def test_a_relative_size_counts_among_many_triggers_that_work(
 ) -> None:
     judged = comparable(working, labels, classes)
     by_label = dict.fromkeys(range(labels), 1.0) | {3: 0.05}
-    found = evidence.evidence_of("relative size", by_label, side**2, judged=judged)
+    found = reference.evidence_of("relative size", by_label, side**2, judged=judged)
     assert found is not None and found.label == 3
     assert found.alarm is raised
-    assert evidence.suspected([found]) == (3 if raised else None)
+    assert reference.suspected([found]) == (3 if raised else None)
 
 
 @pytest.mark.parametrize("mask", [0.001, 1.0])
@@ -389,14 +390,18 @@ def test_an_alarm_in_a_network_that_obeys_any_picture_comes_with_a_caution(
     )
     diagnosis = replace(look(model, images), evidence=found)
     assert diagnosis.alarm
-    assert diagnosis.to_dict()["obedient"] is diagnosis.reachable_by_most_labels is caution
+    assert (
+        diagnosis.to_dict()["reachable_by_most_labels"]
+        is diagnosis.reachable_by_most_labels
+        is caution
+    )
     assert ("caution " in diagnosis.summary()) is caution
     assert ("says little here" in scan_to_markdown(diagnosis)) is caution
 
 
 def test_what_the_package_ships_as_null() -> None:
-    stored = evidence.null()
-    assert set(stored["alarm"]) <= set(evidence.KINDS)
+    stored = reference.null()
+    assert set(stored["alarm"]) <= set(reference.KINDS)
     assert stored["alarm"]
     raised = {
         (name, kind)
@@ -404,7 +409,7 @@ def test_what_the_package_ships_as_null() -> None:
         for name, values in stored["benign"].items()
         if Evidence(kind, values[kind], 0, {}, {}, limit).alarm
     }
-    assert raised == {("repvgg-benign-short-4", "universal")}  # known, see docs/diagnosis.md
+    assert raised == {("repvgg-benign-short-4", "universal")}  # known, see docs/results/diagnosis.md
 
 
 # ---- restoration and universal perturbations ----------------------------------------------------

@@ -22,15 +22,14 @@ from nnprune_backdoor.core.sites import Neuron, Site, find_sites
 from nnprune_backdoor.errors import DataError, UnsupportedModelError
 from nnprune_backdoor.removal import Recipe, RemovalReport, compact
 from nnprune_backdoor.removal.compaction import (
-    AWAKE,
-    STAYS,
-    TOLERANCE,
+    COUPLED,
+    NOT_SILENT,
     Size,
-    _Bench,
+    _Comparison,
     allowed_drift,
 )
-from nnprune_backdoor.removal.liveness import LAST, UNEVEN, Lane
-from nnprune_backdoor.removal.probing import Network, OutOfTime
+from nnprune_backdoor.removal.liveness import LAST, UNEVEN, Removable
+from nnprune_backdoor.removal.probing import OutOfTime, ProbedNetwork
 
 IMAGES = noise_images(8)
 
@@ -280,7 +279,7 @@ class Residual(Net):
 def test_a_coupled_channel_goes_only_if_all_that_is_added_is_silent() -> None:
     report = cut(Residual(), bn2=[1, 2], conv1=[2, 3])
     assert set(report.removed) == {Neuron("bn2", 2), Neuron("conv1", 2)}
-    assert set(report.silenced.values()) == {STAYS}
+    assert set(report.silenced.values()) == {COUPLED}
     assert kept(report, "conv3") == {1: [0, 1, 3, 4, 5]}
 
 
@@ -353,7 +352,7 @@ class Gated(Net):
 
 def test_a_gate_goes_with_its_value_but_no_value_with_its_gate() -> None:
     assert kept(cut(Gated(), conv1=[2]), "conv1") == {0: [0, 1, 3, 4, 5, 6, 7, 9, 10, 11]}
-    assert set(cut(Gated(), conv1=[8]).silenced.values()) == {STAYS}
+    assert set(cut(Gated(), conv1=[8]).silenced.values()) == {COUPLED}
 
 
 class Normed(Net):
@@ -373,7 +372,7 @@ class GroupNormLast(nn.GroupNorm):
 @pytest.mark.parametrize("norm", [nn.LayerNorm(6), GroupNormLast(2, 6)])
 def test_a_channel_that_is_normalised_with_others_stays(norm: nn.Module) -> None:
     report = cut(Normed(norm), conv1=[1, 4])
-    assert set(report.silenced.values()) == {STAYS}
+    assert set(report.silenced.values()) == {COUPLED}
     assert not report.recipe
 
 
@@ -495,34 +494,34 @@ def test_a_time_limit_leaves_the_silenced_model() -> None:
     product, wanted = silenced(model, selection)
     smaller, report = compact(product, selection, IMAGES, seconds=0)
     assert not report.removed
-    assert set(report.silenced.values()) == {"not settled within 0 s"}
+    assert set(report.silenced.values()) == {"not decided within 0 s"}
     assert drift(smaller, wanted) == 0
 
 
 def test_what_was_settled_in_time_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One part does not work; time is up when the half without it is settled."""
-    plain, tried = _Bench.complaint, list[set[str]]()
+    plain, tried = _Comparison.problem, list[set[str]]()
 
-    def complaint(self: _Bench, lane: Lane, *, any_drift: bool = False) -> str:
-        layers = [self.names[module] for module in lane.outputs]
+    def problem(self: _Comparison, channels: Removable, *, any_drift: bool = False) -> str:
+        layers = [self.names[module] for module in channels.outputs]
         tried.append(set(layers))
         bad = next(name for name in reversed(whole or layers))
         whole.extend(layers if not whole else [])
-        return "not with it" if bad in layers else plain(self, lane, any_drift=any_drift)
+        return "not with it" if bad in layers else plain(self, channels, any_drift=any_drift)
 
-    def check_time(self: Network) -> None:
+    def check_time(self: ProbedNetwork) -> None:
         if len(tried) > 2:
-            raise OutOfTime("not settled within 7 s")
+            raise OutOfTime("not decided within 7 s")
 
     whole: list[str] = []
-    monkeypatch.setattr(_Bench, "complaint", complaint)
-    monkeypatch.setattr(Network, "check_time", check_time)
+    monkeypatch.setattr(_Comparison, "problem", problem)
+    monkeypatch.setattr(ProbedNetwork, "check_time", check_time)
     model = build("test_resnet")
     selection = chosen(find_sites(model, IMAGES[:2]), 0.1)
     product, wanted = silenced(model, selection)
     smaller, report = compact(product, selection, IMAGES, seconds=7)
     assert report.removed
-    assert "not settled within 7 s" in report.silenced.values()
+    assert "not decided within 7 s" in report.silenced.values()
     assert drift(smaller, wanted) <= 1e-5
 
 
@@ -680,13 +679,12 @@ def test_neurons_that_are_not_silent_are_called_so() -> None:
     selection = Selection((_site(model, "bn1"),), (Neuron("bn1", 1), Neuron("bn1", 2)))
     _, report = compact(model, selection, IMAGES)
     assert report.removed == (Neuron("bn1", 2),)
-    assert report.silenced == {Neuron("bn1", 1): AWAKE}
+    assert report.silenced == {Neuron("bn1", 1): NOT_SILENT}
 
 
 def test_double_precision_is_held_to_the_same_tolerance_as_single() -> None:
-    assert allowed_drift(torch.float64) == allowed_drift(torch.float32) == TOLERANCE
-    assert allowed_drift(torch.float64, 1e-9) == 1e-9
-    assert allowed_drift(torch.bfloat16) == allowed_drift(torch.float16, 1e-9) == 1e-2
+    assert allowed_drift(torch.float64) == allowed_drift(torch.float32) == 1e-4
+    assert allowed_drift(torch.bfloat16) == allowed_drift(torch.float16) == 1e-2
 
 
 @pytest.mark.parametrize("history", ["gradient", "inference", "both"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -213,6 +214,20 @@ def test_the_summary_names_proxy_success(purified: Purified, plainest: Purified)
     assert "ASR" not in purified.summary()
 
 
+def test_the_repr_is_three_lines(purified: Purified, plainest: Purified) -> None:
+    assert purified.removal is not None
+    removed = len(purified.removal.removed)
+    neurons, accuracy, seconds = repr(purified).splitlines()
+    assert (
+        neurons == f"9 of {len(purified.scores.flat)} neurons silenced, {removed} of them removed"
+    )
+    assert accuracy == f"accuracy {purified.accuracy}"
+    assert seconds == f"{sum(purified.seconds.values()):.1f} seconds"
+    assert repr(plainest).splitlines()[1] == "accuracy not measured"
+    assert purified._repr_html_() == f"<pre>{html.escape(repr(purified))}</pre>"
+    assert " -&gt; " in purified._repr_html_()
+
+
 # ---- what people read ---------------------------------------------------------------------------
 
 LOADING = {"src", "href", "srcset", "action", "data", "poster", "background", "ping", "style"}
@@ -402,7 +417,7 @@ def test_what_was_asked_for_limits_what_is_said(_trained: nn.Module, clean: Clea
     result = run(_trained, clean, LowestCount(9), removal="group")
     assert result.removal is not None
     said = " ".join(result.to_dict()["limits"])
-    assert f"by {result.removal.drift:.1e} of the scale" in said
+    assert f"by {result.removal.drift:.1e} of their scale" in said
     endless = replace(result, removal=replace(result.removal, drift=math.inf), triggers=())
     data = endless.to_dict()
     json.dumps(data, allow_nan=False)
@@ -500,13 +515,13 @@ def test_evidence_before_and_after_stands_beside_what_benign_networks_gave(
     found = looked(purified, True, after)
     markdown = found.to_markdown()
     assert "Evidence in the model as given, for label 1: restoration." in markdown
-    assert "In the model that was written: none of these kinds (restoration)." in markdown
+    assert "In the purified model: none of these kinds (restoration)." in markdown
     assert "| restoration | 0.75 (alarm) | 1 | 0.25 to 0.4375 | 0.6 | 0.125 |" in markdown
-    assert "| noise | 0.5 | 1 | 0.25 to 0.4375 | never | - |" in markdown
+    assert "| exposure | 0.5 | 1 | 0.25 to 0.4375 | never | - |" in markdown
     assert "| 0 | 0.125 | 0.125 |" in markdown, "by label"
     assert "few and small" in markdown
     left = looked(purified, True, {**after, "alarm": True}).to_markdown()
-    assert "In the model that was written: evidence remains." in left
+    assert "In the purified model: evidence remains." in left
     none = looked(purified, False, None).to_markdown()
     assert "No evidence of the kinds tested (restoration) in the model as given." in none
     assert "after, same label" not in none

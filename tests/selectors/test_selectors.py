@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "count": [{"count": k} for k in (0, 1, 5, 10_000)],
     "fraction": [{"fraction": f} for f in (0.0, 0.3, 1.0)],
     "outlier": [{}, {"deviations": 0.5}, {"deviations": 0.0}],
-    "accuracy": [{}, {"max_fraction": 1.0, "max_drop": 0.5}, {"search": "bisect"}],
+    "accuracy": [{}, {"max_fraction": 1.0, "max_drop": 0.5}],
 }
 SELECTORS = [create_selector(name, **given) for name in SETTINGS for given in SETTINGS[name]]
 
@@ -416,17 +415,6 @@ def test_more_confidence_never_selects_more(
     assert strict <= lax
 
 
-@pytest.mark.parametrize("max_drop", [0.0, 0.005, 0.02, 0.1])
-def test_bisecting_finds_what_the_grid_finds_where_cost_grows(max_drop: float) -> None:
-    scores = scored(torch.arange(500.0))
-    grid = AccuracyBudget(max_drop=max_drop)
-    held_out = Lossy(1000, lambda n: n)
-    walked, halved = grid(scores, held_out), replace(grid, search="bisect")(scores, held_out)
-    assert halved.neurons == walked.neurons
-    assert len(tried(halved)) <= 8
-    assert tried(halved) == sorted(tried(halved))
-
-
 def test_accuracy_budget_needs_held_out_images() -> None:
     with pytest.raises(DataError, match="AccuracyBudget needs labelled held-out clean images"):
         AccuracyBudget()(scored(torch.arange(20.0)))
@@ -444,7 +432,6 @@ def test_accuracy_budget_needs_held_out_images() -> None:
         (lambda: AccuracyBudget(confidence=0.4), r"confidence in \[0.5, 1\), got 0.02 and 0.4"),
         (lambda: AccuracyBudget(max_fraction=0), r"expected max_fraction in \(0, 1\]"),
         (lambda: AccuracyBudget(points=1), "at least 2 points"),
-        (lambda: AccuracyBudget(search="half"), "search 'grid' or 'bisect', got 'half'"),  # type: ignore[arg-type]
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], Selector], message: str) -> None:

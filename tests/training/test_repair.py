@@ -193,7 +193,7 @@ def test_purify_repairs_what_it_has_pruned(
     assert left < 0.5 and "; after the repair on " in done.selection.reason
     report = done.to_dict()
     assert report["given"]["repair"] == "unlearn"
-    assert any("trained further" in limit for limit in report["limits"])
+    assert any("weights were trained" in limit for limit in report["limits"])
     assert "unlearn" in done.to_markdown()
     again = purify(backdoored, clean, method, selector=SELECTOR, repair="unlearn", progress=False)
     assert_same_state(state_of(done.model), state_of(again.model))
@@ -203,7 +203,7 @@ def test_purify_repairs_what_it_has_pruned(
     assert all(p.requires_grad for p in done.model.parameters())
 
 
-def test_a_repair_that_ruins_the_network_is_undone(
+def test_a_repair_that_ruins_the_network_is_rejected(
     backdoored: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def ruin(model: nn.Module, *_: object, **__: object) -> nn.Module:
@@ -218,8 +218,8 @@ def test_a_repair_that_ruins_the_network_is_undone(
     plain = purify(backdoored, clean, method, repair="none", **asked)
     assert not done.repaired
     assert "would have cost accuracy" in done.repair_rejected
-    assert f"undone: {done.repair_rejected}" in done.summary()
-    assert any("undone" in limit for limit in done.to_dict()["limits"])
+    assert f"rejected: {done.repair_rejected}" in done.summary()
+    assert any("rejected" in limit for limit in done.to_dict()["limits"])
     assert_same_state(state_of(plain.model), state_of(done.model))
     save_purified(done, tmp_path / "out", arch=None)
     assert read_record(tmp_path / "out")["repair"] == "none"
@@ -269,7 +269,7 @@ def test_an_impossible_share_is_refused(
 def test_a_trigger_is_learned_step_by_step_on_a_copy(
     backdoored: nn.Module, clean: CleanData, patch: RecoveredTrigger
 ) -> None:
-    """How fast says something on real networks (docs/diagnosis.md), on this one nothing."""
+    """How fast says something on real networks (docs/results/diagnosis.md), on this one nothing."""
     benign = trained(clean, None)
     before, generator = state_of(benign), torch.get_rng_state()
     probe = relearn(benign, clean, patch, patch.target, progress=False)
@@ -344,7 +344,7 @@ def test_weights_that_are_integers_stay_as_they_are(
     model = copy.deepcopy(backdoored)
     model.table = nn.Parameter(torch.arange(3), requires_grad=False)
     tuned = fine_tune(model, clean, FineTuning(epochs=1), progress=False)
-    mended = unlearn_triggers(model, clean, [patch], search=None, progress=False)
+    mended = unlearn_triggers(model, clean, [patch], TriggerUnlearning(search=None), progress=False)
     for net in (tuned, mended):
         assert torch.equal(net.get_parameter("table"), torch.arange(3))
         assert not torch.equal(net.get_parameter("0.weight"), model.get_parameter("0.weight"))
@@ -356,7 +356,7 @@ def test_every_tensor_keeps_its_type_in_a_repair(
 ) -> None:
     model = copy.deepcopy(backdoored).to(kind)
     model.register_buffer("scale", torch.ones(2))  # in single precision, as it was registered
-    mended = unlearn_triggers(model, clean, [patch], search=None, progress=False)
+    mended = unlearn_triggers(model, clean, [patch], TriggerUnlearning(search=None), progress=False)
     assert mended.get_buffer("scale").dtype == torch.float32
     assert {weight.dtype for weight in mended.parameters()} == {kind}
 

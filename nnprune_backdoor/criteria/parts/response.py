@@ -51,9 +51,9 @@ def sensitivity(
 
 def clean_loss(masked: MaskedModel, batch: CleanData, **noise: Tensor) -> Tensor:
     """Mean cross-entropy of a batch at the present masks, differentiable in them."""
-    where = placement(masked.model)
-    logits = masked(batch.images.to(**where), **noise)
-    return F.cross_entropy(at_least_float32(logits), batch.targets.to(where["device"]))
+    place = placement(masked.model)
+    logits = masked(batch.images.to(**place), **noise)
+    return F.cross_entropy(at_least_float32(logits), batch.targets.to(place["device"]))
 
 
 def loss_gradient(

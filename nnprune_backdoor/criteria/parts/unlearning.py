@@ -240,11 +240,11 @@ class _Ascent:
 
 def _set_gradients_(model: nn.Module, batch: CleanData) -> Tensor:
     """Leave the gradients of ascent on a batch in the weights; its logits (N, classes), on CPU."""
-    weights, where = [w for w in model.parameters() if w.is_floating_point()], placement(model)
+    weights, place = [w for w in model.parameters() if w.is_floating_point()], placement(model)
 
     def passes(part: CleanData) -> tuple[tuple[Tensor, ...], Tensor]:
-        logits = at_least_float32(model(part.images.to(**where)))
-        loss = F.cross_entropy(logits, part.targets.to(where["device"]))
+        logits = at_least_float32(model(part.images.to(**place)))
+        loss = F.cross_entropy(logits, part.targets.to(place["device"]))
         # zeros for weights that no pass reads, such as those of auxiliary heads
         gradients = torch.autograd.grad(-loss, weights, allow_unused=True, materialize_grads=True)
         return gradients, logits.detach().cpu()

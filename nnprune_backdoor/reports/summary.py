@@ -1,0 +1,62 @@
+"""A purification in a few lines of text."""
+
+from __future__ import annotations
+
+from ..training.repair import triggers_of
+from .record import Record
+
+
+def headline(record: Record) -> str:
+    """Neurons, accuracy and time, a line each."""
+    removed = 0 if record.removal is None else len(record.removal.removed)
+    return "\n".join(
+        [
+            f"{len(record.selection)} of {len(record.scores.flat)} neurons silenced, "
+            f"{removed} of them removed",
+            f"accuracy {record.accuracy or 'not measured'}",
+            f"{sum(record.seconds.values()):.1f} seconds",
+        ]
+    )
+
+
+def summarise(record: Record) -> str:
+    """What was done, what it cost, and what it does not say, a line each."""
+    total = len(record.scores.flat)
+    share = len(record.selection) / total
+    lines = [
+        f"criterion  {record.scores.criterion}",
+        f"neurons    {len(record.selection)} of {total} silenced ({share:.2%}), meaning "
+        f"'{record.silencing}', in {len(record.selection.by_site())} of "
+        f"{len(record.scores.sites)} layers",
+        f"because    {record.selection.reason}",
+        *_removal(record),
+        *_repair(record),
+        f"accuracy   {record.accuracy or 'not measured: the clean images have no labels'}",
+        *([f"caution    {record.guessing}"] if record.guessing else []),
+        *(f"proxy      {proxy}" for proxy in record.triggers),
+        f"seconds    {sum(record.seconds.values()):.1f} ("
+        + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record.seconds.items())
+        + ")",
+        "limits     silencing lowers the success of backdoors that use these neurons; it is "
+        "no proof that none is left",
+    ]
+    return "\n".join(lines)
+
+
+def _repair(record: Record) -> list[str]:
+    if record.repair_rejected:
+        return [f"repair     rejected: {record.repair_rejected}"]
+    if not record.repaired:
+        return []
+    count = len(triggers_of(record.scores, record.selection))
+    return [
+        f"repair     all weights trained further to unlearn {count} recovered trigger(s), and "
+        "one recovered from the silenced network"
+    ]
+
+
+def _removal(record: Record) -> list[str]:
+    if record.removal is None:
+        return ["removal    none: the model has its original shape"]
+    first, *others = str(record.removal).splitlines()
+    return [f"removal    {first}", *(f"           {line}" for line in others)]
