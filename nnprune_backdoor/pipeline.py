@@ -121,20 +121,10 @@ def _run(
     with private_randomness(seed):
         prepared = _prepare(model, clean_loader, options)
         frozen = prepared.model
-        parts = scoring, selecting, measuring = prepared.clean.split(*options.shares, seed=seed)
+        scoring, selecting, measuring = prepared.clean.split(*options.shares, seed=seed)
         probe = scoring.images[:_PROBE].to(**placement(frozen))
-        given = Given.of(
-            model,
-            prepared.clean,
-            classes=prepared.classes,
-            parts=tuple(map(len, parts)),
-            probe=len(probe),
-            criterion=options.criterion,
-            selector=options.selector,
-            removal=options.removal,
-            repair=options.repair,
-            shares=options.shares,
-            compute=options.compute,
+        given = _given(
+            model, prepared, (len(scoring), len(selecting), len(measuring)), len(probe), options
         )
         clock.lap("checks")
         scores = options.criterion(
@@ -197,6 +187,29 @@ def _prepare(
         check_label_order(clean.labels, predict_labels(prepared.model, clean.images))
     refuse_computed_weights(prepared.model, [site.name for site in prepared.sites])
     return prepared
+
+
+def _given(
+    model: nn.Module,
+    prepared: Prepared,
+    parts: tuple[int, int, int],
+    probe: int,
+    options: _Options,
+) -> Given:
+    """What is on record of the input."""
+    return Given.of(
+        model,
+        prepared.clean,
+        classes=prepared.classes,
+        parts=parts,
+        probe=probe,
+        criterion=options.criterion,
+        selector=options.selector,
+        removal=options.removal,
+        repair=options.repair,
+        shares=options.shares,
+        compute=options.compute,
+    )
 
 
 def _silenced(

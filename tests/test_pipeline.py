@@ -139,7 +139,7 @@ def test_refusals_come_before_any_work(model: nn.Module, clean: CleanData) -> No
 
     with pytest.raises(UnknownNameError, match="did you mean 'rnp'"):
         purify(model, Untouchable(), "rpn")
-    with pytest.raises(UnknownNameError, match="unlearn_lr"):
+    with pytest.raises(UnknownNameError, match="unlearning"):
         purify(model, Untouchable(), "rnp", unlearn_rate=1.0)
     with pytest.raises(UnknownNameError, match="accuracy"):
         purify(model, Untouchable(), "rnp", selector="acuracy")

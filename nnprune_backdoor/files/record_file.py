@@ -39,17 +39,11 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "sha256": (dict,),  # of the original model's tensors, and of the clean images
     "versions": (dict,),
     "seconds": (dict,),
-}
-
-# entries that older records lack, and their types
-_OPTIONAL: dict[str, tuple[type, ...]] = {
     "source": (dict,),
     "repair": (str,),
-    "shares": (list, type(None)),  # of the clean images: scoring, selecting, measuring
-    "compute": (dict, type(None)),  # see `Compute`
+    "shares": (list,),  # of the clean images: scoring, selecting, measuring
+    "compute": (dict,),  # see `Compute`
 }
-
-_DEFAULTS: dict[str, Any] = dict.fromkeys(_OPTIONAL) | {"source": {}, "repair": "none"}
 
 
 def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -77,9 +71,8 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format {version}, but this version reads up to {FORMAT}; upgrade {LIBRARY}"
         )
-    complete = {**_DEFAULTS, **record}
-    for name, types in {**_ENTRIES, **_OPTIONAL}.items():
-        _check_entry(path, complete, name, types)
+    for name, types in _ENTRIES.items():
+        _check_entry(path, record, name, types)
     _check_entry(path, record["architecture"], "name", (str, type(None)))
     _check_entry(path, record["architecture"], "arguments", (dict,))
     _check_entry(path, record["weights"], "sha256", (str,))
@@ -171,7 +164,7 @@ def record_of(
         "shares": report["given"]["shares"],
         "compute": report["given"]["compute"],
     }
-    assert entries.keys() == _ENTRIES.keys() | _OPTIONAL.keys()
+    assert entries.keys() == _ENTRIES.keys()
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}
 
 

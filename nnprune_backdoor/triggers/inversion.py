@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.data import CleanData
-from ..core.predictions import check_labels, images_per_pass, predict_labels
-from ..core.prepared import Prepared
+from ..core.predictions import predict_labels
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.tensors import at_least_float32, placement
+from .search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,34 +98,27 @@ class Inversion:
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():  # a loader may shuffle
-            # without labels, since splitting would look at them
-            prepared = Prepared.of(model, clean, labels="ignored").moved()
-            frozen, data, classes = prepared.model, prepared.clean, prepared.classes
-            pixels = pixels or PixelRange.seen_in(data.images)
-            pixels.check(data.images)
-            wanted = check_labels(range(classes) if labels is None else labels, classes)
-            fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, images_per_pass(fit.images, frozen) // min(self.batch_size, len(fit)))
+            search = Search.of(
+                model,
+                clean,
+                labels,
+                pixels,
+                held_out=self.held_out,
+                batch_size=self.batch_size,
+                seed=seed,
+            )
             found: list[RecoveredTrigger] = []
-            with progress_bar(
-                self.steps * -(-len(wanted) // size), "recovering triggers", progress
-            ) as bar:
-                for start in range(0, len(wanted), size):
-                    group = wanted[start : start + size]
-                    found += self._descend(frozen, fit, group, pixels, seed=seed, bar=bar)
-            return tuple(trigger.tested_on(frozen, held) for trigger in found)
+            steps = self.steps * len(search.groups)
+            with progress_bar(steps, "recovering triggers", progress) as bar:
+                for group in search.groups:
+                    found += self._descend(search, group, seed=seed, bar=bar)
+            return tuple(trigger.tested_on(search.model, search.held) for trigger in found)
 
     def _descend(
-        self,
-        model: nn.Module,
-        fit: CleanData,
-        labels: list[int],
-        pixels: PixelRange,
-        *,
-        seed: int,
-        bar: Any,
+        self, search: Search, labels: list[int], *, seed: int, bar: Any
     ) -> list[RecoveredTrigger]:
         """Gradient descent on the triggers of a few labels at once (K of them)."""
+        model, fit, pixels = search.model, search.fit, search.pixels
         place = placement(model)
         device, count = place["device"], len(labels)
         channels, height, width = fit.images.shape[1:]

@@ -9,7 +9,7 @@ networks give.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
 import torch
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.data import CleanData
-from ..core.predictions import check_labels, images_per_pass, predict_labels
-from ..core.prepared import Prepared
+from ..core.predictions import predict_labels
 from ..core.recovered import PixelRange
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.tensors import at_least_float32, placement
+from .search import Search
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,41 +106,32 @@ class UniversalPerturbation:
         """
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
-            prepared = Prepared.of(model, clean, labels="ignored").moved()
-            frozen, data, classes = prepared.model, prepared.clean, prepared.classes
-            pixels = pixels or PixelRange.seen_in(data.images)
-            pixels.check(data.images)
-            wanted = check_labels(range(classes) if labels is None else labels, classes)
-            fit, held = data.split(1 - self.held_out, self.held_out, seed=seed)
-            size = max(1, images_per_pass(fit.images, frozen) // min(self.batch_size, len(fit)))
-            groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+            search = Search.of(
+                model,
+                clean,
+                labels,
+                pixels,
+                held_out=self.held_out,
+                batch_size=self.batch_size,
+                seed=seed,
+            )
             found: list[RecoveredPerturbation] = []
-            predicted = predict_labels(frozen, held.images)
-            with progress_bar(self.steps * len(groups), "universal perturbations", progress) as bar:
-                for group in groups:
-                    patterns = self._descend(frozen, fit, group, pixels, seed=seed, bar=bar)
+            steps = self.steps * len(search.groups)
+            predicted = predict_labels(search.model, search.held.images)
+            with progress_bar(steps, "universal perturbations", progress) as bar:
+                for group in search.groups:
+                    patterns = self._descend(search, group, seed=seed, bar=bar)
                     for label, pattern in zip(group, patterns, strict=True):
-                        made = RecoveredPerturbation(label, pattern, pixels, 0.0, 0)
-                        sent = (
-                            predict_labels(frozen, made(held.images[predicted != label])) == label
-                        )
+                        others = search.held.images[predicted != label]
+                        made = RecoveredPerturbation(label, pattern, search.pixels, 0.0, 0)
+                        sent = predict_labels(search.model, made(others)) == label
                         success = sent.float().mean().item() if len(sent) else 0.0
-                        found.append(
-                            RecoveredPerturbation(label, pattern, pixels, success, len(sent))
-                        )
+                        found.append(replace(made, success=success, tested=len(sent)))
         return tuple(found)
 
-    def _descend(
-        self,
-        model: nn.Module,
-        fit: CleanData,
-        labels: list[int],
-        pixels: PixelRange,
-        *,
-        seed: int,
-        bar: Any,
-    ) -> Tensor:
+    def _descend(self, search: Search, labels: list[int], *, seed: int, bar: Any) -> Tensor:
         """Patterns (K, C, H, W) for a few labels at once, on the CPU."""
+        model, fit, pixels = search.model, search.fit, search.pixels
         place = placement(model)
         low, high = pixels.low.to(**place), pixels.high.to(**place)
         # in shares of the valid range, where all channels weigh alike
