@@ -3,8 +3,8 @@
 This one is not timm's. It has two branches that are concatenated, a hand-written sum and a gate.
 Nothing is declared: neurons are found by watching a forward pass. Its weights are read from a file
 as a stranger's would be, and the purified network is saved and loaded again by giving the class.
-In our run it was not purified: the trigger that was recovered is one of another label, and all of its
-288 neurons are busy.
+In our run it was not purified: the trigger that was recovered is one of another label, and all 288
+neurons are busy.
 
     python examples/custom_model.py    # about two minutes on two cores
 """

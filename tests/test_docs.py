@@ -137,6 +137,7 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no neuron:UserWarning")  # of groups that are left alone
 @pytest.mark.parametrize("title", HOW_TO)
 def test_each_section_of_how_to_runs_by_itself(

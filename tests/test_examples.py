@@ -85,6 +85,7 @@ def given(tmp_path: Path, run: Run) -> tuple[str | Path, ...]:
     return ("--weights", tmp_path / "my.safetensors", "--clean", tmp_path / "test", "--size", "32")
 
 
+@pytest.mark.slow
 def test_a_family_on_the_users_files(
     given: tuple[str | Path, ...],
     tmp_path: Path,
@@ -111,6 +112,7 @@ def test_a_family_on_the_users_files(
         assert reason in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_any_timm(
     given: tuple[str | Path, ...], run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +144,7 @@ def test_swapping_the_criterion(run: Run) -> None:
     assert all("%" in cells[4] and "%" in cells[5] for cells in list(rows.values())[2:])
 
 
+@pytest.mark.slow
 def test_the_folders_of_the_command_lines_page(
     tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

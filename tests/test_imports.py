@@ -198,6 +198,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_importing_purify_loads_no_attack_and_no_timm() -> None:
     loaded = loaded_by("from nnprune_backdoor import purify")
     assert "nnprune_backdoor.pipeline" in loaded

@@ -218,6 +218,7 @@ def test_a_caller_in_inference_mode_gets_a_model_that_can_be_trained(
 BASELINES = {"random", "magnitude", "clp"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(list_criteria()) - BASELINES))
 def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
     """Silencing the lowest scores hurts the backdoor more than silencing random neurons does."""
@@ -254,6 +255,7 @@ def test_a_score_beats_chance_on_a_tiny_backdoor(name: str) -> None:
 
 # Another number of threads adds in another order and trains another network; on the five, twice as
 # wide, of docs/results/demo_seeds.md ASR was below 2 %, RA above 95 %.
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_end_to_end_on_real_photographs() -> None:
     """A timm ResNet with a planted trigger: the attack goes, the clean accuracy stays."""

@@ -36,6 +36,7 @@ def test_every_stand_in_stands_for_something() -> None:
         assert any(theirs in block for block in BLOCKS), theirs
 
 
+@pytest.mark.slow
 def test_the_block_runs(
     trained: nn.Module, clean: CleanData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

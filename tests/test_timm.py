@@ -27,6 +27,7 @@ POPULAR: dict[str, dict[str, int]] = {
 WHOLE = {"test_efficientnet_gn", "test_efficientnet_ln"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*timm.list_models("test_*"), *POPULAR])
 def test_exact_removal(name: str) -> None:
     torch.manual_seed(0)

@@ -159,7 +159,7 @@ class MNP(Criterion):
         steepness = self.penalty * weights.to(masks)
         for _, masked in parts:
             masked.use_statistics_(training.statistics, clean.examples())
-        closed_at = torch.full_like(masks, torch.inf, requires_grad=False)
+        closed_at, steps = torch.full_like(masks, torch.inf, requires_grad=False), 0
 
         def gradient(batch: CleanData) -> Tensor:
             total = torch.zeros_like(masks)
@@ -167,14 +167,17 @@ class MNP(Criterion):
                 total += loss_gradient(masked, batch, weight)
                 if not torch.isfinite(total).all():
                     raise ScoringError(
-                        "mask training diverged (gradients of NaN or inf); take a smaller lr"
+                        f"mask training diverged after {steps} steps (gradients of NaN or inf); "
+                        "take a smaller lr"
                     )
             return total + steepness
 
         def note(step: int) -> None:
+            nonlocal steps
+            steps = step
             closed_at[(masks == 0) & (closed_at > step)] = step
 
-        found, steps = training.train(
+        found, _ = training.train(
             masks,
             lambda: clean.batches(training.batch_size, generator),
             gradient,

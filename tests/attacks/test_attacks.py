@@ -406,6 +406,7 @@ def trained(model: nn.Module, **how: Any) -> str:
     return digest(*model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_each_training_option_does_something_and_repeats() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=4)

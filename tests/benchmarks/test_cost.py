@@ -23,6 +23,7 @@ MOST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(MOST))
 def test_the_loop_as_published_costs_more_and_ranks_alike(method: str) -> None:
     model, clean = build("test_resnet"), CleanData(noise_images(32), torch.arange(32) % 10)

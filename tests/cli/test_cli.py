@@ -135,6 +135,7 @@ def purified(shop: Shop) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_from_a_checkpoint_and_png_files_to_a_folder_and_a_page(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +161,7 @@ def test_from_a_checkpoint_and_png_files_to_a_folder_and_a_page(
     assert "&lt;img src=x onerror=alert(1)&gt;" in html
 
 
+@pytest.mark.slow
 def test_the_report_of_a_folder(
     purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_damaged_report(
     assert "report.json: " in said(capsys)
 
 
+@pytest.mark.slow
 def test_the_attack_took_and_the_folder_is_evaluated_like_a_checkpoint(
     shop: Shop, purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +242,7 @@ def test_an_attack_on_a_model_that_is_there(
     assert load_weights(out).keys() == load_weights(shop.weights).keys()
 
 
+@pytest.mark.slow
 def test_images_without_labels(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +282,7 @@ def test_repair_trains_what_is_left(
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_hyperparameters_are_typed(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +323,7 @@ class Idle(Criterion):
 """
 
 
+@pytest.mark.slow
 def test_a_plugins_criterion_goes_by_its_name(
     shop: Shop,
     tmp_path: Path,
@@ -405,6 +411,7 @@ def test_misuse_of_purify(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_more_misuse(shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, there = tmp_path / "a.safetensors", tmp_path / "there.safetensors"
     there.write_text("x")
@@ -476,6 +483,7 @@ def test_failures_exit_with_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "two"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves(tmp_path: Path) -> None:
     """As in `nnprune-backdoor list | head -1`: no traceback, no message."""
     code = "from nnprune_backdoor.cli.main import main; raise SystemExit(main(['list']))"
@@ -488,6 +496,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.slow
 def test_a_run_replaces_its_own_folder_on_request(shop: Shop, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = f"purify {{}} --clean {{}} --out {{}} {CHEAP}"
@@ -646,6 +655,7 @@ def test_a_page_is_written_whole_or_not_at_all(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
 
 
+@pytest.mark.slow
 def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], shop: Shop) -> None:
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
     torch.save({"arch": "test_resnet", "state_dict": model.state_dict()}, tmp_path / "m.pth")
@@ -670,6 +680,7 @@ def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert "mnist has 10 classes, and the model has 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [True, False])
 def test_purify_says_by_its_exit_code_whether_evidence_is_left(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bool
@@ -702,6 +713,7 @@ def test_notes_say_what_was_read(shop: Shop, capsys: pytest.CaptureFixture[str])
     assert re.search(r"apple: 2 images", captured.err)
 
 
+@pytest.mark.slow
 def test_sizes_and_channels_are_found_from_the_weights(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -728,6 +740,7 @@ def test_a_mean_that_does_not_fit_is_said_of_who_gave_it(
         assert "takes 3 channel(s), and mean was given as 0.5" in said(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "error"),
     [

@@ -63,6 +63,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallMemory]:
     yield memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_out_of_memory_halves_the_parts_and_keeps_the_batch(
     exact: tuple[nn.Module, CleanData], little: SmallMemory, name: str
@@ -77,6 +78,7 @@ def test_out_of_memory_halves_the_parts_and_keeps_the_batch(
     assert little.refused == 2
 
 
+@pytest.mark.slow
 def test_cnp_goes_on_when_memory_runs_out(
     net: nn.Module, clean: CleanData, little: SmallMemory
 ) -> None:
@@ -112,6 +114,7 @@ def test_memory_that_runs_out_while_unlearning_halves_too() -> None:
     assert max(sizes) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_small_parts_give_the_scores_of_whole_batches(
     exact: tuple[nn.Module, CleanData], name: str
@@ -154,6 +157,7 @@ def test_a_layout_that_the_model_cannot_take_is_left_alone(clean: CleanData) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
 def test_channels_last_changes_rounding_alone(clean: CleanData, name: str) -> None:
     model = build(name)

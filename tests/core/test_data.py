@@ -246,6 +246,7 @@ def test_split_is_a_partition_by_size(
             assert part.labels is None
 
 
+@pytest.mark.slow
 @quick
 @given(labels_and_shares(), st.integers(0, 99))
 def test_split_is_stratified(case: tuple[Tensor, list[float]], seed: int) -> None:

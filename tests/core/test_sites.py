@@ -98,6 +98,7 @@ def test_pytorch_attention_is_left_out_too() -> None:
     assert names == ["embed", "layer.linear1", "layer.linear2"]
 
 
+@pytest.mark.slow
 def test_vgg11_without_norms_has_layer_sites() -> None:
     model = timm.create_model("vgg11", num_classes=10).eval()
     widths = {0: 64, 3: 128, 6: 256, 8: 256, 11: 512, 13: 512, 16: 512, 18: 512}

@@ -352,6 +352,7 @@ def test_chance_is_uniform_and_another_one_for_every_seed(zoo: Zoo, images: Clea
     assert float(both.mean()) == pytest.approx(0.5, abs=4 / 12**0.5 / len(both) ** 0.5)
 
 
+@pytest.mark.slow
 def test_every_architecture_is_scored(any_model: nn.Module) -> None:
     """Or refused by BNP, which is when no layer with neurons has running statistics."""
     images = CleanData(noise_images(10))

@@ -238,6 +238,7 @@ def test_a_model_without_a_classifier_is_refused_at_once(clean: CleanData) -> No
         CNP()(Doubled().eval(), clean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_nfnet"])
 @pytest.mark.parametrize("ranking", [RESPONSE, TRAINING])
 def test_networks_without_batch_norm_are_scored(name: str, ranking: Any) -> None:
@@ -273,6 +274,7 @@ def test_masks_move_and_nothing_else_does(net: nn.Module, clean: CleanData) -> N
     assert not torch.equal(drifted, before["bn1.running_mean"])
 
 
+@pytest.mark.slow
 def test_pruning_changes_the_selected_gammas_alone(net: nn.Module, clean: CleanData) -> None:
     scores = replace(QUICK, stamp=brighter)(net, clean)
     selection, before = LowestFraction(0.01)(scores), state_of(net)
@@ -316,6 +318,7 @@ def test_steps_follow_the_gradient_of_the_loss(
     assert (got < 1).float().mean() > 0.1
 
 
+@pytest.mark.slow
 def test_the_rate_falls_where_recovery_stalls(net: nn.Module, clean: CleanData) -> None:
     """Every look after the first is no better: the masks must then move less."""
     settings = {"steps": 6, "check_every": 1, "patience": 0, "temperature": 1e3}
@@ -324,6 +327,7 @@ def test_the_rate_falls_where_recovery_stalls(net: nn.Module, clean: CleanData) 
     assert (1 - slow).sum() < (1 - fast).sum()
 
 
+@pytest.mark.slow
 def test_the_response_is_the_mean_gradient_at_one(net: nn.Module, clean: CleanData) -> None:
     ranking = Response(batch_size=16, rounds=2, damping=0.05, statistics="batch")
     criterion = replace(QUICK, stamp=brighter, ranking=ranking)
@@ -383,6 +387,7 @@ def test_noise_leads_to_the_target_of_a_handmade_backdoor() -> None:
     assert replace(QUICK, candidates=1).find_target(model, images, 0, False)[0] == increase.argmax()
 
 
+@pytest.mark.slow
 def test_the_increase_is_counted_over_five_passes(net: nn.Module, clean: CleanData) -> None:
     criterion, draws = replace(QUICK, ranking=replace(RESPONSE, batch_size=32)), generator(6)
     got = criterion.noise_increase(net, clean, generator(6))
@@ -410,6 +415,7 @@ def images() -> CleanData:
     return CleanData(pictures(3).images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidates", [None, 2, 3])
 @pytest.mark.parametrize("colours", [1, 3])
 def test_the_trigger_neuron_comes_first(candidates: int | None, colours: int) -> None:
@@ -446,6 +452,7 @@ def test_candidates_that_do_not_work_make_it_look_at_all_labels(
     assert len(details["search"]["sizes"]) == 3
 
 
+@pytest.mark.slow
 def test_labels_change_nothing(model: Handmade, images: CleanData) -> None:
     quick = {**TAC_QUICK, "search_steps": 20, "steps": 20, "min_success": 0.0}
     garbage = CleanData(images.images, torch.randint(3, (len(images),), generator=generator()))
@@ -543,6 +550,7 @@ def patch(images: Tensor) -> Tensor:
     return stamped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranking", "share"),
     [

@@ -21,6 +21,7 @@ from nnprune_backdoor import (
     CleanData,
     Criterion,
     create_criterion,
+    criteria,
     list_criteria,
     register_criterion,
     scan,
@@ -143,7 +144,7 @@ def test_repr_makes_the_same_criterion_again(name: str) -> None:
     made = [create_criterion(name), cls.paper()]
     made += [create_criterion(name, **settings) for settings in FAST.get(name, {}).values()]
     for one in made:
-        assert eval(repr(one), {cls.__name__: cls}) == one
+        assert eval(repr(one), {**vars(criteria), cls.__name__: cls}) == one
 
 
 def test_hyper_parameters_are_set_by_name() -> None:
@@ -203,6 +204,7 @@ def test_a_notebook_cell_can_be_run_twice() -> None:
 # ---- scores -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_cover_every_neuron_and_are_finite(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -219,6 +221,7 @@ def test_scores_cover_every_neuron_and_are_finite(
     assert scores.criterion == repr(criterion)
 
 
+@pytest.mark.slow
 def test_only_the_given_sites_are_scored(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -228,6 +231,7 @@ def test_only_the_given_sites_are_scored(
     assert len(scores.flat) == sum(site.channels for site in subset)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores_bit_for_bit(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -241,6 +245,7 @@ def test_the_same_seed_gives_the_same_scores_bit_for_bit(
     assert torch.isfinite(other.flat).all()
 
 
+@pytest.mark.slow
 def test_random_loaders_are_seeded_too(trained: nn.Module, clean: CleanData) -> None:
     """Augmentation draws from torch, numpy or random; `seed` starts all three."""
     criterion = create_criterion("anp", **FAST["anp"]["response"])
@@ -255,6 +260,7 @@ def test_random_loaders_are_seeded_too(trained: nn.Module, clean: CleanData) -> 
         assert not torch.equal(first.flat, other.flat)
 
 
+@pytest.mark.slow
 def test_mode_and_trainability_of_the_model_do_not_matter(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -266,6 +272,7 @@ def test_mode_and_trainability_of_the_model_do_not_matter(
     world.assert_unchanged(frozen)
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_inside_no_grad(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -275,6 +282,7 @@ def test_scores_are_the_same_inside_no_grad(
         assert not torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_a_one_batch_loader_is_enough(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -283,6 +291,7 @@ def test_a_one_batch_loader_is_enough(
     assert_same_scores(one_batch, criterion(trained, batches(clean, 7)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # one-core machines
 def test_workers_of_the_loader_do_not_matter(
     criterion: Criterion, trained: nn.Module, clean: CleanData
@@ -296,6 +305,7 @@ def test_workers_of_the_loader_do_not_matter(
     assert_same_scores(results[0], results[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_are_scored_in_their_own(
     criterion: Criterion, trained: nn.Module, clean: CleanData, dtype: torch.dtype
@@ -310,6 +320,7 @@ def test_other_precisions_are_scored_in_their_own(
     assert len(scores.flat.unique()) > 1
 
 
+@pytest.mark.slow
 def test_progress_bars_change_nothing(
     criterion: Criterion,
     trained: nn.Module,
@@ -326,6 +337,7 @@ def test_progress_bars_change_nothing(
 # ---- the model and the world are left as they were ----------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_changes(criterion: Criterion, lived_in: nn.Module, clean: CleanData) -> None:
     world = World.around(lived_in)
     criterion(lived_in, clean, seed=7)
@@ -348,6 +360,7 @@ def test_nothing_changes_when_the_loader_raises_midway(
     world.assert_unchanged(lived_in)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_changes_when_the_work_is_stopped(
     criterion: Criterion, lived_in: nn.Module, clean: CleanData, error: type[BaseException]
@@ -370,6 +383,7 @@ def test_nothing_changes_when_the_work_is_stopped(
     world.assert_unchanged(lived_in)
 
 
+@pytest.mark.slow
 def test_the_clean_images_are_not_written_to(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -379,6 +393,7 @@ def test_the_clean_images_are_not_written_to(
     assert torch.equal(clean.targets, labels)
 
 
+@pytest.mark.slow
 def test_what_the_caller_has_set_changes_no_score(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
@@ -414,6 +429,7 @@ class Recomputing(nn.Module):
         return net.forward_head(x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -455,6 +471,7 @@ class Odd(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("habit", ["numpy", "in place", "graph in place", "no grad", "keeps"])
 @pytest.mark.parametrize("name", ["anp", "rnp"])
 def test_odd_networks_are_not_taken_for_recomputing_ones(
@@ -474,6 +491,7 @@ def test_a_scan_refuses_a_network_that_recomputes(net: nn.Module, clean: CleanDa
 # ---- refusals -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_criterion_that_needs_labels_says_so(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:

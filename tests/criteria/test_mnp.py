@@ -102,6 +102,7 @@ def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) 
 # ---- clean suppression --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mu", [0.0, 0.05])
 def test_a_step_of_suppression_ascends_loss_less_mu_times_the_square(
     net: nn.Module, clean: CleanData, mu: float
@@ -138,6 +139,7 @@ def test_the_stop_follows_the_number_of_classes(classes: int, stop: float) -> No
     assert RNP().unlearning._stop_for(model, data) == 0.2
 
 
+@pytest.mark.slow
 def test_suppression_takes_the_clean_task_and_leaves_the_backdoor(clean: CleanData) -> None:
     stamped = clean.images.clone()
     stamped[:, :, -4:, -4:] = 4 * (torch.arange(16).reshape(4, 4) % 2 * 2 - 1.0)
@@ -267,6 +269,7 @@ def test_masks_follow_the_gradient_of_all_three_terms(
     assert (got < 0.99).sum() > 50
 
 
+@pytest.mark.slow
 def test_without_penalty_and_preserving_it_is_rnp(
     net: nn.Module, sites: Sites, clean: CleanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +297,7 @@ def test_a_large_penalty_closes_every_neuron(
     assert torch.equal(closed_at, torch.ones_like(masks))
 
 
+@pytest.mark.slow
 def test_the_run_stops_once_enough_neurons_are_closed(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
@@ -371,6 +375,7 @@ def test_ties_break_by_the_step_of_closing_then_by_magnitude() -> None:
     assert (scores[masks == 1] > 1).all()
 
 
+@pytest.mark.slow
 def test_scores_of_trained_masks_are_tie_free_and_keep_thresholds(
     net: nn.Module, clean: CleanData
 ) -> None:
@@ -384,6 +389,7 @@ def test_scores_of_trained_masks_are_tie_free_and_keep_thresholds(
     assert len(chosen[0]) > 10
 
 
+@pytest.mark.slow
 def test_the_response_is_the_objective_s_pull_over_the_clean_stiffness(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
@@ -399,6 +405,7 @@ def test_the_response_is_the_objective_s_pull_over_the_clean_stiffness(
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_every_switch_changes_the_scores(net: nn.Module, clean: CleanData, ranking: Any) -> None:
     few = CleanData(clean.images[:20], clean.targets[:20])
@@ -414,6 +421,7 @@ def test_every_switch_changes_the_scores(net: nn.Module, clean: CleanData, ranki
         assert not torch.equal(replace(base, **switch)(net, few).flat, plain), switch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_labels_matter(net: nn.Module, clean: CleanData, ranking: Any) -> None:
     criterion = MNP(unlearning=QUICK, ranking=ranking)
@@ -423,6 +431,7 @@ def test_labels_matter(net: nn.Module, clean: CleanData, ranking: Any) -> None:
     assert not torch.equal(criterion(net, clean).flat, criterion(net, other).flat)
 
 
+@pytest.mark.slow
 def test_the_product_is_the_original_but_for_the_selected_gammas(
     net: nn.Module, clean: CleanData
 ) -> None:
@@ -439,6 +448,7 @@ def test_the_product_is_the_original_but_for_the_selected_gammas(
 # ---- any model ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_nfnet", "resnetv2_18"])
 def test_models_of_other_norms_are_scored(name: str, ranking: Any) -> None:
@@ -451,6 +461,7 @@ def test_models_of_other_norms_are_scored(name: str, ranking: Any) -> None:
     assert len(scores.flat.unique()) > 0.9 * len(scores.flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_two_classes_and_greyscale(ranking: Any) -> None:
     torch.manual_seed(0)
@@ -484,7 +495,4 @@ def test_divergence_of_the_masks_is_reported(
     with torch.no_grad():
         broken.fc.bias[0] = torch.inf
     with pytest.raises(ScoringError, match="mask training diverged after 0 steps"):
-        trained_masks(net, sites, clean, broken)
-
-
-# ---- the diagnostic -----------------------------------------------------------------------------
+        trained_masks(net, sites, clean, broken, training={})

@@ -86,6 +86,7 @@ def test_neurons_that_pull_the_other_way_never_go(masked: MaskedModel) -> None:
     assert seen == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_STAGES)
 def test_the_first_stage_of_every_criterion_is_its_response(
     name: str, net: nn.Module, clean: CleanData

@@ -98,6 +98,7 @@ def anp_masks(
     return criterion.train(training, masked, clean, generator(), False)[0]
 
 
+@pytest.mark.slow
 def test_anp_masks_start_at_one_and_stay_in_range(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
@@ -111,6 +112,7 @@ def test_anp_masks_start_at_one_and_stay_in_range(
         assert masks.max() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_anp_steps_follow_the_gradient_of_both_losses(
     net: nn.Module, sites: Sites, clean: CleanData, steps: int
@@ -172,6 +174,7 @@ def test_anp_without_noise_moves_masks_only_through_alpha(
     torch.testing.assert_close(moved, scaled, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other", [{"noise_budget": 0.0}, {"noise_budget": 1.0}, {"noise_steps": 3}]
 )
@@ -271,6 +274,7 @@ def test_projected_noise_stays_in_its_budget(
     assert (noise.abs() == torch.tensor(0.4)).float().mean() > 0.2  # many at the bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_unprojected_noise_moves_by_whole_steps_and_leaves_the_budget(
     net: nn.Module, sites: Sites, clean: CleanData, steps: int
@@ -296,6 +300,7 @@ def test_noise_on_a_bias_of_zero_does_not_move(
     assert not torch.equal(noise[0], start[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_noise_raises_the_loss_of_its_batch(
     net: nn.Module, sites: Sites, clean: CleanData, steps: int
@@ -353,6 +358,7 @@ def test_one_unlearning_step_raises_the_loss(net: nn.Module, clean: CleanData) -
     assert not any(parameter.requires_grad for parameter in unlearned.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_unlearning_is_ascent_on_all_weights(
     net: nn.Module, clean: CleanData, momentum: float
@@ -405,6 +411,7 @@ def test_the_clip_acts_only_above_its_norm(net: nn.Module, clean: CleanData) -> 
     assert cosine > 0.9999
 
 
+@pytest.mark.slow
 def test_the_rate_falls_tenfold_at_the_papers_milestones(net: nn.Module, clean: CleanData) -> None:
     """With the gradient clipped to norm c in each step, a step has length rate * c."""
     net.double()
@@ -432,6 +439,7 @@ def test_500_images_in_batches_of_128_are_four_steps(net: nn.Module) -> None:
     assert details["unlearn_steps"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["step", "epoch"])
 def test_a_stop_that_is_not_reached_raises_or_is_recorded(
     net: nn.Module, clean: CleanData, check: str
@@ -449,6 +457,7 @@ def test_a_stop_that_is_not_reached_raises_or_is_recorded(
     assert scores.details == details | {"ranks_only": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["step", "epoch"])
 def test_clean_function_collapses_and_the_stop_is_seen(
     net: nn.Module, clean: CleanData, check: str
@@ -614,6 +623,7 @@ def test_the_product_is_the_original_but_for_the_selected_gammas(
     assert_same_state(expected, product.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silencing", ["zero", "constant"])
 @pytest.mark.parametrize(
     "criterion",
@@ -828,6 +838,7 @@ def carry(norm: nn.Module, slope: float, start: float) -> None:
     norm.weight[3], norm.bias[3] = slope, -slope * start
 
 
+@pytest.mark.slow
 def test_anp_ranks_a_handwritten_trigger_channel_in_the_lowest_two_percent() -> None:
     """RNP cannot: a channel that is silent on clean images changes nothing that RNP looks at."""
     model, clean, triggered = handwritten()

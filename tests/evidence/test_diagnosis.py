@@ -73,6 +73,7 @@ def stamped(images: Tensor) -> Tensor:
 # ---- scan ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_planted_backdoor_raises_the_alarm(
     model: nn.Module, images: CleanData, null: dict[str, Any]
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_planted_backdoor_raises_the_alarm(
     assert "evidence of a backdoor with target 1 (restoration)" in found.summary()
 
 
+@pytest.mark.slow
 def test_a_scan_is_a_page(model: nn.Module, images: CleanData, null: dict[str, Any]) -> None:
     found = look(model, images)
     page, text = scan_to_html(found), scan_to_markdown(found)
@@ -140,6 +142,7 @@ def test_a_scan_is_a_page(model: nn.Module, images: CleanData, null: dict[str, A
         scan_plots.trigger(nothing)
 
 
+@pytest.mark.slow
 def test_triggered_images_are_found(model: nn.Module, images: CleanData) -> None:
     found = look(model, images)
     others = images.images[images.targets != 1]
@@ -153,6 +156,7 @@ def test_triggered_images_are_found(model: nn.Module, images: CleanData) -> None
         found.suspicious(torch.full((1, 3, 16, 16), torch.nan))
 
 
+@pytest.mark.slow
 def test_a_report_never_says_clean(net: nn.Module, clean: CleanData, null: dict[str, Any]) -> None:
     null["alarm"] = {"restoration": 1.01}
     found = SHORT(net, clean)
@@ -174,6 +178,7 @@ def test_it_is_repeatable_and_does_not_look_at_labels(model: nn.Module, images: 
     assert one.evidence == two.evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", [1, 3])
 def test_two_classes_and_grey_images(colours: int) -> None:
     """One colour: bright against dark, two classes; the trigger still stands out."""
@@ -200,6 +205,7 @@ def test_very_many_classes_are_screened_first(model: nn.Module, images: CleanDat
     assert "screening" not in SHORT(model, images, **settings).seconds
 
 
+@pytest.mark.slow
 def test_there_may_be_more_classes_than_images() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=50).eval()
@@ -282,6 +288,7 @@ def test_the_label_is_named_by_both_kinds_of_evidence(
     assert reference.suspected(kinds[:1]) == (0 if restored[0] >= 0.75 else None)
 
 
+@pytest.mark.slow
 def test_universal_perturbations_that_work_are_sought_again(
     model: nn.Module, images: CleanData, null: dict[str, Any]
 ) -> None:
@@ -369,6 +376,7 @@ def test_a_relative_size_is_judged_again_by_the_new_trigger_of_the_label(mask: f
     assert Scan()._relative_size_again(trigger, [], 10) == ({}, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("successes", "restoration", "caution"),
     [
@@ -409,7 +417,7 @@ def test_what_the_package_ships_as_null() -> None:
         for name, values in stored["benign"].items()
         if Evidence(kind, values[kind], 0, {}, {}, limit).alarm
     }
-    assert raised == {("repvgg-benign-short-4", "universal")}  # known, see docs/results/diagnosis.md
+    assert raised == {("repvgg-benign-short-4", "universal")}  # see docs/results/diagnosis.md
 
 
 # ---- restoration and universal perturbations ----------------------------------------------------
@@ -456,6 +464,7 @@ def held_out(model: nn.Module, images: CleanData) -> HeldOut:
     return HeldOut(model, sites, images, silencing="constant", scored=images)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_least_that_ends_the_evidence(
     model: nn.Module, images: CleanData, null: dict[str, Any]
 ) -> None:
@@ -471,6 +480,7 @@ def test_auto_takes_the_least_that_ends_the_evidence(
     assert details["plateau"] == [2, 5]  # 4, 6 and 7 are idle; then accuracy goes
 
 
+@pytest.mark.slow
 def test_auto_selects_nothing_without_evidence(
     model: nn.Module, images: CleanData, null: dict[str, Any]
 ) -> None:
@@ -483,6 +493,7 @@ def test_auto_selects_nothing_without_evidence(
     assert selection.details["diagnosis"]["alarm"] is False
 
 
+@pytest.mark.slow
 def test_auto_says_when_the_evidence_remains(
     model: nn.Module, images: CleanData, null: dict[str, Any]
 ) -> None:
@@ -494,6 +505,7 @@ def test_auto_says_when_the_evidence_remains(
     assert "remains" in selection.reason
 
 
+@pytest.mark.slow
 def test_auto_reviews_a_repaired_network(
     model: nn.Module, images: CleanData, null: dict[str, Any]
 ) -> None:
@@ -519,6 +531,7 @@ def test_auto_reviews_a_repaired_network(
     assert AUTO.review(nothing, model, given) is nothing
 
 
+@pytest.mark.slow
 def test_auto_judges_a_relative_size_again_where_that_alone_raised_the_alarm(
     model: nn.Module, images: CleanData, null: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +557,7 @@ def test_auto_is_there_by_name_and_refuses(model: nn.Module, images: CleanData) 
         AUTO(ranked(model, images, []), held_out(model, unlabelled))
 
 
+@pytest.mark.slow
 def test_purify_with_auto(net: nn.Module, clean: CleanData, null: dict[str, Any]) -> None:
     null["alarm"] = {"restoration": 1.01}
     quick = Auto(evidence=SHORT)

@@ -22,6 +22,7 @@ from nnprune_backdoor.evidence import expose
 QUICK = Unlearning(lr=0.05, stop=None, missed="flag", epochs=40)
 
 
+@pytest.mark.slow
 def test_what_the_model_said_of_clean_images_is_unlearned(net: nn.Module, clean: CleanData) -> None:
     before, random, hooks = state_of(net), torch.get_rng_state(), hooks_of(net)
     exposed = expose(net, CleanData(clean.images), QUICK)  # no labels
@@ -35,6 +36,7 @@ def test_what_the_model_said_of_clean_images_is_unlearned(net: nn.Module, clean:
     assert not any(parameter.requires_grad for parameter in exposed.model.parameters())
 
 
+@pytest.mark.slow
 def test_the_trajectory_says_what_was_predicted(net: nn.Module, clean: CleanData) -> None:
     exposed = expose(net, clean, QUICK)
     assert exposed.trajectory[0].accuracy > exposed.trajectory[-1].accuracy
@@ -48,12 +50,14 @@ def test_the_trajectory_says_what_was_predicted(net: nn.Module, clean: CleanData
     assert exposed.predicted[exposed.label] == max(exposed.predicted)
 
 
+@pytest.mark.slow
 def test_it_is_repeatable_and_does_not_look_at_labels(net: nn.Module, clean: CleanData) -> None:
     one, two = (expose(net, data, QUICK, seed=3) for data in (clean, CleanData(clean.images)))
     assert one.trajectory == two.trajectory
     assert_same_state(state_of(one.model), state_of(two.model))
 
 
+@pytest.mark.slow
 def test_weights_that_the_forward_pass_does_not_read_are_no_obstacle(
     net: nn.Module, clean: CleanData
 ) -> None:

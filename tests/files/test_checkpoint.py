@@ -380,6 +380,7 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
 # --- models ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "args"),
     [

@@ -33,6 +33,7 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model(IMAGES)
 
 
+@pytest.mark.slow
 def test_torch_export_gives_the_same_logits(smaller: nn.Module, tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(smaller, (IMAGES[:2],), dynamic_shapes=({0: batch},))

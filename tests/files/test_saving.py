@@ -109,6 +109,7 @@ def purified_of(name: str) -> Purified:
     return cheap(timm.create_model(name, num_classes=10, **MODELS[name]).eval())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_purified_model_comes_back_to_the_bit(tmp_path: Path, name: str) -> None:
     result = purified_of(name)
@@ -127,6 +128,7 @@ def test_a_purified_model_comes_back_to_the_bit(tmp_path: Path, name: str) -> No
     assert read_report(tmp_path / "out").to_dict() == result.to_dict()
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_same_logits(tmp_path: Path) -> None:
     """Every architecture of the round trip, all in one process, since importing torch is slow."""
     for name, args in MODELS.items():
@@ -230,6 +232,7 @@ def test_a_network_without_weights_and_one_that_has_run_are_given(tmp_path: Path
 # --- the record ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_record_says_how_it_came_about(tmp_path: Path) -> None:
     model = build("test_resnet")
     images, labels = noise_images(60), torch.arange(60) % 10
@@ -284,6 +287,7 @@ def test_fingerprints_tell_tensors_apart() -> None:
 # --- what is not written ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wrong_architecture_is_found_when_saving(tmp_path: Path) -> None:
     result = cheap(build("test_vit"))
     wrong: list[tuple[str, dict[str, Any], type[PurifyError], str]] = [

@@ -204,6 +204,7 @@ def test_layers_that_autograd_cannot_see_are_refused() -> None:
         trace(Blind(), EXAMPLE)
 
 
+@pytest.mark.slow
 def test_wrapped_models_are_refused() -> None:
     for wrapped in (nn.DataParallel(narrow()), torch.compile(narrow())):
         with pytest.raises(UnsupportedModelError, match="give the plain one"):
@@ -389,6 +390,7 @@ def test_the_wrapper_comes_with_the_first_ledger_and_goes_with_the_last(no_ledge
     assert tp.dependency.Group.prune is no_ledgers
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_ledgers")
 def test_neither_ledger_nor_wrapper_keeps_a_model_alive() -> None:
     model = narrow()
@@ -401,6 +403,7 @@ def test_neither_ledger_nor_wrapper_keeps_a_model_alive() -> None:
     assert len(ledger._channels) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("polite", [True, False])
 def test_somebody_elses_wrapper_stays_and_nothing_counts_twice(
     monkeypatch: pytest.MonkeyPatch, no_ledgers: Any, polite: bool

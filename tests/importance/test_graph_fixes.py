@@ -95,6 +95,7 @@ NETS: dict[str, tuple[Net, list[int], Cuts]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_groups_are_right_with_us_and_wrong_without(name: str) -> None:
     net, channels, wanted = NETS[name]
@@ -136,6 +137,7 @@ def test_a_second_prune_finds_the_chunks_where_they_are_then() -> None:
     assert second(plain(theirs), theirs) != wanted, "Torch-Pruning keeps the offsets itself now"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cs3darknet_focus_s", "shvit_s1"])
 def test_networks_that_torch_pruning_fails_on_are_traced(name: str) -> None:
     model = timm.create_model(name, num_classes=10).eval()
@@ -146,6 +148,7 @@ def test_networks_that_torch_pruning_fails_on_are_traced(name: str) -> None:
         plain(model)
 
 
+@pytest.mark.slow
 def test_what_is_right_by_itself_stays_as_it_is() -> None:
     for name in ("test_resnet", "test_convnext", "test_efficientnet", "test_vit"):
         model = timm.create_model(name, num_classes=10)

@@ -481,6 +481,7 @@ def test_an_importance_keeps_no_ledger_once_it_is_gone() -> None:
 # --- one class a criterion ---
 
 
+@pytest.mark.slow
 def test_a_criterion_by_its_own_name(trained: nn.Module, clean: CleanData) -> None:
     from nnprune_backdoor.importance import ANPImportance, RNPImportance
 

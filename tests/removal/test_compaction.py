@@ -70,6 +70,7 @@ def parameters(model: nn.Module) -> int:
 # --- real architectures ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silencing", ["zero", "constant"])
 def test_the_smaller_model_computes_what_the_silenced_one_does(
     any_model: nn.Module, silencing: Silencing
@@ -92,6 +93,7 @@ def test_the_smaller_model_computes_what_the_silenced_one_does(
 COMPACTED = sorted(set(SMALL) - {"test_nfnet"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPACTED)
 def test_real_architectures_become_smaller(name: str) -> None:
     model = build(name)
@@ -103,6 +105,7 @@ def test_real_architectures_become_smaller(name: str) -> None:
     assert report.after.macs < report.before.macs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_recipe_rebuilds_and_replays(name: str) -> None:
     model = build(name)
@@ -122,6 +125,7 @@ def test_a_recipe_rebuilds_and_replays(name: str) -> None:
         assert torch.equal(recipe.apply_(replayed)(IMAGES), wanted)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), share=st.floats(0.0, 0.6))
 @settings(max_examples=15, deadline=None)
 def test_any_selection_is_removed_rightly_or_kept(seed: int, share: float) -> None:

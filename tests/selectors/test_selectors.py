@@ -80,6 +80,7 @@ def test_every_registered_selector_is_under_test() -> None:
     assert sorted([*SETTINGS, *elsewhere]) == list_selectors()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", SELECTORS, ids=repr)
 @quick
 @given(any_scores())

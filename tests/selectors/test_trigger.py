@@ -54,6 +54,7 @@ def test_the_least_that_makes_the_trigger_fail(model: nn.Module, images: CleanDa
     assert [trigger.target for trigger in selection.triggers] == [1, 1]
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept(model: nn.Module, images: CleanData) -> None:
     """The three colours come before the trigger's channel: taking any ruins accuracy."""
     scores = ranked(model, images, [3, 0, 2, TRIGGER])
@@ -104,6 +105,7 @@ def test_the_criterions_target_is_taken(model: nn.Module, images: CleanData) -> 
     assert [neuron.channel for neuron in selection.neurons] == [TRIGGER]
 
 
+@pytest.mark.slow
 def test_it_is_repeatable(model: nn.Module, images: CleanData) -> None:
     scores = ranked(model, images, [3, TRIGGER])
     one, two = (SELECTOR(scores, held_out(model, scores, images)) for _ in range(2))

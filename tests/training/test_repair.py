@@ -170,6 +170,7 @@ def test_it_is_recovered_where_the_neurons_are_silent(
     assert len(seen) == 1, "a trigger was sought before the labels were missed"
 
 
+@pytest.mark.slow
 def test_purify_repairs_what_it_has_pruned(
     backdoored: nn.Module,
     clean: CleanData,

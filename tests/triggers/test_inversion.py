@@ -297,6 +297,7 @@ def test_evidence_without_any_difference() -> None:
 # ---- TAC ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", [Response(stages=20), ActivationChange()])
 @pytest.mark.parametrize("colours", [1, 3])
 def test_the_trigger_neuron_comes_first(ranking: Any, colours: int) -> None:
@@ -308,6 +309,7 @@ def test_the_trigger_neuron_comes_first(ranking: Any, colours: int) -> None:
     assert scores.details["trigger"]["success"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", [Response(stages=20), ActivationChange()])
 def test_labels_change_nothing(model: Handmade, images: CleanData, ranking: Any) -> None:
     tac = TAC(ranking=ranking, **{**TAC_QUICK, "search_steps": 60, "steps": 60}, min_success=0.1)
