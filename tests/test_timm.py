@@ -13,6 +13,8 @@ from nnprune_backdoor.core.scores import ChannelScores, lowest, neurons_of
 from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.removal import compact
 
+pytestmark = pytest.mark.network
+
 POPULAR: dict[str, dict[str, int]] = {
     "resnet50": {},
     "mobilenetv3_small_100": {},

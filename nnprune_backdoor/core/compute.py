@@ -1,7 +1,6 @@
 """How passes are run: precision, memory layout, images at a time.
 
-None of it says what is computed. The effect on scores is rounding, but for what the fields'
-remarks name.
+None of it says what is computed. The effect on scores is rounding, except where `Compute` says so.
 """
 
 from __future__ import annotations

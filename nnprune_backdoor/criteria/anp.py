@@ -141,7 +141,8 @@ class ANP(Criterion):
         halves the memory and gives the same gradient.
         """
         total = torch.zeros_like(masked.masks)
-        if self.noise_budget > 0:
+        # without noise, mask training has the clean loss alone; a response has nothing else
+        if self.noise_budget > 0 or isinstance(self.ranking, Response):
             noise = self.noise(masked, batch, generator)
             total += loss_gradient(masked, batch, 1 - self.alpha, **noise)
         if self.alpha > 0:

@@ -140,7 +140,7 @@ def register_criterion(name: str) -> Callable[[_C], _C]:
 
 
 def create_criterion(name: str, **hyperparameters: Any) -> Criterion:
-    """The registered criterion `name`, for example `create_criterion("rnp", unlearn_lr=0.02)`.
+    """The registered criterion `name`, for example `create_criterion("cnp", temperature=0.2)`.
 
     Raises:
         UnknownNameError: no such criterion or hyper-parameter; the message names close ones.

@@ -3,8 +3,8 @@
 Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE
 S&P 2019, recover a trigger from clean images and prune the neurons that it moves; Zheng, Tang, Li
 and Liu, "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022, call that movement
-TAC and measure it at every channel. Recover the smallest trigger (`inversion.py`), stamp it on
-clean images, and ask which neurons it works through.
+TAC and measure it at every channel. Recover the smallest trigger (`triggers.Inversion`), stamp it
+on clean images, and ask which neurons it works through.
 
 `TAC.paper()` asks by how much each neuron moves. The default asks, in one gradient, which neurons
 must be silent for stamped images to get their own labels back, and weighs that against what the

@@ -727,6 +727,12 @@ def test_anp_responds_to_the_pull_under_noise(
     torch.testing.assert_close(got, response_scores(pull, stiffness, 0.05), rtol=0, atol=1e-3)
 
 
+def test_anp_without_noise_responds_to_the_clean_loss(net: nn.Module, clean: CleanData) -> None:
+    ranking = Response(batch_size=64, probe_size=8)
+    flat = ANP(ranking=ranking, noise_budget=0.0)(net, clean).flat
+    assert (flat != 1).float().mean() > 0.9
+
+
 def test_rnp_responds_to_the_unlearned_network_against_the_original(
     net: nn.Module, sites: Sites, clean: CleanData
 ) -> None:
