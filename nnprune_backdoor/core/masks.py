@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .copies import refuse_computed_weights
 from .norms import Statistics, keeps_statistics, use_statistics_
 from .scores import Selection
-from .sites import NORMS, Site
+from .sites import Site
+from .trace import NORMS
 
 Silencing = Literal["zero", "constant"]
 

@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from ..core.copies import as_it_was, frozen_copy, refuse_wrapped
-from ..core.sites import LAYERS, NORMS
+from ..core.trace import LAYERS, NORMS
 from ..errors import UnsupportedModelError
 from ..utils.time_limit import within
 from .graph_fixes import GRAPH_FIXES

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.sites import LAYERS
+from ..core.trace import LAYERS
 from ..utils.hooks import hooked
 
 # noise is drawn at each of these scales, in units of what a channel emits on the example: large

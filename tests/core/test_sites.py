@@ -327,19 +327,95 @@ def test_what_is_the_same_for_every_image_is_no_gate(what: str) -> None:
     assert sites_of(Scaled(), nn.ReLU()) == [("0.conv", 8, "layer", "0.conv")]
 
 
-def test_a_network_that_multiplies_activations_itself_keeps_its_blocks() -> None:
-    class Bilinear(nn.Module):
+class Bilinear(nn.Module):
+    """Multiplies activations in its own forward; its layers are its own or inside a Sequential."""
+
+    def __init__(self, pooling: str, own: bool) -> None:
+        super().__init__()
+        self.pooling = pooling
+        if own:
+            self.conv0, self.conv1 = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 8, 3)
+            self.conv2 = nn.Conv2d(8, 4, 3)
+        else:
+            convs = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+            self.body = nn.Sequential(*convs, nn.ReLU())
+        self.attention = nn.Conv2d(4, 1, 1)
+        self.squeeze, self.expand = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.pattern = "nci,ndi->ncd"
+
+    def forward(self, images: Tensor) -> Tensor:
+        if hasattr(self, "body"):
+            maps = self.body(images)
+        else:
+            maps = self.conv2(self.conv1(self.conv0(images))).relu()
+        flat = maps.flatten(2)
+        if self.pooling == "bmm":
+            return torch.bmm(flat, flat.transpose(1, 2)).flatten(1)
+        if self.pooling == "einsum":
+            return torch.einsum(self.pattern, flat, flat).flatten(1)
+        if self.pooling == "attention":
+            weights = self.attention(maps).flatten(2).softmax(2)
+            return torch.matmul(weights, flat.transpose(1, 2)).flatten(1)
+        gate = self.expand(self.squeeze(maps.mean((2, 3))).relu()).sigmoid()
+        return torch.einsum("nci,nc->nc", flat, gate)
+
+
+POOLED = {"bmm": 16, "einsum": 16, "attention": 4, "gate": 4}
+
+
+@pytest.mark.parametrize("pooling", POOLED)
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("wrapping", ["none", "normalised", "deep", "stem", "head"])
+def test_a_network_that_multiplies_activations_keeps_its_neurons(
+    pooling: str, own: bool, wrapping: str
+) -> None:
+    body = Bilinear(pooling, own)
+    convs = {f"conv{number}" if own else f"body.{number}" for number in range(3)}
+    classifier = nn.Linear(POOLED[pooling], 10)
+    hidden = nn.Sequential(nn.Linear(POOLED[pooling], 6), nn.ReLU(), nn.Linear(6, 10))
+    normalise = nn.BatchNorm2d(3, affine=False)
+    model, prefix, more = {
+        "none": (nn.Sequential(body, classifier), "0.", set()),
+        "normalised": (nn.Sequential(normalise, body, classifier), "1.", set()),
+        "deep": (nn.Sequential(nn.Sequential(nn.Sequential(body)), classifier), "0.0.0.", set()),
+        "stem": (nn.Sequential(nn.Conv2d(3, 3, 1), body, classifier), "1.", {"0"}),
+        "head": (nn.Sequential(normalise, body, hidden), "1.", {"2.0"}),
+    }[wrapping]
+    found = {site.name for site in find_sites(model.eval(), IMAGES)}
+    assert found == {prefix + conv for conv in convs} | more
+
+
+def test_queries_and_keys_of_a_whole_network_are_no_neurons() -> None:
+    class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-            self.fc = nn.Linear(16, 10)
+            self.embed = nn.Conv2d(3, 8, 8, 8)
+            self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.hidden, self.fc = nn.Linear(8, 12), nn.Linear(12, 10)
 
         def forward(self, images: Tensor) -> Tensor:
-            features = self.body(images).flatten(2)
-            return self.fc((features @ features.transpose(1, 2)).flatten(1))
+            tokens = self.embed(images).flatten(2).transpose(1, 2)
+            weights = (self.query(tokens) @ self.key(tokens).transpose(1, 2)).softmax(-1)
+            return self.fc(self.hidden((weights @ tokens).mean(1)).relu())
 
-    names = [site.name for site in find_sites(Bilinear().eval(), IMAGES)]
-    assert names == ["body.0", "body.2"]
+    for model in (Net(), nn.Sequential(nn.Identity(), Net())):
+        names = [site.name.split(".")[-1] for site in find_sites(model.eval(), IMAGES)]
+        assert names == ["embed", "hidden"]
+
+
+def test_a_product_with_a_computed_weight_is_no_attention() -> None:
+    class Cosine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.hidden = nn.Conv2d(3, 8, 3), nn.Linear(8, 6)
+            self.weight = nn.Parameter(torch.randn(10, 6))
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.hidden(self.conv(images).relu().mean((2, 3)))
+            unit = nn.functional.normalize(self.weight)
+            return nn.functional.normalize(features) @ unit.T
+
+    assert [site.name for site in find_sites(Cosine().eval(), IMAGES)] == ["conv", "hidden"]
 
 
 # ---- the classifier -----------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_a_model_without_a_classifier_is_refused_at_once(clean: CleanData) -> No
             half = self.last(self.body(images).relu()).mean((2, 3))
             return torch.cat([half, -half], 1)
 
-    with pytest.raises(UnsupportedModelError, match="found no classifier"):
+    with pytest.raises(UnsupportedModelError, match="cannot tell which layers give"):
         CNP()(Doubled().eval(), clean)
 
 
