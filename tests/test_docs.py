@@ -127,6 +127,9 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "Swap the criterion in a Torch-Pruning script (extend.md)": lambda names: (
         parameters(names["model"]) < names["size"]
     ),
+    "Give back what pruning cost (extend.md)": lambda names: (
+        parameters(names["repaired"]) < parameters(names["model"])
+    ),
     "Add a criterion (extend.md)": lambda _: "idle" in nnprune_backdoor.list_criteria(),
     "Add a selector (extend.md)": lambda _: "each_class" in nnprune_backdoor.list_selectors(),
     "Add a criterion (../CONTRIBUTING.md)": lambda names: (

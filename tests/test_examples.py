@@ -59,7 +59,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_every_example_is_run() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     others = {"_shared", "any_timm", "swap_criterion", "command_line_folders"}
-    assert scripts == {*FAMILIES, *TASKS, *others}
+    assert scripts == {*FAMILIES, *TASKS, *others, "torch_pruning_then_repair"}
     assert [path.stem for path in EXAMPLES.glob("*.ipynb")] == ["quickstart"]
 
 
@@ -142,6 +142,17 @@ def test_swapping_the_criterion(run: Run) -> None:
     channels = {name: int(cells[2]) for name, cells in list(rows.items())[2:]}
     assert channels["before"] > max(channels[name] for name in ("magnitude", "random", "rnp"))
     assert all("%" in cells[4] and "%" in cells[5] for cells in list(rows.values())[2:])
+
+
+@pytest.mark.slow
+def test_pruning_with_torch_pruning_then_repairing(run: Run) -> None:
+    printed = run("torch_pruning_then_repair", "--quick", "--ratio", "0.1")
+    table = [line.split("|") for line in printed.splitlines() if "|" in line]
+    rows = {(cells[1].strip(), cells[6].strip()): cells for cells in table[2:]}
+    for name in ("none", "magnitude", "random", "rnp"):
+        sizes = [rows[name, stage][2] for stage in ("pruned", "distilled")]
+        assert sizes[0] == sizes[1]
+        assert (int(sizes[0]) < int(rows["before", ""][2])) == (name != "none")
 
 
 @pytest.mark.slow

@@ -1,6 +1,14 @@
-"""Train a network after its neurons were silenced: fine-tuning, repair."""
+"""Train a network after its neurons were silenced: distilling, fine-tuning, repair."""
 
+from .distillation import Distillation, distil
 from .fine_tuning import FineTuning, fine_tune
 from .repair import TriggerUnlearning, unlearn_triggers
 
-__all__ = ["FineTuning", "TriggerUnlearning", "fine_tune", "unlearn_triggers"]
+__all__ = [
+    "Distillation",
+    "FineTuning",
+    "TriggerUnlearning",
+    "distil",
+    "fine_tune",
+    "unlearn_triggers",
+]

@@ -202,6 +202,22 @@ def check_trainable(model: nn.Module) -> list[nn.Parameter]:
     return weights
 
 
+def training_precision(model: nn.Module) -> torch.dtype:
+    """Single, or that of the model if it is higher: small steps are lost in half precision."""
+    return at_least_float32(torch.empty(0, dtype=placement(model)["dtype"])).dtype
+
+
+def restore_precision_(trained: nn.Module, given: nn.Module) -> None:
+    """Cast parameters and buffers back to the types that they have in the model as given."""
+    pairs = zip(_tensors(trained), _tensors(given), strict=True)
+    for tensor, original in pairs:
+        tensor.data = tensor.data.to(original.dtype)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
 def check_fits(model: nn.Module, selection: Selection) -> None:
     """Raise UnsupportedModelError unless the model has the channels that the selection knows."""
     layers: dict[str, Any] = dict(model.named_modules())

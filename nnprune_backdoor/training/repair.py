@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.copies import clone, frozen_copy
 from ..core.data import CleanData
@@ -24,8 +23,14 @@ from ..core.scores import ChannelScores, Selection
 from ..errors import DataError, ScoringError
 from ..triggers.inversion import Inversion
 from ..utils.randomness import checked_seed, private_randomness
-from ..utils.tensors import at_least_float32, placement
-from .fine_tuning import FineTuning, check_fits, check_trainable, fine_tune
+from .fine_tuning import (
+    FineTuning,
+    check_fits,
+    check_trainable,
+    fine_tune,
+    restore_precision_,
+    training_precision,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,7 @@ def unlearn_triggers(
         # with other beginnings than the criterion's, which has this seed
         more = settings.search.recover(silenced, data, labels, seed=seed + 5, progress=progress)
     tuned = fine_tune(
-        clone(given).to(_precision(given)),  # small steps are lost in half precision
+        clone(given).to(training_precision(given)),
         data,
         settings,
         selection=selection,
@@ -107,18 +112,8 @@ def unlearn_triggers(
         seed=seed,
         progress=progress,
     )
-    for tensor, original in zip(_state(tuned), _state(given), strict=True):
-        tensor.data = tensor.data.to(original.dtype)
+    restore_precision_(tuned, given)
     return tuned
-
-
-def _state(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def _precision(model: nn.Module) -> torch.dtype:
-    """Single, or that of the model if it is higher."""
-    return at_least_float32(torch.empty(0, dtype=placement(model)["dtype"])).dtype
 
 
 def repaired(

@@ -1,0 +1,183 @@
+"""Distillation: a pruned network learns from the answers of the network that it was made from.
+
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, with a consistent
+teacher: both see the same view of an image (Beyer et al., "Knowledge distillation: A good teacher
+is patient and consistent", CVPR 2022). It gives back what pruning cost, and needs no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.copies import restore_modes_
+from ..core.data import CleanData
+from ..core.masks import Silencing, silence_
+from ..core.norms import Statistics, use_statistics_
+from ..core.prepared import Prepared
+from ..core.scores import Selection
+from ..core.splits import jittered
+from ..errors import DataError, ScoringError
+from ..utils.progress import progress_bar
+from ..utils.randomness import checked_seed, private_randomness
+from ..utils.settings import check_settings
+from ..utils.tensors import at_least_float32, placement
+from .fine_tuning import (
+    check_fits,
+    check_trainable,
+    restore_precision_,
+    training_precision,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How a pruned network learns from the given one. The defaults: docs/results/repair.md.
+
+    Attributes:
+        epochs: Passes over the images.
+        lr: Learning rate of AdamW at its highest; it rises over a tenth of the steps and falls to
+            zero along a cosine.
+        batch_size: Images a step.
+        temperature: Both networks' logits are divided by it.
+        mixed: Share of the batches in which images are blended with one another (mixup) or have a
+            rectangle of one another (CutMix), half and half.
+        statistics: BatchNorm statistics while training.
+        largest_gradient: Norm over all weights to which a larger gradient is scaled down.
+        silencing: What keeping a neuron silent means (see `core.masks`).
+    """
+
+    epochs: int = 15
+    lr: float = 3e-3
+    batch_size: int = 64
+    temperature: float = 2.0
+    mixed: float = 0.5
+    statistics: Statistics = "batch"
+    largest_gradient: float = 1.0
+    silencing: Silencing = "zero"
+
+    def __post_init__(self) -> None:
+        check_settings(self, positive=("lr", "temperature", "largest_gradient"))
+        if self.batch_size < 2 or self.mixed > 1:
+            raise DataError(
+                "expected a batch_size of at least 2 and mixed in [0, 1], got "
+                f"{self.batch_size} and {self.mixed:g}"
+            )
+
+    def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """A random view of images (N, C, H, W): shifted by up to an eighth, mirrored, mixed."""
+        height, width = images.shape[2:]
+        images = jittered(images, max(1, min(height, width) // 8), generator)
+        if torch.rand((), generator=generator) >= self.mixed:
+            return images
+        others = images[torch.randperm(len(images), generator=generator)]
+        share = float(torch.rand((), generator=generator))
+        if torch.rand((), generator=generator) < 0.5:
+            return share * images + (1 - share) * others
+        rows, columns = (round(size * (1 - share) ** 0.5) for size in (height, width))
+        top = int(torch.randint(height - rows + 1, (), generator=generator))
+        left = int(torch.randint(width - columns + 1, (), generator=generator))
+        images = images.clone()
+        box = (..., slice(top, top + rows), slice(left, left + columns))
+        images[box] = others[box]
+        return images
+
+
+def distil(
+    pruned: nn.Module,
+    teacher: nn.Module,
+    clean: CleanData | Iterable[Any],
+    settings: Distillation = Distillation(),
+    *,
+    selection: Selection | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """A copy of a pruned network, trained to answer as its teacher does.
+
+    For networks that were pruned by whatever means, smaller ones too. All weights are trained,
+    frozen ones too; the copy has the modes and flags of `pruned`. Both networks that are given are
+    left as they were. Alone, without pruning, it
+    leaves backdoors where they are (docs/results/repair.md).
+
+    Args:
+        pruned: (N, C, H, W) -> (N, classes).
+        teacher: the network before pruning, of the same classes.
+        clean: clean images, normalised as the models expect; labels are not used.
+        settings: how it is trained.
+        selection: neurons of `pruned` to silence, and to keep silent after every step.
+        seed: same seed, same machine, same result.
+
+    Raises:
+        DataError: see `Prepared.of`; or the two have other numbers of classes.
+        UnsupportedModelError: see `Prepared.of`, `silence_` and `check_trainable`; or the selection
+            is of a model of another shape.
+        ScoringError: training diverged.
+    """
+    seed = checked_seed(seed)
+    with private_randomness(seed), torch.enable_grad():
+        prepared = Prepared.of(pruned, clean, labels="ignored").moved()
+        given = Prepared.of(teacher, prepared.clean)
+        if given.classes != prepared.classes:
+            raise DataError(
+                f"the teacher has {given.classes} classes, the pruned network {prepared.classes}"
+            )
+        model = prepared.model.to(training_precision(prepared.model))
+        student = _Student(model, settings, selection or Selection((), ()))
+        student.learn(given.model, prepared.clean, torch.Generator().manual_seed(seed), progress)
+    restore_modes_(model, pruned)
+    restore_precision_(model, pruned)
+    return model
+
+
+class _Student:
+    """Trains all weights of a model, of which some neurons stay silent."""
+
+    def __init__(self, model: nn.Module, settings: Distillation, silent: Selection) -> None:
+        self._weights = check_trainable(model)
+        check_fits(model, silent)
+        silence_(model, silent, silencing=settings.silencing)
+        use_statistics_(model, settings.statistics)
+        for weight in self._weights:
+            weight.requires_grad_(True)
+        self._model, self._settings, self._silent = model, settings, silent
+
+    def learn(
+        self, teacher: nn.Module, clean: CleanData, generator: torch.Generator, progress: bool
+    ) -> None:
+        settings, model = self._settings, self._model
+        steps = settings.epochs * max(1, -(-len(clean) // settings.batch_size))
+        optimiser = torch.optim.AdamW(self._weights, lr=settings.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
+        )
+        with progress_bar(settings.epochs, "distilling", progress) as bar:
+            for _ in range(settings.epochs):
+                for batch in clean.batches(settings.batch_size, generator):
+                    images = settings.view(batch.images, generator).to(**placement(model))
+                    loss = self._loss(teacher, images)
+                    optimiser.zero_grad(set_to_none=True)
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(self._weights, settings.largest_gradient)
+                    optimiser.step()
+                    schedule.step()
+                    # momentum and weight decay would wake them as well as the gradient
+                    silence_(model, self._silent, silencing=settings.silencing)
+                bar.update()
+        optimiser.zero_grad(set_to_none=True)
+
+    def _loss(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        heat = self._settings.temperature
+        with torch.no_grad():
+            answers = at_least_float32(teacher(images.to(**placement(teacher))))
+            wanted = F.log_softmax(answers / heat, 1)
+        given = F.log_softmax(at_least_float32(self._model(images)) / heat, 1)
+        loss = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+        if not torch.isfinite(loss):
+            raise ScoringError(f"distilling diverged (loss {loss.item()}); take a smaller lr")
+        return loss

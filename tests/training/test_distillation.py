@@ -1,0 +1,167 @@
+"""What pruning cost comes back by learning from the network before, without labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.states import assert_same_state, state_of
+from nnprune_backdoor import CleanData
+from nnprune_backdoor.attacks import train_classifier
+from nnprune_backdoor.core.masks import silence_
+from nnprune_backdoor.core.predictions import predict, predict_logits
+from nnprune_backdoor.core.scores import Selection
+from nnprune_backdoor.criteria import Magnitude
+from nnprune_backdoor.errors import DataError, ScoringError, UnsupportedModelError
+from nnprune_backdoor.removal import compact
+from nnprune_backdoor.selectors import LowestFraction
+from nnprune_backdoor.training import Distillation, distil
+
+SHORT = Distillation(epochs=8)
+
+
+@pytest.fixture(scope="module")
+def clean() -> CleanData:
+    """Four classes of small noisy pictures: red, green, blue, grey."""
+    labels = torch.arange(240) % 4
+    images = 0.5 * torch.rand(240, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    tints = torch.cat([torch.eye(3), torch.zeros(1, 3)]) * 0.3
+    return CleanData(images + tints[labels][..., None, None], labels)
+
+
+def network(classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def teacher(clean: CleanData) -> nn.Module:
+    net = network()
+    train_classifier(net, clean.images, clean.targets, epochs=12, batch_size=32, lr=0.05)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def selection(teacher: nn.Module, clean: CleanData) -> Selection:
+    return LowestFraction(0.6)(Magnitude()(teacher, clean))
+
+
+def agreement(one: nn.Module, other: nn.Module, clean: CleanData) -> float:
+    return (predict(one, clean.images) == predict(other, clean.images)).float().mean().item()
+
+
+def silenced(teacher: nn.Module, selection: Selection) -> nn.Module:
+    net = network()
+    net.load_state_dict(teacher.state_dict())
+    silence_(net, selection)
+    return net
+
+
+def test_what_pruning_cost_comes_back_and_silent_neurons_stay_silent(
+    teacher: nn.Module, selection: Selection, clean: CleanData
+) -> None:
+    fit, unseen = clean.take(torch.arange(160)), clean.take(torch.arange(160, 240))
+    pruned = silenced(teacher, selection)
+    assert agreement(pruned, teacher, unseen) < 0.8
+    before = state_of(pruned), state_of(teacher), torch.get_rng_state()
+    student = distil(pruned, teacher, fit, SHORT, selection=selection, progress=False)
+    assert agreement(student, teacher, unseen) > 0.95
+    for name, channels in selection.by_site().items():
+        layer = student.get_submodule(name)
+        assert layer.weight[channels].abs().sum() == layer.bias[channels].abs().sum() == 0
+    assert_same_state(before[0], state_of(pruned))
+    assert_same_state(before[1], state_of(teacher))
+    assert torch.equal(before[2], torch.get_rng_state())
+    assert not student.training and all(p.grad is None for p in student.parameters())
+
+
+def test_a_smaller_network_learns_too(
+    teacher: nn.Module, selection: Selection, clean: CleanData
+) -> None:
+    smaller, _ = compact(silenced(teacher, selection), selection, clean.images[:4])
+    count = sum(p.numel() for p in smaller.parameters())
+    assert count < sum(p.numel() for p in teacher.parameters())
+    student = distil(smaller, teacher, clean, SHORT, progress=False)
+    assert agreement(student, teacher, clean) > 0.95
+    assert sum(p.numel() for p in student.parameters()) == count
+
+
+def test_labels_are_not_used_and_the_same_seed_gives_the_same_weights(
+    teacher: nn.Module, selection: Selection, clean: CleanData
+) -> None:
+    wrong = CleanData(clean.images, (clean.targets + 1) % 4)
+    pruned, settings = silenced(teacher, selection), Distillation(epochs=1)
+    states = [
+        state_of(distil(pruned, teacher, data, settings, seed=seed, progress=False))
+        for data, seed in ((clean, 0), (CleanData(clean.images), 0), (wrong, 0), (clean, 1))
+    ]
+    assert_same_state(states[0], states[1])
+    assert_same_state(states[0], states[2])
+    with pytest.raises(AssertionError):
+        assert_same_state(states[0], states[3])
+
+
+def test_the_teacher_is_asked_about_the_view_that_the_student_sees(
+    teacher: nn.Module, clean: CleanData
+) -> None:
+    """Else a student that equals its teacher would be taught to differ."""
+    settings = Distillation(epochs=2, statistics="running")
+    student = distil(teacher, teacher, clean, settings, progress=False)
+    given, learned = (predict_logits(net, clean.images) for net in (teacher, student))
+    assert (given - learned).abs().max() < 0.2 * given.std()
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_batch_norm_keeps_its_statistics_or_learns_them(
+    statistics: str, teacher: nn.Module, clean: CleanData
+) -> None:
+    settings = Distillation(epochs=1, statistics=statistics)  # type: ignore[arg-type]
+    student = distil(teacher, teacher, clean, settings, progress=False)
+    same = torch.equal(student[1].running_mean, teacher[1].running_mean)
+    assert same == (statistics == "running")
+
+
+def test_half_precision_networks_learn_in_single_and_come_back_in_half(
+    teacher: nn.Module, selection: Selection, clean: CleanData
+) -> None:
+    pruned = silenced(teacher, selection).to(torch.bfloat16)
+    half = silenced(teacher, Selection((), ())).to(torch.bfloat16)
+    data = CleanData(clean.images)
+    student = distil(pruned, half, data, SHORT, selection=selection, progress=False)
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    assert student[1].num_batches_tracked.dtype == torch.int64
+    assert agreement(student, half, clean) > 0.9
+
+
+def test_views_are_shifted_mirrored_and_mixed_images() -> None:
+    images = torch.rand(16, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    plain = [Distillation(mixed=0).view(images, generator) for _ in range(20)]
+    mixed = [Distillation(mixed=1).view(images, generator) for _ in range(40)]
+    assert all(view.shape == images.shape for view in plain + mixed)
+    assert all(view.min() >= 0 and view.max() <= 1 for view in plain + mixed)  # never outside
+
+    def own(view: Tensor) -> float:
+        """Share of the pixels that are of one image of the set (or padding)."""
+        return torch.isin(view, torch.cat([images.flatten(), torch.zeros(1)])).float().mean().item()
+
+    assert all(own(view) == 1 for view in plain)
+    shares = [own(view) for view in mixed]
+    assert any(share == 1 for share in shares) and any(share < 0.5 for share in shares)
+
+
+def test_bad_input_is_refused(teacher: nn.Module, selection: Selection, clean: CleanData) -> None:
+    with pytest.raises(DataError, match="teacher has 5 classes, the pruned network 4"):
+        distil(teacher, network(5), clean, SHORT, progress=False)
+    smaller, _ = compact(silenced(teacher, selection), selection, clean.images[:4])
+    with pytest.raises(UnsupportedModelError, match="selection knows"):
+        distil(smaller, teacher, clean, SHORT, selection=selection, progress=False)
+    with pytest.raises(DataError, match="batch_size"):
+        Distillation(batch_size=1)
+    with pytest.raises(ScoringError, match=r"diverged|NaN"):
+        distil(teacher, teacher, clean, Distillation(lr=1e30), progress=False)
