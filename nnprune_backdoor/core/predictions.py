@@ -38,7 +38,8 @@ def predict_logits(
     found = []
     with progress_bar(sum(map(len, batches)), "predicting", progress) as bar:
         for batch in batches:
-            found.append(at_least_float32(run(batch.to(**place))).cpu())
+            copied = batch.to(**place, copy=True)  # a model may write into what it is given
+            found.append(at_least_float32(run(copied)).cpu())
             bar.update(len(batch))
     return torch.cat(found)
 
