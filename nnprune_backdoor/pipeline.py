@@ -68,7 +68,8 @@ def purify(
             `training.unlearn_triggers`); it needs labels, and a criterion or selector that
             recovers triggers. A repair that costs accuracy on the selecting images beyond chance
             is rejected (`Purified.repair_rejected` says why).
-        shares: of the clean images, for scoring, selecting and measuring.
+        shares: of the clean images, for scoring, selecting and measuring. Equal images come into
+            the same part.
         seed: same seed, same machine, same result.
         progress: show progress bars on a terminal.
         compute: how the criterion's passes are run.

@@ -59,7 +59,7 @@ class CleanData:
 
         Raises:
             DataError: nothing in it, no end to it, shapes that differ, labels that are no integers,
-                NaN or inf, or the loader raises; tensors are not made on the CPU by default.
+                NaN or inf; tensors are not made on the CPU by default.
         """
         check_default_device()
         if not isinstance(clean, CleanData):
