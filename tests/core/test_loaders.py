@@ -202,6 +202,12 @@ def test_an_endless_loader_is_not_read_for_ever(kind: str, claim: bool) -> None:
         CleanData.collect(loader)
 
 
+def test_endless_labels_to_search_are_not_read_for_ever() -> None:
+    search = Inversion(steps=1)
+    with pytest.raises(DataError, match=r"expected different labels in \[0, 2\), got \[0, 0, 0\]"):
+        search.recover(two_classes(), CleanData(X), until_noticed(0), progress=False)
+
+
 def test_images_that_fill_the_memory_are_not_copied() -> None:
     large = torch.zeros(1).expand(1000, 1, 10**6, 10**6)  # four petabytes, if it were copied
     with pytest.raises(DataError, match=r"gave 1,000 images \(.* GiB\) in 1 batches"):
