@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core.checks import check_label_order
+from .core.checks import check_label_order, check_scoring_part, counting_what_was_given
 from .core.compute import Compute
 from .core.copies import clone, eval_mode, refuse_computed_weights
 from .core.data import CleanData
@@ -68,7 +68,8 @@ def purify(
             `training.unlearn_triggers`); it needs labels, and a criterion or selector that
             recovers triggers. A repair that costs accuracy on the selecting images beyond chance
             is rejected (`Purified.repair_rejected` says why).
-        shares: of the clean images, for scoring, selecting and measuring.
+        shares: of the clean images, for scoring, selecting and measuring. Equal images come into
+            the same part.
         seed: same seed, same machine, same result.
         progress: show progress bars on a terminal.
         compute: how the criterion's passes are run.
@@ -121,20 +122,15 @@ def _run(
     with private_randomness(seed):
         prepared = _prepare(model, clean_loader, options)
         frozen = prepared.model
-        scoring, selecting, measuring = prepared.clean.split(*options.shares, seed=seed)
+        parts = prepared.clean.split(*options.shares, seed=seed)
+        check_scoring_part(parts, prepared.classes)
+        scoring, selecting, measuring = parts
         probe = scoring.images[:_PROBE].to(**placement(frozen))
         given = _given(
             model, prepared, (len(scoring), len(selecting), len(measuring)), len(probe), options
         )
         clock.lap("checks")
-        scores = options.criterion(
-            frozen,
-            scoring,
-            sites=prepared.sites,
-            seed=seed,
-            progress=options.progress,
-            compute=options.compute,
-        )
+        scores = _scored(prepared, parts, options, seed)
         clock.lap("scoring")
         held_out = HeldOut(
             frozen,
@@ -144,7 +140,8 @@ def _run(
             scored=scoring,
             progress=options.progress,
         )
-        selection = options.selector(scores, held_out)
+        with counting_what_was_given(parts):
+            selection = options.selector(scores, held_out)
         clock.lap("selecting")
         product, rejected = _silenced(model, frozen, selection, measuring, options.silencing), ""
         if options.repair != "none" and len(selection):
@@ -210,6 +207,21 @@ def _given(
         shares=options.shares,
         compute=options.compute,
     )
+
+
+def _scored(
+    prepared: Prepared, parts: list[CleanData], options: _Options, seed: int
+) -> ChannelScores:
+    """The criterion's scores, from the first part."""
+    with counting_what_was_given(parts):
+        return options.criterion(
+            prepared.model,
+            parts[0],
+            sites=prepared.sites,
+            seed=seed,
+            progress=options.progress,
+            compute=options.compute,
+        )
 
 
 def _silenced(

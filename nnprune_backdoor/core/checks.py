@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +16,8 @@ from .data import CleanData
 _ENOUGH = 100  # labelled images that do, however many classes there are
 _RENAMED = 0.3  # share of the images, and 1 / sqrt(images) more: guessing gains up to .34 of 50
 _ALONE = 0.05  # of the logits' scale: more than any precision's rounding
+
+_BINARY = "if it gives two classes one logit z an image, wrap it so that its forward returns "
 
 
 def validate_model(model: nn.Module, clean: CleanData) -> int:
@@ -41,15 +47,20 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
     logits = _try(model, images[:2].to(**placement(model)).clone())
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        advice = "wrap the model so that its forward returns the logits alone"
+        if isinstance(logits, Tensor) and logits.ndim == 1:
+            advice = f"{_BINARY}torch.stack([-z, z], 1)"
         raise UnsupportedModelError(
-            f"expected a classifier with output (N, classes), got {found}; wrap the model so "
-            "that its forward returns the logits alone"
+            f"expected a classifier with output (N, classes), got {found}; {advice}"
         )
     if not torch.isfinite(logits).all():
         raise UnsupportedModelError("the model's logits hold NaN or inf on clean images")
     classes = logits.shape[1]
     if classes < 2:
-        raise UnsupportedModelError("expected at least two classes, got an output of width 1")
+        raise UnsupportedModelError(
+            f"expected at least two classes, got an output of width {classes}; {_BINARY}"
+            "torch.cat([-z, z], 1)"
+        )
     return classes
 
 
@@ -157,6 +168,51 @@ def check_label_order(labels: Tensor, predicted: Tensor) -> None:
         f"{labels[predicted == said].mode().values}. The labels are not in the order of the "
         "model's classes; give them in the order that it was trained with"
     )
+
+
+def check_scoring_part(parts: Sequence[CleanData], classes: int) -> None:
+    """The first part must do for scoring; the message counts what was given before the split.
+
+    Args:
+        parts: for scoring, selecting and measuring, of clean images that `validate_model` passed.
+
+    Raises:
+        DataError: there are labels, and too few images or a single label in that part.
+    """
+    labels = parts[0].labels
+    if labels is None:
+        return
+    sizes, split = [len(part) for part in parts], _split_into(parts)
+    needed = min(classes, _ENOUGH)
+    if sizes[0] < needed:
+        total = math.ceil(needed * sum(sizes) / sizes[0])
+        raise DataError(
+            f"{sum(sizes)} clean images are too few: {split}, and scoring needs at least {needed} "
+            f"for {classes} classes; give at least {total}, a few hundred are usual"
+        )
+    if len(labels.unique()) == 1:
+        raise DataError(
+            f"the {sum(sizes)} clean images are too much of one class: {split}, and those to score "
+            f"all have label {int(labels[0])}; give more images of other classes"
+        )
+
+
+@contextlib.contextmanager
+def counting_what_was_given(parts: Sequence[CleanData]) -> Iterator[None]:
+    """A DataError inside, which may count the images of one part, gets the sizes of all.
+
+    Args:
+        parts: for scoring, selecting and measuring.
+    """
+    try:
+        yield
+    except DataError as error:
+        given = sum(map(len, parts))
+        raise DataError(f"{error} (of {given} clean images {_split_into(parts)})") from error
+
+
+def _split_into(parts: Sequence[CleanData]) -> str:
+    return "the split leaves {} to score, {} to select and {} to measure".format(*map(len, parts))
 
 
 def _check_labels_fit(clean: CleanData, classes: int) -> None:

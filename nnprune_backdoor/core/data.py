@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..utils.tensors import placement
-from .loaders import check_integer_labels, read_batches
-from .splits import jittered, stratified
+from ..utils.tensors import check_default_device, placement
+from .loaders import check_images, check_integer_labels, own, read_batches
+from .splits import equal_images, jittered, stratified
 
 
 @dataclass(frozen=True)
 class CleanData:
-    """Clean images (N, C, H, W), normalised as the model expects, and labels (N,) or None."""
+    """Clean images (N, C, H, W), normalised as the model expects, and labels (N,) or None.
+
+    It holds the tensors that it is made of; what `collect` reads from a loader is copied.
+    """
 
     images: Tensor
     labels: Tensor | None = None
@@ -47,25 +50,24 @@ class CleanData:
 
     @classmethod
     def collect(cls, clean: CleanData | Iterable[Any]) -> CleanData:
-        """Read a loader to its end; what comes back lies on the CPU.
+        """Copy a loader's images, to its end; what comes back lies on the CPU.
 
         Args:
-            clean: batches (images, labels, ...), (images,), images alone, or dictionaries with one
-                of the usual keys (image, pixel_values, label, target, ...). Images: (B, C, H, W).
+            clean: batches (images, labels, ...), (images,), images alone, or dictionaries or
+                objects with one of the usual keys (image, pixel_values, label, target, ...).
+                Images: (B, C, H, W).
 
         Raises:
-            DataError: nothing in it, shapes that differ, labels that are no integers, NaN or inf.
+            DataError: nothing in it, no end to it, shapes that differ, labels that are no integers,
+                NaN or inf; tensors are not made on the CPU by default.
         """
+        check_default_device()
         if not isinstance(clean, CleanData):
             return cls(*read_batches(clean))
-        labels_elsewhere = clean.labels is not None and clean.labels.device.type != "cpu"
-        plain = not clean.images.requires_grad and not clean.images.is_inference()
-        if clean.images.device.type == "cpu" and not labels_elsewhere and plain:
+        tensors = [clean.images] if clean.labels is None else [clean.images, clean.labels]
+        if all(_usable(tensor) for tensor in tensors):
             return clean
-        images = clean.images.detach().cpu()
-        # an inference tensor can be cloned but not be differentiated
-        images = images.clone() if images.is_inference() else images
-        return cls(images, None if clean.labels is None else clean.labels.cpu())
+        return cls(*map(own, tensors))
 
     def moved_to(self, model: nn.Module) -> CleanData:
         """Images on the model's device if an eighth of its free memory holds them, else on the CPU.
@@ -108,10 +110,13 @@ class CleanData:
     def split(self, *shares: float, seed: int = 0) -> list[CleanData]:
         """Cut into disjoint parts of the given shares, class by class where labels are known.
 
+        Equal images come into the same part, so that no part is measured on what another one saw.
+
         Raises:
             DataError: the shares do not sum to 1, or a part would be empty.
         """
-        parts = stratified(self.labels, len(self), shares, seed)
+        labels = None if self.labels is None else self.labels.cpu()
+        parts = stratified(labels, equal_images(self.images), shares, seed)
         return [self.take(part) for part in parts]
 
     def batches(
@@ -143,12 +148,17 @@ def _free(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
+def _usable(tensor: Tensor) -> bool:
+    """On the CPU, without a history; a tensor of inference mode could not be differentiated."""
+    plain = not tensor.requires_grad and not tensor.is_inference()
+    return plain and tensor.device.type == "cpu"
+
+
 def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or len(images) == 0:
-        raise DataError(f"expected images (N, C, H, W) with N > 0, got {tuple(images.shape)}")
-    if not images.is_floating_point():
+    check_images(images)
+    if images.numel() == 0:
         raise DataError(
-            f"expected floating-point images, normalised as the model expects, got {images.dtype}"
+            f"expected images (N, C, H, W) with C, H, W and N > 0, got {tuple(images.shape)}"
         )
     if not torch.isfinite(images).all():
         bad = int((~torch.isfinite(images.flatten(1)).all(1)).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, SupportsIndex
 
@@ -38,7 +39,8 @@ def predict_logits(
     found = []
     with progress_bar(sum(map(len, batches)), "predicting", progress) as bar:
         for batch in batches:
-            found.append(at_least_float32(run(batch.to(**place))).cpu())
+            copied = batch.to(**place, copy=True)  # a model may write into what it is given
+            found.append(at_least_float32(run(copied)).cpu())
             bar.update(len(batch))
     return torch.cat(found)
 
@@ -67,7 +69,8 @@ def images_per_pass(images: Tensor, model: nn.Module) -> int:
 def check_labels(labels: Iterable[SupportsIndex], classes: int) -> list[int]:
     """The labels as plain integers; DataError if none, one not in [0, classes) or one twice."""
     try:
-        found = [as_integer(label, "a label") for label in labels]
+        some = itertools.islice(labels, classes + 1)  # more cannot differ, and might have no end
+        found = [as_integer(label, "a label") for label in some]
     except TypeError:  # also a tensor without an axis
         raise DataError(f"expected a list of labels, got {labels!r}") from None
     good = all(0 <= label < classes for label in found)

@@ -1,7 +1,8 @@
-"""Split images class by class, and shift them at random."""
+"""Split images class by class, find equal ones, and shift images at random."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -11,9 +12,13 @@ from ..errors import DataError
 
 
 def stratified(
-    labels: Tensor | None, count: int, shares: tuple[float, ...], seed: int
+    labels: Tensor | None, first: Tensor, shares: tuple[float, ...], seed: int
 ) -> list[Tensor]:
-    """Indices of disjoint parts of `count` images, class by class where labels (N,) are known.
+    """Indices of disjoint parts of images, class by class where labels (N,) are known.
+
+    Args:
+        first: from `equal_images`, (N,). Images that are equal come into the same part, since what
+            is measured on one part must not have been seen in another.
 
     Raises:
         DataError: the shares do not sum to 1, or a part would be empty.
@@ -21,11 +26,12 @@ def stratified(
     if any(share <= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise DataError(f"expected positive shares that sum to 1, got {shares}")
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count, generator=generator)
+    different = first.unique()
+    order = different[torch.randperm(len(different), generator=generator, device="cpu")]
     groups = [order]
     if labels is not None:
-        classes, shuffled = labels.unique(), labels[order]
-        turns = torch.randperm(len(classes), generator=generator)
+        classes, shuffled = labels[different].unique(), labels[order]
+        turns = torch.randperm(len(classes), generator=generator, device="cpu")
         groups = [order[shuffled == label] for label in classes[turns]]
     # each class is cut by itself; what rounding leaves over goes to the part furthest behind
     owed = [0.0] * len(shares)
@@ -43,8 +49,39 @@ def stratified(
             piece.append(indices)
     parts = [torch.cat(piece) for piece in pieces]
     if any(len(part) == 0 for part in parts):
-        raise DataError(f"{count} clean images are too few to split into {shares}")
-    return [part.sort().values for part in parts]
+        found = f"{len(first)} clean images"
+        if len(different) < len(first):
+            found += f", of which only {len(different)} differ,"
+        raise DataError(f"{found} are too few to split into {shares}")
+    return [with_equal_images(part, first).sort().values for part in parts]
+
+
+def equal_images(images: Tensor) -> Tensor:
+    """For each image (N, C, H, W) the number of the first that is equal to it: (N,), on the CPU.
+
+    They are compared in single precision, in which most models see them.
+    """
+    first: dict[bytes, int] = {}
+    numbers = []
+    for number, image in enumerate(images.detach().cpu()):
+        values = (image.float() + 0.0).contiguous()  # -0.0 becomes 0.0
+        key = hashlib.sha256(values.numpy().data).digest()
+        numbers.append(first.setdefault(key, number))
+    return torch.tensor(numbers, device="cpu")
+
+
+def with_equal_images(chosen: Tensor, first: Tensor) -> Tensor:
+    """Numbers of the chosen images and of all that are equal to them, in the order of `chosen`.
+
+    Args:
+        chosen: numbers of different images, (K,), each the first of its kind.
+        first: from `equal_images`, (N,).
+    """
+    place = torch.full((len(first),), len(first), device="cpu")
+    place[chosen] = torch.arange(len(chosen), device="cpu")
+    places = place[first]
+    order = places.argsort(stable=True)
+    return order[: int((places < len(first)).sum())]
 
 
 def jittered(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:

@@ -113,8 +113,10 @@ def relearn(
             labels = predict_labels(frozen, look.images)
         others, labels = look.images[labels != target], labels[labels != target]
         if not len(others):
-            raise DataError(f"the model gives every image the label {target} already")
-        stamped = stamp(others)
+            raise DataError(
+                f"the model gives all {len(look)} held-out images the label {target} already"
+            )
+        stamped = stamp(others.clone())  # which it may write into
         trainer = _Trainer(frozen, fit, stamp, target=target, settings=settings, seed=seed)
         successes, kept = [_share(frozen, stamped, target)], [1.0]
         with progress_bar(settings.steps, "relearning the trigger", progress) as bar:

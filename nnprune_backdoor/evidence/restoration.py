@@ -23,6 +23,7 @@ from ..core.masks import MaskedModel, Silencing
 from ..core.predictions import images_per_pass, predict_labels
 from ..core.scores import ChannelScores, Selection, lowest
 from ..core.sites import Site
+from ..core.splits import equal_images, with_equal_images
 from ..criteria.parts.response import Response, response_scores
 from ..errors import DataError
 
@@ -74,11 +75,18 @@ class Restoration:
     ) -> None:
         named = CleanData(clean.images, predict_labels(model, clean.images))
         # cut without regard to classes: some may have a single image
-        order = torch.randperm(len(named), generator=torch.Generator().manual_seed(seed))
-        cut = round((1 - _HELD_OUT) * len(named))
-        if not 0 < cut < len(named):
-            raise DataError(f"{len(named)} clean images are too few to hold {_HELD_OUT:.0%} out")
-        self._fit, held = named.take(order[:cut]), named.take(order[cut:])
+        first = equal_images(named.images)  # none is held out of which an equal one is fitted to
+        different = first.unique()
+        generator = torch.Generator().manual_seed(seed)
+        order = different[torch.randperm(len(different), generator=generator)]
+        cut = round((1 - _HELD_OUT) * len(order))
+        if not 0 < cut < len(order):
+            raise DataError(
+                f"{len(order)} different clean images are too few to hold {_HELD_OUT:.0%} out"
+            )
+        self._fit, held = (
+            named.take(with_equal_images(part, first)) for part in (order[:cut], order[cut:])
+        )
         self._held_out = HeldOut(model, sites, held, silencing=silencing)
         self._sites, self._ranking, self._seed = sites, ranking, seed
         self._min_kept = min_kept
@@ -91,7 +99,7 @@ class Restoration:
         if scores is None:
             return None
         nothing = lowest(scores, 0)
-        stamped = trigger(held.images)
+        stamped = trigger(held.images.clone())  # which it may write into
         sent = (held.targets != label) & (self._held_out.predict(nothing, stamped) == label)
         if not sent.any():
             return None
@@ -116,7 +124,7 @@ class Restoration:
         if not len(others.targets):
             return None
         masked = MaskedModel(self._held_out.model, self._sites)
-        stamped = CleanData(trigger(others.images), others.labels)
+        stamped = CleanData(trigger(others.images.clone()), others.labels)
         largest = max(16, images_per_pass(stamped.images, masked.model))
         ranking = replace(self._ranking, batch_size=min(self._ranking.batch_size, largest))
         pull = ranking.mean(masked, stamped, self._generator())

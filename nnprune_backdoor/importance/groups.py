@@ -244,7 +244,8 @@ class CriterionImportance(GroupImportance):
         with private_randomness(seed):
             data = CleanData.collect(clean_loader)
         scores = criterion(model, data, seed=seed, progress=progress)
-        super().__init__(model, scores, reduction, example=data.images[:1].to(**placement(model)))
+        example = data.images[:1].to(**placement(model), copy=True)  # not the storage of all
+        super().__init__(model, scores, reduction, example=example)
 
 
 def importance_class(name: str) -> type[CriterionImportance]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import DataError
+
 
 def placement(model: nn.Module) -> dict[str, Any]:
     """Device and floating dtype of the model, as keyword arguments of `Tensor.to`."""
@@ -19,3 +21,16 @@ def placement(model: nn.Module) -> dict[str, Any]:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """In single precision at least: losses of half precision lose what gradients live by."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def check_default_device() -> None:
+    """Raise DataError where new tensors are made elsewhere than on the CPU unless told otherwise.
+
+    Random numbers are drawn on the CPU, and passes run where the model is.
+    """
+    if (device := torch.get_default_device()).type != "cpu":
+        raise DataError(
+            f"the default device is {str(device)!r}; set it back, "
+            'torch.set_default_device("cpu"), or leave the block `with torch.device(...)`: the '
+            "model is worked on where it is"
+        )
