@@ -166,7 +166,9 @@ def _is_one_batch(pair: tuple[Any, ...] | list[Any]) -> bool:
         return False
     if isinstance(labels := pair[1], (Tensor, np.ndarray)):
         return labels.ndim <= 2
-    return isinstance(labels, (tuple, list)) and all(isinstance(label, int) for label in labels)
+    if isinstance(labels, (tuple, list)):  # the next batch has images in it
+        return all(np.ndim(label) == 0 for label in labels)
+    return labels is None
 
 
 def _room() -> int:

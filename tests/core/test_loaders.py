@@ -250,6 +250,8 @@ NO_LOADER: dict[str, tuple[Any, str]] = {
     "lists of files": ([(["a.png", "b.png"], [0, 1])], "read the files: read_images"),
     "a pair": ((X, Y), r"got images and labels; wrap them: CleanData\(images, labels\), or a list"),
     "a pair in a list": ([X, Y.tolist()], r"wrap .* \[\(images, labels\)\]"),
+    "a pair with class names": ((X, ["name"] * 40), "got images and labels; wrap them"),
+    "a pair without labels": ((X, None), "got images and labels; wrap them"),
     "a pair of arrays": ((X.numpy(), Y.numpy()), "got images and labels; wrap them"),
     "a triple": ((X, Y, ["name"] * 40), "got images and labels; wrap them"),
     "a dictionary": ({"image": X, "label": Y}, r"got a dictionary; for one batch, .* \[batch\]"),
