@@ -479,6 +479,28 @@ def test_what_is_no_plain_json_is_refused(folder: Path, text: str) -> None:
         read_record(folder)
 
 
+@pytest.mark.parametrize("name", ["recipe", "conv1", "groups"])
+def test_a_name_that_stands_twice_is_refused(folder: Path, name: str) -> None:
+    text = (folder / "record.json").read_text()
+    if name == "groups":
+        text = text.replace('"attributes": {', '"attributes": {"groups": 1, "groups": 1, ', 1)
+    else:
+        text = text.replace(f'"{name}": {{', f'"{name}": {{}}, "{name}": {{', 1)
+    (folder / "record.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"'{name}' stands twice"):
+        load_purified(folder, model=Tiny())
+
+
+@pytest.mark.parametrize("groups", [7, 10**400, True, 2.0, -1])
+def test_a_recipe_that_was_tampered_with_is_refused(folder: Path, groups: Any) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["recipe"]["conv1"]["attributes"]["groups"] = groups
+
+    rewrite(folder, change)
+    with pytest.raises(PurifyError, match=r"malformed|would not fit itself"):
+        load_purified(folder, model=Tiny())
+
+
 def test_nan_anywhere_is_refused(folder: Path) -> None:
     rewrite(folder, lambda record: record["seconds"].update(scoring=float("nan")))
     with pytest.raises(CheckpointError, match="NaN is not a finite number"):
