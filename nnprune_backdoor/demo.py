@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .core.data import CleanData
 from .core.measures import Repair
 from .core.predictions import predict
 from .criteria.base import Criterion
-from .errors import DataError, PurifyError
+from .errors import DataError, OutputError, PurifyError
 from .pipeline import purify
 from .reports.purified import Purified
 from .selectors.base import Selector
@@ -213,6 +214,7 @@ def run_demo(
 
     Raises:
         DataError: too few or too many clean images, or a package of the extra `demo` is missing.
+        OutputError: the picture cannot be written.
         PurifyError: matplotlib is missing, or see `purify`.
     """
     photos = photo_patches()
@@ -268,4 +270,11 @@ def _save_picture(
         axis.set_title(f"{kind}\nbefore: {names[old]}\nafter: {names[new]}", fontsize=9)
         axis.axis("off")
     figure.suptitle(f"true label: {names[truth]}", fontsize=10)
-    figure.savefig(path, dpi=120)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    try:
+        path.write_bytes(file.getvalue())
+    except (OSError, UnicodeError) as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error}); free space on the disk, or give another name"
+        ) from error

@@ -26,6 +26,10 @@ class CheckpointError(PurifyError, ValueError):
     """A file is not loaded: it is damaged, too large, does not fit the model, or could run code."""
 
 
+class OutputError(PurifyError, OSError):
+    """A file cannot be written."""
+
+
 class ScoringError(PurifyError, RuntimeError):
     """A criterion ran without a usable result; its training diverged, for example."""
 

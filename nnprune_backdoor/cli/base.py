@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import os
 import sys
 import textwrap
 import uuid
@@ -15,12 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import PurifyError
+from ..errors import OutputError, PurifyError
 
 Commands = Any  # what `add_subparsers` returns; argparse does not export its class
 
 
 EVIDENCE = 3  # exit code: the model scanned, or the one written, shows evidence of a backdoor
+
+
+_PROBE = 2**16  # bytes written to see whether the disk takes any
 
 
 class MisuseError(PurifyError):
@@ -129,7 +131,7 @@ def write_page(
         text = markdown()
     else:
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors="backslashreplace"))  # names of files may be no UTF-8
 
 
 def check_writable(path: Path | None, option: str) -> None:
@@ -140,18 +142,36 @@ def check_writable(path: Path | None, option: str) -> None:
         raise MisuseError(f"{option} {path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise MisuseError(f"{option} {path}: no such folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK):
+    if path.exists() and not path.is_file():
+        raise MisuseError(f"{option} {path} is no regular file; give the name of one")
+    draft = _draft_of(path)
+    try:  # to ask for access rights is not enough: the disk may be full, the name too long
+        try:
+            with draft.open("xb") as file:
+                file.write(bytes(_PROBE))
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
         raise MisuseError(
-            f"{option} {path}: {path.parent} cannot be written to; choose another folder"
-        )
+            f"{option} {path}: {path.parent} cannot be written to ({error.strerror}); choose "
+            "another folder"
+        ) from error
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write the file, or leave what was there before where that fails."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    """Write the file, or leave what was there before where that fails; raises OutputError."""
+    draft = _draft_of(path)
     try:
         with draft.open("xb") as file:  # x: never through a link that somebody put there
             file.write(content)
         draft.replace(path)
+    except (OSError, UnicodeError) as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error}); free space on the disk, or give another name"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)

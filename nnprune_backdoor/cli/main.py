@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -25,25 +26,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when it is done, 1 on failure, 2 on misuse (argparse raises SystemExit(2) itself), 3
         where there is evidence of a backdoor (see `scan` and `purify`), 130 when interrupted.
     """
-    options = _parser().parse_args(arguments)
+    _print_anything()
+    options = None
     try:
+        parser = _parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help(sys.stderr)  # the error below alone would say little
+        options = parser.parse_args(arguments)
         return _run(options)
     except (MisuseError, UnknownNameError) as error:
         print(
             f"nnprune-backdoor: {printable(str(error))}\n"
-            f"see: nnprune-backdoor {options.command} --help",
+            f"see: nnprune-backdoor {options.command if options else ''} --help",
             file=sys.stderr,
         )
         return 2
-    except BrokenPipeError:  # the reader has left; nothing more can be flushed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has left
+        _give_up_output()
         return 1
-    except (PurifyError, OSError, MemoryError) as error:
+    except (PurifyError, OSError, MemoryError, UnicodeError) as error:
         text = printable(str(error)) or type(error).__name__
         print(f"nnprune-backdoor: {text}", file=sys.stderr)
+        _give_up_output()
         return 1
     except KeyboardInterrupt:  # also while torch is imported
+        print("nnprune-backdoor: interrupted", file=sys.stderr)
         return 130
+
+
+def _print_anything() -> None:
+    """Let the standard streams escape what their encoding lacks, as standard error does anyway."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_output() -> None:
+    """Where standard output takes no more, drop what is left of it, or Python fails on it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # it may be no real file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -71,3 +95,7 @@ def _parser() -> Parser:
     for module in _COMMANDS:
         module.add(commands)
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

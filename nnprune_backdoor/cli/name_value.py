@@ -31,7 +31,19 @@ def read_settings(
         MisuseError: no "=", a value of another type, a field that text cannot give.
     """
     values = _defaults(cls) if start is None else _values(start)
-    return _changes(cls, values, list(map(split_pair, pairs)), f"hyper-parameter of {owner}")
+    return _changes(cls, values, split_pairs(pairs), f"hyper-parameter of {owner}")
+
+
+def split_pairs(pairs: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs in order; MisuseError where a name is given twice, of which one would win."""
+    found: dict[str, str] = {}
+    for name, text in map(split_pair, pairs):
+        if name in found:
+            raise MisuseError(
+                f"{name!r} is given twice, as {found[name]!r} and {text!r}; give it once"
+            )
+        found[name] = text
+    return list(found.items())
 
 
 def split_pair(pair: str) -> tuple[str, str]:
@@ -45,7 +57,7 @@ def split_pair(pair: str) -> tuple[str, str]:
 def read_plain(pairs: Iterable[str]) -> dict[str, Any]:
     """Arguments whose types are not known: Python literals, else text."""
     found = {}
-    for name, text in map(split_pair, pairs):
+    for name, text in split_pairs(pairs):
         try:
             found[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

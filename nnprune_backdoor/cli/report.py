@@ -48,6 +48,6 @@ def run(options: argparse.Namespace) -> Result:
     for kind, text in texts.items():
         path: Path | None = getattr(options, kind)
         if path is not None:
-            write_whole(path, text.encode())
+            write_whole(path, text.encode(errors="backslashreplace"))
             written.append(f"written: {path}")
     return Result("\n".join(written) or texts["markdown"].rstrip(), report.to_dict())

@@ -1,21 +1,27 @@
 """Read weights from untrusted files. Only tensors are read, and no code from the file runs.
 
-Pickles are read with PyTorch's restricted unpickler only. Tensors are mapped from the file, and
-copied only after their sizes have been compared with the size of the file, so that a small file
-cannot fill the memory.
+Pickles are read with PyTorch's restricted unpickler only. It honours a list that belongs to the
+whole process, so the names that a pickle asks for are first compared with a list of our own.
+Tensors are mapped from the file, and copied only after their sizes have been compared with the size
+of the file, so that a small file cannot fill the memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pickle
+import pickletools
 import re
 import reprlib
+import struct
+import tarfile
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,6 +53,23 @@ _KEYS = (
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 _MAX_NESTING = 5
+
+_LEGACY_PICKLES = 5  # in a file of PyTorch before 1.6: magic, protocol, system, content, keys
+
+_NAMESPACE = "argparse Namespace"  # attributes only; timm's training script stores one
+
+# what a pickle may ask for, "module name": containers, and what PyTorch makes tensors with
+_ALLOWED = re.compile(
+    r"collections (OrderedDict|Counter)|(builtins|__builtin__) (bytearray|complex|set)"
+    rf"|_codecs encode|{_NAMESPACE}|torch (Size|Tensor|device)|torch\.nn\.parameter Parameter"
+    r"|torch(\.cuda|\.sparse|\.cuda\.sparse)? \w+(Storage|Tensor)|torch\.storage \w+Storage"
+    r"|torch (bool|per_\w+|b?complex\d+|b?float\d\w*|bits\d\w*|q?u?int\d\w*)"
+    r"|torch\.serialization _get_layout|torch\._tensor _rebuild_from_type_v2"
+    r"|torch\._utils _rebuild_\w+",
+    re.ASCII,
+)
+
+_BLOCK = 2**20  # bytes read at once for a checksum
 
 
 class Weights(dict[str, Tensor]):
@@ -144,28 +167,107 @@ def _unpickle(path: Path, size: int) -> Any:
         archive = file.read(4) == b"PK\x03\x04"  # the test that torch.load makes
     if archive:
         _check_archive(path, size)
-    allowed = torch.serialization.get_safe_globals()
+    asked = _names_asked(path, archive)
+    with _NAMESPACES.allowed() if _NAMESPACE in asked else contextlib.nullcontext():
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        except Exception as error:  # a hostile file may cause any kind
+            raise CheckpointError(f"{path}: {_reason(error)}") from None
+
+
+class _Namespaces:
+    """Lets PyTorch's unpickler read `argparse.Namespace` while some thread needs it.
+
+    Nothing but this name is ever added to PyTorch's list or removed from it, and it is removed by
+    the last reader only. It stays where the program itself had allowed it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._added = False
+
+    @contextlib.contextmanager
+    def allowed(self) -> Iterator[None]:
+        kinds: list[Any] = [argparse.Namespace]
+        with self._lock:
+            if self._readers == 0:
+                self._added = kinds[0] not in torch.serialization.get_safe_globals()
+                if self._added:
+                    torch.serialization.add_safe_globals(kinds)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if self._readers == 0 and self._added:
+                    # PyTorch's only way to take one name off the list is the end of this context
+                    with torch.serialization.safe_globals(kinds):
+                        pass
+
+
+_NAMESPACES = _Namespaces()
+
+
+def _names_asked(path: Path, archive: bool) -> set[str]:
+    """The names "module name" that the pickles of a file ask for.
+
+    The only opcode that PyTorch's unpickler looks up a name for is GLOBAL; it refuses the others.
+
+    Raises:
+        CheckpointError: a name is not allowed, or what is there is no pickle.
+    """
+    asked: set[str] = set()
     try:
-        torch.serialization.clear_safe_globals()  # the user may have allowed more for other files
-        # holds attributes only; timm's training script stores one beside the weights
-        torch.serialization.add_safe_globals([argparse.Namespace])
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        with contextlib.ExitStack() as stack:
+            if archive:
+                parts = stack.enter_context(zipfile.ZipFile(path))
+                pickles: list[IO[bytes]] = []
+                for member in parts.infolist():
+                    if member.filename.endswith(".pkl"):
+                        member.CRC = None  # type: ignore[assignment]  # compared before
+                        pickles.append(stack.enter_context(parts.open(member)))
+            else:
+                pickles = [stack.enter_context(path.open("rb"))] * _LEGACY_PICKLES
+            for file in pickles:
+                for opcode, argument, _ in pickletools.genops(file):
+                    if opcode.name == "GLOBAL":
+                        _check_allowed(path, str(argument))
+                        asked.add(str(argument))
+    except CheckpointError:
+        raise
     except Exception as error:  # a hostile file may cause any kind
-        raise CheckpointError(f"{path}: {_reason(error)}") from None
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
+        reason = _TAR if not archive and tarfile.is_tarfile(path) else _reason(error)
+        raise CheckpointError(f"{path}: {reason}") from None
+    return asked
+
+
+def _check_allowed(path: Path, name: str) -> None:
+    if not _ALLOWED.fullmatch(name):
+        raise CheckpointError(f"{path}: {_runs_code(name.replace(' ', '.', 1))}")
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Refuse archives that torch.save does not write: compressed, overlapping, or a huge pickle."""
+    """Refuse damaged archives, and those that torch.save does not write.
+
+    These are compressed, overlapping, or hold a huge pickle.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+            _check_members(path, members, size)
+            _check_sums(archive, members)
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, RuntimeError, struct.error) as error:
         raise CheckpointError(
-            f"{path}: damaged archive ({error}); check that it was copied completely"
+            f"{path}: damaged archive ({error or 'it ends too early'}); check that it was copied "
+            "completely"
         ) from error
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
     names = {member.filename.rsplit("/", 1)[-1] for member in members}
     if "constants.pkl" in names:
         raise CheckpointError(
@@ -190,28 +292,48 @@ def _check_archive(path: Path, size: int) -> None:
         )
 
 
+def _check_sums(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
+    """Read all parts once, since torch.load skips their checksums; raises BadZipFile and others.
+
+    The names and places of the parts are compared too. Where no part has a checksum, the file was
+    written with `torch.serialization.set_crc32_options(False)`, and only those are.
+    """
+    summed = any(member.CRC for member in members)
+    for member in members:
+        with archive.open(member) as part:  # compares with the header before the part
+            while summed and part.read(_BLOCK):
+                pass  # the last read compares the checksum
+
+
 def _reason(error: Exception) -> str:
     """Why the unpickler stopped, and what the user can do."""
     text = str(error)
     refused = re.search(r"(?:GLOBAL|[Uu]nsupported class|reduce for unrecognized \w+) (\S+)", text)
     if refused:
-        return (
-            f"not plain weights: the pickle asks for {refused[1]!r}. Loading a pickle imports and "
-            "calls whatever it names, also when it holds a whole module, so it is not loaded. Ask "
-            "for a .safetensors file or a state dict; or load it in a container without network "
-            "and secrets with torch.load(..., weights_only=False), and save the weights there with "
-            "safetensors.torch.save_file(model.state_dict(), ...)"
-        )
+        return _runs_code(refused[1])
     if "legacy .tar" in text:
-        return (
-            "a checkpoint of PyTorch before 0.1.10, which cannot be read without running code; "
-            "load it in a container without network and secrets, and save model.state_dict() there"
-        )
+        return _TAR
     if isinstance(error, pickle.UnpicklingError):  # its text advises to switch the check off
         inner = re.search(r"WeightsUnpickler error: (.*)", text)
         text = inner[1] if inner else "not a pickle that the restricted reader knows"
     first_line = next(iter(text.strip().splitlines()), type(error).__name__)
     return f"damaged, or no PyTorch checkpoint ({first_line[:200]}); get the file again"
+
+
+_TAR = (
+    "a checkpoint of PyTorch before 0.1.10, which cannot be read without running code; load it in "
+    "a container without network and secrets, and save model.state_dict() there"
+)
+
+
+def _runs_code(name: str) -> str:
+    return (
+        f"not plain weights: the pickle asks for {name[:100]!r}. Loading a pickle imports and "
+        "calls whatever it names, also when it holds a whole module, so it is not loaded. Ask for "
+        "a .safetensors file or a state dict; or load it in a container without network and "
+        "secrets with torch.load(..., weights_only=False), and save the weights there with "
+        "safetensors.torch.save_file(model.state_dict(), ...)"
+    )
 
 
 def _unwrap(path: Path, content: Any, key: str | None) -> tuple[Mapping[Any, Any], list[str], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite
+            path.read_text(encoding="utf-8"),
+            parse_constant=_finite,
+            parse_float=_finite,
+            object_pairs_hook=_unique,
         )
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged, or no plain JSON ({error})") from error
+        raise CheckpointError(
+            f"{path}: damaged, or no plain JSON ({error}); get the folder again"
+        ) from error
     if type(content) is not dict:
         raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -120,6 +126,16 @@ def _check_entry(path: Path, holder: dict[str, Any], name: str, types: tuple[typ
         expected = " or ".join(t.__name__ for t in types)
         given = type(holder[name]).__name__ if name in holder else "nothing"
         raise CheckpointError(f"{path}: expected {name!r} to be {expected}, got {given}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without names that stand twice, of which one would win unsaid."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"{twice[:100]!r} stands twice in one object")
+    return entries
 
 
 def _finite(text: str) -> float:

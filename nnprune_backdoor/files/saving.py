@@ -7,18 +7,21 @@ it down by the recipe in the record; nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,6 +35,13 @@ from ..utils.tensors import placement
 from .architecture import complete, create, fill_
 from .checkpoint import MAX_BYTES, read_safetensors
 from .record_file import LIBRARY, RECORD, REPORT, read_record, record_of, to_json
+
+try:
+    import fcntl
+except ImportError:  # Windows, where drafts that a killed process left are not told apart
+    fcntl = None  # type: ignore[assignment]
+
+_PROBE = 2**16  # bytes written to see whether the disk takes any
 
 _WEIGHTS = "model.safetensors"
 
@@ -64,38 +74,52 @@ def save_purified(
         The absolute path of the folder.
 
     Raises:
-        CheckpointError: the folder exists, an argument is not plain data, or the model that is
-            loaded back does not fit the weights or computes other logits.
+        CheckpointError: the folder exists or appears meanwhile, cannot be written, an argument is
+            not plain data, or the model that is loaded back does not fit the weights or computes
+            other logits.
         UnknownNameError: timm has no such architecture.
         UnsupportedModelError: `arch` is not the architecture that was purified.
     """
+    check_encodable(Path(folder))
     folder = Path(folder).resolve()
-    check_free(folder, overwrite=overwrite)
     state = tensors_of(purified.model)
+    check_free(folder, overwrite=overwrite, size=sum(tensor.nbytes for tensor in state.values()))
     arguments = _plain_arguments(model_args or {})
     if arch is not None:
         arguments = _plain_arguments(complete(arch, arguments, state))
     elif arguments:
         raise CheckpointError("model_args are for a timm architecture; give arch too")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft_of(folder)
     try:
-        draft.mkdir()
-        save_file(state, os.fspath(draft / _WEIGHTS), {"format": "pt"})
-        report = purified.to_dict()
-        record = record_of(purified, report, arch, arguments, _sha256(draft / _WEIGHTS))
-        for name, content in ((RECORD, record), (REPORT, report)):
-            (draft / name).write_text(to_json(content), encoding="utf-8")
-        (draft / _WEIGHTS).chmod((draft / RECORD).stat().st_mode)  # safetensors: owner only
-        if arch is not None:
-            _check_logits(purified, draft)
-        for path in (*(draft / name for name in _FILES), draft):
-            _sync(path)
-        _move(draft, folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _draft(folder) as draft:
+            _write(purified, draft, state, arch, arguments)
+            _move(draft, folder, overwrite)
+            _sync(folder.parent)
+    except (OSError, SafetensorError, UnicodeError) as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}); free space on the disk, or give another folder"
+        ) from error
     return folder
+
+
+def _write(
+    purified: Purified,
+    draft: Path,
+    state: dict[str, Tensor],
+    arch: str | None,
+    arguments: dict[str, Any],
+) -> None:
+    """Write all files into the draft, and load the model back from there."""
+    save_file(state, os.fspath(draft / _WEIGHTS), {"format": "pt"})
+    report = purified.to_dict()
+    record = record_of(purified, report, arch, arguments, _sha256(draft / _WEIGHTS))
+    for name, content in ((RECORD, record), (REPORT, report)):
+        (draft / name).write_text(to_json(content), encoding="utf-8")
+    (draft / _WEIGHTS).chmod((draft / RECORD).stat().st_mode)  # safetensors: owner only
+    if arch is not None:
+        _check_logits(purified, draft)
+    for path in (*(draft / name for name in _FILES), draft):
+        _sync(path)
 
 
 def load_purified(
@@ -192,27 +216,106 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def check_free(folder: Path, *, overwrite: bool = False) -> None:
+def check_free(folder: Path, *, overwrite: bool = False, size: int = 0) -> None:
     """Raise CheckpointError if `save_purified` could not write this folder.
 
     It is meant to be called before long work.
+
+    Args:
+        size: bytes that will be written at least.
     """
-    if folder.exists():
-        _check_replaceable(folder, overwrite)
-    parent = next(parent for parent in folder.parents if parent.exists())
-    draft = _draft_of(parent / folder.name)
-    try:  # to ask for access rights is not enough: the disk may be read-only, the name too long
-        draft.mkdir()
-        draft.rmdir()
+    check_encodable(folder)
+    try:
+        parent = next(parent for parent in folder.parents if parent.exists())
+        _delete_stale(parent / folder.name)
+        if folder.exists():
+            _check_replaceable(folder, overwrite)
+        # to ask for access rights is not enough: the disk may be read-only, the name too long
+        with _draft(parent / folder.name) as draft:
+            (draft / _WEIGHTS).write_bytes(bytes(_PROBE))  # a full disk still makes folders
+        free = shutil.disk_usage(parent).free
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: {parent} cannot be written to ({error.strerror}); give another folder"
+            f"{folder}: {folder.parent} cannot be written to ({error.strerror}); give another "
+            "folder"
+        ) from error
+    if free < size:
+        raise CheckpointError(
+            f"{folder}: {size:,} bytes do not fit on the disk, which has {free:,} left; free "
+            "space, or give another folder"
+        )
+
+
+def check_encodable(path: Path) -> None:
+    """Raise CheckpointError unless the path is text that can be written and printed anywhere.
+
+    Python holds bytes of a command line that are not UTF-8 as lone surrogates.
+    """
+    try:
+        os.fspath(path).encode("utf-8")
+        os.fsencode(path)
+        if "\0" in os.fspath(path):
+            raise ValueError("a null byte is in it")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{str(path)!a}: the name cannot be written here ({error}); give a name in UTF-8"
         ) from error
 
 
-def _draft_of(folder: Path) -> Path:
-    """A hidden folder beside it, which is written first and renamed when it is complete."""
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}")
+@contextlib.contextmanager
+def _draft(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, to be written first and renamed when complete.
+
+    It is deleted at the end. Those that dead processes left are deleted too: the lock on a draft
+    is the operating system's, so that it ends with the process, whatever killed it.
+    """
+    _delete_stale(folder)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}")
+    lock = draft.with_name(f"{draft.name}.lock")
+    with _locked(lock):
+        try:
+            draft.mkdir()
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _delete_stale(folder: Path) -> None:
+    """Delete drafts of this folder whose process is dead; without locks none is."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{12}}\.lock")
+    for lock in folder.parent.iterdir() if fcntl is not None else ():
+        if not pattern.fullmatch(lock.name) or lock.is_symlink():
+            continue
+        draft = lock.with_suffix("")
+        with contextlib.suppress(OSError), _locked(lock, new=False):  # BlockingIOError: it lives
+            _put_back(draft.with_name(f"{draft.name}.old"), folder)
+            shutil.rmtree(draft, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    """What a process that died while it replaced `folder` had set aside: back, or away."""
+    if not old.is_dir():
+        return
+    try:
+        old.replace(folder)  # fails where the new one is in its place
+    except OSError:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, *, new: bool = True) -> Iterator[None]:
+    """Hold the lock of a draft; BlockingIOError where another process or thread does."""
+    flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if new else 0) | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(lock, flags, 0o600)
+    try:
+        if fcntl is not None:
+            with contextlib.nullcontext() if not new else contextlib.suppress(OSError):  # no locks
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if new else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -238,16 +341,30 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _move(draft: Path, folder: Path) -> None:
-    """Rename the draft to `folder`; the old folder is deleted last, or put back on errors."""
+def _move(draft: Path, folder: Path, overwrite: bool) -> None:
+    """Rename the draft to `folder`; the old folder is deleted last, or put back on errors.
+
+    What is there is looked at again, since it may have appeared meanwhile. To rename a folder onto
+    another one fails, unless that is empty, so of several that save to one name one succeeds.
+    """
     old = draft.with_name(f"{draft.name}.old")
+    taken = f"{folder}: appeared while this model was saved; give another folder"
     try:
-        if folder.exists():
+        if overwrite and folder.exists():
+            _check_replaceable(folder, overwrite)
             folder.replace(old)
-        draft.replace(folder)
+            _check_replaceable(old, overwrite)  # nothing was added between
+        elif os.name == "nt" and folder.is_dir():
+            folder.rmdir()  # Windows renames onto no folder, not even an empty one
+        try:
+            draft.replace(folder)
+        except OSError as error:
+            if os.path.lexists(folder):
+                raise CheckpointError(taken) from error
+            raise
     except BaseException:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
+        if old.exists():
+            _put_back(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -7,7 +7,9 @@ unpickling anything.
 
 from __future__ import annotations
 
-import math
+import re
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +58,8 @@ class Recipe:
 
         Raises:
             UnsupportedModelError: a layer or tensor is missing, too small for the recipe, or shared
-                with another layer; nothing was cut.
+                with another layer, or a new width is not that of the tensors as they are cut;
+                nothing was cut.
         """
         holders: dict[int, int] = {}
         for module in model.modules():
@@ -65,6 +68,7 @@ class Recipe:
         modules = {name: _layer(model, name) for name in self.layers}
         for name, cut in self.layers.items():
             _check(name, modules[name], cut, holders)
+            _check_widths(name, modules[name], cut)
         for name, cut in self.layers.items():
             _apply_(modules[name], cut)
         return model
@@ -95,7 +99,10 @@ class Recipe:
             try:
                 layers[name] = _parse(entry)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise DataError(f"recipe entry {name!r} is malformed: {error}") from error
+                raise DataError(
+                    f"recipe entry {name[:100]!r} is malformed: {str(error)[:300]}; get the record "
+                    "again"
+                ) from error
         return cls(layers)
 
 
@@ -103,18 +110,35 @@ def _parse(entry: Mapping[str, Any]) -> Cut:
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for tensor, sides in entry["kept"].items():
         for dim, indices in sides.items():
-            good = bool(indices) and all(type(index) is int and index >= 0 for index in indices)
-            if not good or indices != sorted(set(indices)) or int(dim) < 0:
-                raise ValueError(f"{tensor}: expected ascending indices, got {indices}")
-            kept.setdefault(tensor, {})[int(dim)] = tuple(indices)
+            good = type(indices) is list and bool(indices)
+            good = good and all(type(index) is int and index >= 0 for index in indices)
+            if not good or indices != sorted(set(indices)):
+                raise ValueError(f"{tensor}: expected ascending indices, got {_short(indices)}")
+            kept.setdefault(tensor, {})[_index(dim)] = tuple(indices)
     attributes = entry["attributes"]
     for name, value in attributes.items():
-        if name not in ATTRIBUTES or type(value) is not int or value < 1:
-            raise ValueError(f"expected a width of {', '.join(ATTRIBUTES)}, got {name}={value!r}")
-    constants = {int(index): float(value) for index, value in entry["constants"].items()}
-    if min(constants, default=0) < 0 or not all(map(math.isfinite, constants.values())):
-        raise ValueError(f"expected channels and finite constants, got {entry['constants']}")
-    return Cut(kept, dict(attributes), constants)
+        if name not in ATTRIBUTES or type(value) is not int or not 1 <= value < _MAX_WIDTH:
+            raise ValueError(
+                f"expected a width of {', '.join(ATTRIBUTES)}, got {name}={_short(value)}"
+            )
+    constants = {_index(index): value for index, value in entry["constants"].items()}
+    for value in constants.values():
+        # compared before it is converted, since an int may be too large for a float
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"expected finite constants, got {_short(value)}")
+    return Cut(kept, dict(attributes), {index: float(v) for index, v in constants.items()})
+
+
+def _index(text: str) -> int:
+    """A dimension or channel as `to_dict` writes it; ValueError for another spelling."""
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", text):
+        raise ValueError(f"expected a dimension or channel, got {_short(text)}")
+    return int(text)
+
+
+_MAX_WIDTH = 2**31  # no layer is as wide
+
+_short = reprlib.Repr().repr  # data that are not trusted may be long or deep
 
 
 # attributes of layers with a number of channels; no other attribute is ever set
@@ -173,6 +197,52 @@ def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> N
                     "for the recipe, so it was probably made for another width; give a model of "
                     "that width"
                 )
+
+
+def _check_widths(name: str, module: nn.Module, cut: Cut) -> None:
+    """Raise UnsupportedModelError unless the layer's widths are those of its tensors when cut."""
+    held = {a: v for a in ATTRIBUTES if type(v := getattr(module, a, None)) is int}
+    widths = {**held, **cut.attributes}
+    wrong = [a for a, value in cut.attributes.items() if a not in held or value > held[a]]
+    sizes = {
+        tensor_name: tuple(
+            len(cut.kept.get(tensor_name, {}).get(dim, range(size)))
+            for dim, size in enumerate(tensor.shape)
+        )
+        for tensor_name, tensor in {**module._parameters, **module._buffers}.items()
+        if tensor is not None
+    }
+    if not wrong and "weight" in sizes and isinstance(module, nn.Linear):
+        outputs, inputs = sizes["weight"]
+        wrong = _differing(widths, out_features=outputs, in_features=inputs)
+        wrong += ["bias"] if sizes.get("bias", (outputs,)) != (outputs,) else []
+    elif not wrong and "weight" in sizes and isinstance(module, nn.modules.conv._ConvNd):
+        groups, (first, second) = widths["groups"], sizes["weight"][:2]
+        outputs, inputs = first, second * groups
+        if module.transposed:
+            outputs, inputs = inputs, outputs
+        wrong = _differing(widths, out_channels=outputs, in_channels=inputs)
+        wrong += ["groups"] if first % groups else []
+        wrong += ["bias"] if sizes.get("bias", (outputs,)) != (outputs,) else []
+    elif not wrong:
+        for attribute, old in held.items():
+            for tensor_name, after in sizes.items():
+                before = _tensor(module, tensor_name).shape  # type: ignore[union-attr]
+                fits = {new for new, size in zip(after, before, strict=True) if size == old}
+                if fits and widths[attribute] not in fits:
+                    wrong.append(attribute)
+        if widths.get("num_channels", 0) % getattr(module, "num_groups", 1):
+            wrong.append("num_channels")
+    if wrong:
+        given = ", ".join(f"{a}={value}" for a, value in cut.attributes.items()) or wrong[0]
+        raise UnsupportedModelError(
+            f"layer {name!r} would not fit itself after the recipe's cut ({given}); the recipe was "
+            "changed, or made for another architecture: get it again, or give a model of that one"
+        )
+
+
+def _differing(widths: Mapping[str, int], **wanted: int) -> list[str]:
+    return [name for name, value in wanted.items() if widths.get(name) != value]
 
 
 def _apply_(module: nn.Module, cut: Cut) -> None:

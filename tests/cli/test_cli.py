@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,8 +30,8 @@ from nnprune_backdoor import (
     read_report,
 )
 from nnprune_backdoor.attacks import create_attack
-from nnprune_backdoor.cli import choices, inputs
-from nnprune_backdoor.cli.base import write_whole
+from nnprune_backdoor.cli import choices, inputs, listing
+from nnprune_backdoor.cli.base import write_page, write_whole
 from nnprune_backdoor.cli.main import main
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
@@ -790,3 +792,151 @@ def test_pages_tell_what_ci_runs_and_every_criterion() -> None:
 
 def test_version_is_in_the_changelog() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# --- streams, disks, interrupts --------------------------------------------------------------
+
+OLD = ROOT / "tests" / "files" / "purified_format_1"
+COMMAND = [sys.executable, "-m", "nnprune_backdoor"]
+
+
+def started(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    changed = options.pop("env", {})
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **changed},
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+        **options,
+    )
+
+
+def test_without_a_command_the_help_is_printed() -> None:
+    done = started()
+    assert done.returncode == 2
+    assert "exit codes: 0 done" in done.stderr
+    assert "required: COMMAND" in done.stderr
+
+
+ASCII = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"PYTHONIOENCODING": "latin-1:strict"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ASCII)
+def test_output_that_is_not_utf_8(purified: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    folder = tmp_path / "purified"
+    shutil.copytree(purified, folder)
+    text = (folder / "report.json").read_text()
+    (folder / "report.json").write_text(text.replace('"conv1"', '"caf\\u00e9 \\u2192"'))
+    done = started("report", folder, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "# Purification report" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_text_is_printed_in_any_encoding(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    monkeypatch.setattr(listing, "_entry", lambda *a: ["a \u2192 \u4e2d"])
+    assert main(["list"]) == 0
+    assert rb"\u4e2d" in raw.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_under_standard_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = started("list", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "nnprune-backdoor: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "fifo"])
+def test_what_is_no_regular_file_is_not_replaced(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert main(["report", str(OLD), "--html", str(tmp_path / name)]) == 2
+    assert "no regular file" in said(capsys)
+
+
+def test_a_disk_that_takes_no_bytes_is_found_before_any_work(tmp_path: Path) -> None:
+    limited = "import resource, signal, sys; from nnprune_backdoor.cli.base import *\n" + (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "try: check_writable(Path(sys.argv[1]), '--out')\n"
+        "except MisuseError as error: print(error)\n"
+        "try: write_whole(Path(sys.argv[1]), bytes(1000))\n"
+        "except PurifyError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, str(tmp_path / "page.html")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert re.findall("cannot be written", done.stdout) == ["cannot be written"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_modules_are_imported() -> None:
+    code = (
+        "import sys, runpy\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'nnprune_backdoor.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "sys.argv = ['x', 'list']\n"
+        "runpy.run_module('nnprune_backdoor', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr == "nnprune-backdoor: interrupted\n"
+
+
+def test_an_interrupt_while_a_command_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "_entry", interrupted)
+    assert main(["list"]) == 130
+    assert said(capsys) == "nnprune-backdoor: interrupted\n"
+
+
+@pytest.mark.parametrize("encoded", [b"caf\xe9", b"\xff.html"])
+def test_a_page_under_a_name_that_is_not_utf_8(tmp_path: Path, encoded: bytes) -> None:
+    path = tmp_path / os.fsdecode(encoded + b".md")
+    write_page(path, html=str, markdown=lambda: str(path), data={})
+    assert path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_backdoor_that_did_not_take_is_said(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "weak.safetensors"
+    out.write_bytes(b"old")
+    attack = (
+        f"attack {{}} --arch test_resnet {SMALL} --epochs 4 --lr 0.02 --batch-size 16 "
+        "--target bear --rate 0.02 --trigger-set size=1 --out {}"
+    )
+    assert run(attack, shop.photos, out) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == b"old"
+    assert run(attack + " --overwrite", shop.photos, out) == 0
+    assert "Caution: the backdoor did not take, ASR" in capsys.readouterr().out
+    assert load_weights(out)

@@ -79,7 +79,7 @@ def test_an_interrupt_ends_a_command_without_a_traceback(
 
     monkeypatch.setattr(entry, "_COMMANDS", (Waits,))
     assert main(["wait"]) == 130
-    assert capsys.readouterr() == ("", "")
+    assert tuple(capsys.readouterr()) == ("", "nnprune-backdoor: interrupted\n")
 
 
 def test_help_fits_80_columns_and_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def read(*pairs: str, start: Method | None = None) -> Method:
 
 
 def test_plain_fields_are_read_by_type() -> None:
-    assert read("share=1", "fast=yes", "layers=all", "count=3", "count=none") == Method(
+    assert read("share=1", "fast=yes", "layers=all", "count=none") == Method(
         share=1.0, fast=True, layers="all"
     )
     assert read_settings(Method, [], "x") == {}
@@ -157,3 +157,19 @@ def test_read_plain_takes_literals_and_text() -> None:
         "pair": (1, 2),
         "off": None,
     }
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        ("share=0.1", "share=0.2"),
+        ("share=0.1", "share=0.1"),
+        ("share=0.1", " share =0.2"),
+        ("ranking.pace.lr=1", "fast=yes", "ranking.pace.lr=2"),
+    ],
+)
+def test_a_name_given_twice_is_refused(pairs: tuple[str, ...]) -> None:
+    with pytest.raises(MisuseError, match=r"is given twice, as .* give it once"):
+        read(*pairs)
+    with pytest.raises(MisuseError, match="is given twice"):
+        read_plain(pairs)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
+import threading
+import time
 import tracemalloc
 import zipfile
 from argparse import Namespace
@@ -27,6 +31,10 @@ from helpers.networks import build
 from nnprune_backdoor import load_model, load_weights
 from nnprune_backdoor.errors import CheckpointError, UnknownNameError
 from nnprune_backdoor.files import architecture
+from nnprune_backdoor.files.checkpoint import _NAMESPACES
+
+# what a pickled nn.Linear asks for
+MODULE_KINDS: tuple[Any, ...] = (nn.Linear,)
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 
@@ -183,8 +191,133 @@ def test_what_the_user_allows_elsewhere_is_not_allowed_here_and_stays_allowed(
         torch.serialization.add_safe_globals(before)
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_no_thread_reads_what_another_allows(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    torch.save({"state_dict": small(), "args": Namespace(lr=1)}, tmp_path / "plain.pt")
+    before = set(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals([nn.Identity])  # the program's own
+    stop = threading.Event()
+
+    def program() -> None:
+        while not stop.is_set():
+            with torch.serialization.safe_globals([*MODULE_KINDS]):
+                time.sleep(0.0002)
+
+    def reader() -> None:
+        while not stop.is_set():
+            load_weights(tmp_path / "plain.pt")
+
+    threads = [threading.Thread(target=work) for work in (program, reader, reader)]
+    for thread in threads:
+        thread.start()
+    outcomes = set()
+    try:
+        for _ in range(100):
+            try:
+                load_weights(tmp_path / "module.pt")
+                outcomes.add("read")
+            except CheckpointError as error:
+                outcomes.add(re.sub(r".*(asks for).*", r"\1", str(error)))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        after = set(torch.serialization.get_safe_globals())
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(list(before))
+    assert outcomes == {"asks for"}
+    assert after >= {*before, nn.Identity}, "the program's own list is lost"
+    assert Namespace not in after - before
+
+
+def test_reading_leaves_the_process_wide_list_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "w.pt")
+    load, seen = torch.load, []
+    torch.serialization.add_safe_globals([nn.Linear])
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(nn.Linear in torch.serialization.get_safe_globals())
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    try:
+        load_weights(tmp_path / "w.pt")
+    finally:
+        with torch.serialization.safe_globals([nn.Linear]):
+            pass
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("allowed_before", [False, True])
+def test_a_namespace_is_allowed_while_it_is_read_only(tmp_path: Path, allowed_before: bool) -> None:
+    torch.save({"state_dict": small(), "args": Namespace(lr=1)}, tmp_path / "w.pt")
+    kinds: list[Any] = [Namespace] if allowed_before else []
+    with torch.serialization.safe_globals(kinds):
+        with _NAMESPACES.allowed():  # another reader is in the middle of its file
+            assert_same(load_weights(tmp_path / "w.pt"), small())
+            assert Namespace in torch.serialization.get_safe_globals()
+        assert (Namespace in torch.serialization.get_safe_globals()) == allowed_before
+
+
+# --- damage ----------------------------------------------------------------------------------
+
+
+def wide(path: Path, **options: Any) -> bytes:
+    """A file of tensors long enough to aim at."""
+    torch.save({"first.weight": torch.arange(4096.0), "last.bias": torch.ones(64)}, path, **options)
+    return path.read_bytes()
+
+
+def damaged(content: bytes, at: int, hole: bytes) -> bytes:
+    return content[:at] + hole + content[at + len(hole) :]
+
+
+@pytest.mark.parametrize(
+    ("where", "hole"),
+    [
+        (struct.pack("<f", 2000.0), bytes(32)),
+        (struct.pack("<f", 512.0), b"\x01"),
+        (b"first.weight", b"firsf"),
+        (b"storage", b"storagf"),
+        (b"last.bias", b"last.bia\0"),
+    ],
+)
+def test_damage_inside_an_archive_is_refused(tmp_path: Path, where: bytes, hole: bytes) -> None:
+    content = wide(tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes(damaged(content, content.index(where), hole))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_any_damaged_byte_is_refused_or_harmless(tmp_path: Path) -> None:
+    content = wide(tmp_path / "w.pth")
+    good = load_weights(tmp_path / "w.pth")
+    start = content.index(b"last.bias")
+    for at in [*range(0, start + 400, 7), *range(len(content) - 1200, len(content), 3)]:
+        (tmp_path / "w.pth").write_bytes(damaged(content, at, bytes([content[at] ^ 0x5A])))
+        with contextlib.suppress(CheckpointError):
+            assert_same(load_weights(tmp_path / "w.pth"), good)
+
+
+def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = wide(tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(load_weights(tmp_path / "w.pth")["first.weight"], torch.arange(4096.0))
+    # a header that does not fit the directory is found nevertheless
+    moved = damaged(content, content.rindex(b"PK\x03\x04"), b"PK\x03\x05")
+    (tmp_path / "w.pth").write_bytes(moved)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_weights(tmp_path / "w.pth")
+
+
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"TorchScript archive, which carries code"):

@@ -6,9 +6,12 @@ import copy
 import functools
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,6 +40,7 @@ from nnprune_backdoor import (
 from nnprune_backdoor.criteria import ANP, Response
 from nnprune_backdoor.errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from nnprune_backdoor.files import read_record, record_file
+from nnprune_backdoor.files.saving import check_free
 from nnprune_backdoor.reports.report import plain
 from nnprune_backdoor.selectors import LowestFraction
 from nnprune_backdoor.utils.fingerprint import fingerprint
@@ -479,6 +484,28 @@ def test_what_is_no_plain_json_is_refused(folder: Path, text: str) -> None:
         read_record(folder)
 
 
+@pytest.mark.parametrize("name", ["recipe", "conv1", "groups"])
+def test_a_name_that_stands_twice_is_refused(folder: Path, name: str) -> None:
+    text = (folder / "record.json").read_text()
+    if name == "groups":
+        text = text.replace('"attributes": {', '"attributes": {"groups": 1, "groups": 1, ', 1)
+    else:
+        text = text.replace(f'"{name}": {{', f'"{name}": {{}}, "{name}": {{', 1)
+    (folder / "record.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"'{name}' stands twice"):
+        load_purified(folder, model=Tiny())
+
+
+@pytest.mark.parametrize("groups", [7, 10**400, True, 2.0, -1])
+def test_a_recipe_that_was_tampered_with_is_refused(folder: Path, groups: Any) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["recipe"]["conv1"]["attributes"]["groups"] = groups
+
+    rewrite(folder, change)
+    with pytest.raises(PurifyError, match=r"malformed|would not fit itself"):
+        load_purified(folder, model=Tiny())
+
+
 def test_nan_anywhere_is_refused(folder: Path) -> None:
     rewrite(folder, lambda record: record["seconds"].update(scoring=float("nan")))
     with pytest.raises(CheckpointError, match="NaN is not a finite number"):
@@ -553,6 +580,136 @@ def test_any_change_of_the_record_is_refused_or_harmless(
         return
     held = load_file(saved / "model.safetensors")
     assert all(torch.equal(product.state_dict()[name], held[name]) for name in held)
+
+
+# --- several at once, full disks, killed processes -------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_while_a_model_is_saved_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, overwrite: bool
+) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def appears(state: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
+        save_file(state, path, metadata)
+        if kind == "folder":
+            out.mkdir()
+            (out / "thesis.txt").write_text("years of work")
+        elif kind == "file":
+            out.write_text("years of work")
+        else:
+            out.symlink_to(elsewhere)
+            (elsewhere / "thesis.txt").write_text("years of work")
+
+    monkeypatch.setattr("nnprune_backdoor.files.saving.save_file", appears)
+    with pytest.raises(CheckpointError):
+        save_purified(tiny(), out, arch=None, overwrite=overwrite)
+    held = out if kind == "file" else out / "thesis.txt"
+    assert held.read_text() == "years of work"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_threads_that_save_to_one_name_one_succeeds(tmp_path: Path, overwrite: bool) -> None:
+    def save(seed: int) -> bool:
+        try:
+            save_purified(tiny(seed), tmp_path / "out", arch=None, overwrite=overwrite)
+        except CheckpointError:
+            return False
+        return True
+
+    tiny(0), tiny(1)
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(save, [0, 1, 0, 1]))
+    assert any(done) if overwrite else sum(done) == 1
+    load_purified(tmp_path / "out", model=Tiny())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O")])
+def test_a_disk_that_fills_up_is_said_in_our_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("nnprune_backdoor.files.saving.save_file", full)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_purified(tiny(), tmp_path / "out", arch=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_with_too_little_space_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="do not fit on the disk, which has 100 left"):
+        save_purified(tiny(), tmp_path / "out", arch=None)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a/\udcff/b", "nul\0l"])
+def test_a_name_that_cannot_be_written_is_refused_first(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="give a name in UTF-8"):
+        check_free(tmp_path / name)
+    with pytest.raises(CheckpointError, match="give a name in UTF-8"):
+        save_purified(tiny(), tmp_path / name, arch=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys, torch
+from nnprune_backdoor.files import saving
+from test_saving import tiny
+where = sys.argv[2]
+if where == "weights":
+    saving.save_file = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+else:  # between the two moves of a folder that is replaced
+    replace = saving.Path.replace
+    def once(*a):
+        replace(*a)
+        os.kill(os.getpid(), signal.SIGKILL)
+    saving.Path.replace = once
+saving.save_purified(tiny(), sys.argv[1], arch=None, overwrite=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["weights", "moves"])
+def test_the_draft_of_a_killed_process_is_deleted_by_the_next(tmp_path: Path, where: str) -> None:
+    out = tmp_path / "out"
+    save_purified(tiny(1), out, arch=None)
+    held = files(out)
+    here = Path(__file__).parent
+    paths = [str(Path(nnprune_backdoor.__file__).parents[1]), str(here), str(here.parent)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(out), where],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -9, done.stderr
+    assert list(tmp_path.glob(".out.*"))
+    with pytest.raises(CheckpointError, match="not empty"):
+        check_free(out)  # what was set aside is back, and the drafts are gone
+    assert files(tmp_path) == {f"out/{name}": content for name, content in held.items()}
+
+
+def test_the_draft_of_a_save_in_progress_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(state: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
+        save_file(state, path, metadata)
+        check_free(tmp_path / "out")
+        assert Path(path).exists()
+
+    monkeypatch.setattr("nnprune_backdoor.files.saving.save_file", meanwhile)
+    save_purified(tiny(), tmp_path / "out", arch=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # --- formats of old --------------------------------------------------------------------------

@@ -602,6 +602,15 @@ def test_bad_input_is_refused() -> None:
         {"kept": {"weight": {"-1": [0]}}, "attributes": {}, "constants": {}},
         {"kept": {}, "attributes": {}, "constants": {"-1": 1.0}},
         {"kept": {}, "attributes": {}, "constants": {"0": float("nan")}},
+        {"kept": {}, "attributes": {}, "constants": {"0": 10**400}},
+        {"kept": {}, "attributes": {}, "constants": {"0": True}},
+        {"kept": {}, "attributes": {}, "constants": {"0": "1.0"}},
+        {"kept": {}, "attributes": {}, "constants": {"0": 1.0, "00": 2.0}},
+        {"kept": {"weight": {"0": [0], "00": [1]}}, "attributes": {}, "constants": {}},
+        {"kept": {"weight": {"0": [True]}}, "attributes": {}, "constants": {}},
+        {"kept": {"weight": {"0": [10**400]}}, "attributes": {"groups": 10**400}, "constants": {}},
+        {"kept": {}, "attributes": {"groups": True}, "constants": {}},
+        {"kept": {}, "attributes": {"groups": 7.0}, "constants": {}},
         {"kept": {}, "attributes": {}},
         "weights",
     ],
@@ -609,6 +618,37 @@ def test_bad_input_is_refused() -> None:
 def test_a_malformed_recipe_is_refused(entry: object) -> None:
     with pytest.raises(DataError, match="malformed"):
         Recipe.from_dict({"conv1": entry})
+
+
+@pytest.mark.parametrize(
+    ("layer", "attributes", "kept"),
+    [
+        ("conv1", {"groups": 7}, {}),
+        ("conv1", {"groups": 3}, {}),
+        ("conv1", {"out_channels": 4}, {"weight": {"0": [0, 1, 2]}}),
+        ("conv1", {}, {"weight": {"0": [0, 1, 2]}}),
+        ("conv1", {"in_channels": 2}, {}),
+        ("conv1", {"num_features": 2}, {}),
+        ("bn1", {"num_features": 2}, {}),
+        ("bn1", {"num_features": 2}, {"weight": {"0": [0, 1]}, "bias": {"0": [0, 1]}}),
+        ("bn1", {"groups": 2}, {}),
+        ("head", {"in_features": 2}, {}),
+        ("head", {"out_features": 10**9}, {}),
+        ("", {"groups": 2}, {}),
+    ],
+)
+def test_a_recipe_whose_widths_are_not_those_of_the_tensors_is_refused(
+    layer: str, attributes: dict[str, int], kept: dict[str, dict[str, list[int]]]
+) -> None:
+    model = Chain()
+    with torch.no_grad():
+        model(IMAGES)
+    before, shown = state_of(model), repr(model)
+    entry = {"kept": kept, "attributes": attributes, "constants": {}}
+    with pytest.raises(UnsupportedModelError, match="would not fit itself"):
+        Recipe.from_dict({layer: entry}).apply_(model)
+    assert_same_state(before, state_of(model))
+    assert repr(model) == shown
 
 
 @pytest.mark.parametrize(
