@@ -13,6 +13,7 @@ from .core.checks import check_label_order, check_scoring_part, counting_what_wa
 from .core.compute import Compute
 from .core.copies import clone, eval_mode, refuse_computed_weights
 from .core.data import CleanData
+from .core.drift import allowed_drift, logit_drift
 from .core.held_out import HeldOut
 from .core.masks import MaskedModel, Silencing, silence_
 from .core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
@@ -21,7 +22,7 @@ from .core.prepared import Labels, Prepared
 from .core.scores import ChannelScores, Selection
 from .criteria.base import Criterion, create_criterion
 from .errors import DataError, UnsupportedModelError
-from .removal.compaction import RemovalReport, allowed_drift, compact
+from .removal.compaction import RemovalReport, compact
 from .reports.purified import Purified
 from .reports.record import Given
 from .selectors.base import Selector, create_selector
@@ -246,7 +247,7 @@ def _silenced(
     images = clean.images[:64].to(**placement(frozen))
     with torch.no_grad(), eval_mode(product):
         wanted, got = masked(images), product(images)
-    drift = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1e-12))
+    drift = logit_drift(wanted, got)
     if not drift <= allowed_drift(wanted.dtype):
         raise UnsupportedModelError(
             f"the silenced weights do not compute what the masks do (relative drift {drift:.1e}); "

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..errors import DataError, UnsupportedModelError
 from ..utils.tensors import placement
 from .data import CleanData
+from .drift import logit_drift
 
 _ENOUGH = 100  # labelled images that do, however many classes there are
 _RENAMED = 0.3  # share of the images, and 1 / sqrt(images) more: guessing gains up to .34 of 50
 _ALONE = 0.05  # of the logits' scale: more than any precision's rounding
+_BESIDE = 8  # images in one pass, of which one is given alone as well
 
 _BINARY = "if it gives two classes one logit z an image, wrap it so that its forward returns "
 
@@ -113,7 +115,7 @@ def check_repeatable(model: nn.Module, images: Tensor) -> None:
     """The model, in eval mode, must give an image the same logits alone and beside another one.
 
     Args:
-        images: (N, C, H, W); two are used.
+        images: (N, C, H, W); up to eight are used.
 
     Raises:
         UnsupportedModelError: it does not, so that nothing measured on it would mean anything.
@@ -126,9 +128,9 @@ def check_repeatable(model: nn.Module, images: Tensor) -> None:
                 "(track_running_stats=True) and estimate them on training images first"
             )
     with torch.no_grad():
-        images = images[:2].to(**placement(model))
-        beside, alone = model(images)[:1], model(images[:1])
-    gap = float((alone - beside).abs().max() / beside.abs().max().clamp_min(1e-12))
+        images = images[:_BESIDE].to(**placement(model))
+        beside, alone = model(images.clone()), model(images[:1].clone())
+    gap = logit_drift(beside, torch.cat([alone, beside[1:]]))
     if not gap <= _ALONE:
         raise UnsupportedModelError(
             "what the model says of an image changes with chance, or with the images beside it "

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.copies import clone, frozen_copy
+from ..core.drift import allowed_drift, logit_drift
 from ..errors import CheckpointError
-from ..removal.compaction import allowed_drift
 from ..removal.recipe import Recipe
 from ..reports.purified import Purified
 from ..utils.randomness import private_randomness
@@ -196,7 +196,7 @@ def _check_logits(purified: Purified, draft: Path) -> None:
         expected = model(images)
         try:
             logits = loaded(images)
-            drift = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            drift = logit_drift(expected, logits)
             wrong = f"computes something else (relative drift {drift:.1e})"
         except Exception as error:  # a network may raise anything on images of another size
             drift, wrong = math.inf, f"does not run on images {tuple(shape)} ({error})"

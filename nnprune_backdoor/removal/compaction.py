@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.copies import clone, frozen_copy
+from ..core.drift import allowed_drift, logit_drift
 from ..core.scores import Selection
 from ..core.sites import Neuron
 from ..errors import DataError
@@ -37,11 +38,6 @@ _MAX_TIMING = 1.0  # seconds after which a batch is not timed again
 COUPLED = "read together with channels that stay (a residual sum, a norm over channels, attention)"
 
 NOT_SILENT = "it is not silent in the model; run silence_ on it before"
-
-
-def allowed_drift(dtype: torch.dtype) -> float:
-    """Largest difference, relative to the largest logit, of logits that count as equal."""
-    return 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class RemovalReport:
         channels: Number of output channels that were removed, including those that only removed
             neurons need.
         recipe: What was cut from each tensor.
-        drift: Largest difference of logits to the silenced model, relative to its largest logit.
+        drift: Largest difference of logits to the silenced model (`core.drift.logit_drift`).
         before: Size of the silenced model.
         after: Size of the smaller model.
         seconds: Wall time.
@@ -214,7 +210,7 @@ class _Comparison:
         return _Comparison(self.model, self.names, self.example[:_TRIAL_IMAGES])
 
     def drift(self, recipe: Recipe) -> float:
-        """Largest difference of logits after a cut, relative to the largest logit."""
+        """How far the logits are apart after a cut."""
         if recipe != self._latest[0]:
             self._latest = recipe, self._measure(recipe)
         return self._latest[1]
@@ -225,8 +221,7 @@ class _Comparison:
             logits = smaller(self.example)
         if logits.shape != self._expected.shape:
             raise ValueError(f"logits of shape {tuple(logits.shape)}")
-        largest = self._expected.abs().max().clamp_min(1e-12)
-        return float((logits - self._expected).abs().max() / largest)
+        return logit_drift(self._expected, logits)
 
     def problem(self, removable: Removable, *, any_drift: bool = False) -> str:
         """Why these channels cannot be removed; empty if they can."""
