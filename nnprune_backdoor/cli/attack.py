@@ -144,9 +144,9 @@ def run(options: argparse.Namespace) -> Result:
     took = rates["ASR"].value >= TOOK
     if not took:
         text += (
-            f"\n\nCaution: the backdoor did not take, ASR {rates['ASR'].value:.1%}, under {TOOK:.0%}. The "
-            "file holds a model without a working\nbackdoor; give more --epochs, a higher --rate "
-            "or a larger trigger, and --overwrite."
+            f"\n\nCaution: the backdoor did not take, ASR {rates['ASR'].value:.1%}, under "
+            f"{TOOK:.0%}. The file holds a model without a working\nbackdoor; give more --epochs, "
+            "a higher --rate or a larger trigger, and --overwrite."
         )
         if options.json:  # which shows no text
             note(options, f"caution: the backdoor did not take (ASR {rates['ASR'].value:.1%})")
