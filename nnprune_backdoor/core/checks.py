@@ -17,7 +17,7 @@ from .drift import logit_drift
 _ENOUGH = 100  # labelled images that do, however many classes there are
 _RENAMED = 0.3  # share of the images, and 1 / sqrt(images) more: guessing gains up to .34 of 50
 _ALONE = 0.05  # of the logits' scale: more than any precision's rounding
-_BESIDE = 8  # images in one pass, of which one is given alone as well
+_BESIDE = 4  # images in one pass, of which one is given alone as well
 
 _BINARY = "if it gives two classes one logit z an image, wrap it so that its forward returns "
 
@@ -115,7 +115,7 @@ def check_repeatable(model: nn.Module, images: Tensor) -> None:
     """The model, in eval mode, must give an image the same logits alone and beside another one.
 
     Args:
-        images: (N, C, H, W); up to eight are used.
+        images: (N, C, H, W); up to four are used.
 
     Raises:
         UnsupportedModelError: it does not, so that nothing measured on it would mean anything.
