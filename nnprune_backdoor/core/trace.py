@@ -7,6 +7,7 @@ from the autograd graph of the pass, which is therefore run with gradients for t
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,9 @@ from ..errors import PurifyError, UnsupportedModelError
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+
+# what PyTorch says of passes that only work without gradients
+_NO_GRADIENT = re.compile(r"grad|in-?place|inference|derivative|differentia", re.IGNORECASE)
 
 Key = tuple[int, int, int]
 
@@ -123,10 +127,9 @@ class Trace:
                 # a model may write into what it is given, but not into a leaf
                 with torch.enable_grad():
                     return cls._run(model, leaf.clone())
-            except PurifyError:
-                raise
-            except RuntimeError:
-                pass
+            except RuntimeError as error:
+                if isinstance(error, PurifyError) or not _NO_GRADIENT.search(str(error)):
+                    raise
         with torch.no_grad():
             return cls._run(model, images.clone())
 

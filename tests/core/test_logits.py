@@ -248,3 +248,13 @@ def test_gradients_of_the_user_are_left_alone() -> None:
     find_sites(model, IMAGES)
     assert model.head.weight.grad is None
     assert torch.equal(model.conv.weight.grad, torch.ones_like(model.conv.weight))
+
+
+def test_a_pass_that_cannot_run_with_gradients_is_run_without() -> None:
+    class Overwriting(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            leaf = torch.zeros(1, requires_grad=True)
+            leaf += images.sum()  # an error where gradients are on
+            return super().forward(images)
+
+    assert [site.name for site in find_sites(Overwriting(linear()).eval(), IMAGES)] == ["conv"]
