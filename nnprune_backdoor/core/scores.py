@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError, ScoringError
+from ..utils.short_repr import ShortRepr
 from .recovered import RecoveredTrigger
 from .sites import Neuron, Site
 
 
-@dataclass(frozen=True, eq=False)
-class ChannelScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class ChannelScores(ShortRepr):
     """A criterion's scores of all neurons.
 
     Attributes:
@@ -123,8 +124,8 @@ class Point(NamedTuple):
     success: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(ShortRepr):
     """The neurons to prune, first to go first, and why these.
 
     Attributes:

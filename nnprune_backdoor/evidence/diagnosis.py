@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -27,7 +28,7 @@ REACHABLE = (
 _WORKS = 0.75  # success from which a label's perturbation is one that works
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
     """What `scan` gives back.
 
@@ -62,6 +63,12 @@ class Diagnosis:
     pixels: PixelRange
     silencing: Silencing = "zero"
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary().splitlines()[:2])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"
 
     def __getitem__(self, kind: str) -> Evidence:
         """The evidence of one kind; KeyError where there is none."""

@@ -15,6 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from ..utils.short_repr import ShortRepr
+
 # kind -> whether high or low values are suspicious, and what it is
 KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
     "restoration": (
@@ -32,8 +34,8 @@ KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(ShortRepr):
     """One kind of evidence, and where it lies among benign networks.
 
     Attributes:

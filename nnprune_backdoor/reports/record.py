@@ -17,11 +17,12 @@ from ..criteria.base import Criterion
 from ..removal.compaction import RemovalReport
 from ..selectors.base import Selector
 from ..utils.fingerprint import fingerprint
+from ..utils.short_repr import ShortRepr
 from ..utils.tensors import placement
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Given:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Given(ShortRepr):
     """What `purify` was given.
 
     Attributes:
@@ -85,8 +86,8 @@ class Given:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
+@dataclass(frozen=True, eq=False, repr=False)
+class Record(ShortRepr):
     """All that a purification gives; the fields of `Purified`.
 
     Attributes:

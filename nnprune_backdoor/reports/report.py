@@ -21,6 +21,7 @@ from ..core.measures import PairedAccuracy, ProxySuccess
 from ..core.scores import Selection
 from ..errors import DataError
 from ..removal.compaction import RemovalReport
+from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate
 from ..version import __version__
 from .record import Record
@@ -33,8 +34,8 @@ _MAX_NUMBERS = 1000  # of an array among settings and details; of larger ones on
 NOT_ASKED = "removal was not asked for"
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(ShortRepr):
     """Plain data: dictionaries, lists, strings, numbers, booleans and None.
 
     Numbers that are not finite become None, large arrays their shape, and other objects their
