@@ -135,6 +135,21 @@ def null() -> dict[str, Any]:
     return stored
 
 
+def evidence_left(details: Mapping[str, Any], neurons: int) -> bool:
+    """Whether the network that is given out shows evidence, as far as a selector has looked.
+
+    The words, the page and the exit code all say what this says.
+
+    Args:
+        details: of the selection.
+        neurons: how many were selected.
+    """
+    look = last_look(details, neurons)
+    if look is not None:
+        return bool(look["alarm"])
+    return not neurons and bool(details.get("diagnosis", {}).get("alarm"))
+
+
 def last_look(details: Mapping[str, Any], neurons: int) -> dict[str, Any] | None:
     """What the selector `auto` noted of the network that is given out; None: it did not look.
 

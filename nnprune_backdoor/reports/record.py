@@ -19,6 +19,7 @@ from ..selectors.base import Selector
 from ..utils.fingerprint import fingerprint
 from ..utils.short_repr import ShortRepr
 from ..utils.tensors import placement
+from .cautions import cautions_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -43,6 +44,7 @@ class Given(ShortRepr):
         shares: Of the images for scoring, selecting and measuring.
         compute: How the criterion was computed.
         sha256: "weights": of the model; "clean": of images and labels.
+        unscored: What is not scored, a sentence for each kind (see `core.unscored`).
     """
 
     architecture: str
@@ -62,6 +64,7 @@ class Given(ShortRepr):
     shares: tuple[float, float, float]
     compute: Compute
     sha256: dict[str, str]
+    unscored: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, clean: CleanData, **others: Any) -> Self:
@@ -117,6 +120,11 @@ class Record(ShortRepr):
     seconds: dict[str, float] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     repair_rejected: str = ""
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What contradicts or weakens the outcome, in sentences, the gravest first."""
+        return cautions_of(self)
 
     @property
     def guessing(self) -> str:

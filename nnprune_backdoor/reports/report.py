@@ -55,6 +55,7 @@ class Report(ShortRepr):
         seconds: Stage -> seconds.
         seed: As for `purify`.
         versions: Package -> version.
+        cautions: What contradicts or weakens the outcome, in sentences.
         limits: What the report does not say, in sentences.
         source: Of the model and the images, as given by the caller.
     """
@@ -71,6 +72,7 @@ class Report(ShortRepr):
     seconds: dict[str, float]
     seed: int
     versions: dict[str, str]
+    cautions: list[str]
     limits: list[str]
     source: Data
 
@@ -112,6 +114,7 @@ class Report(ShortRepr):
             seconds=plain(record.seconds),
             seed=record.seed,
             versions=_versions(),
+            cautions=plain(record.cautions),
             limits=_limits(record),
             source=plain(record.source),
         )
@@ -130,7 +133,8 @@ class Report(ShortRepr):
         if data.get("format") != 1:
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
-        given = {name: entry for name, entry in data.items() if name != "format"}
+        # reports written before there were cautions have none
+        given = {"cautions": [], **{k: entry for k, entry in data.items() if k != "format"}}
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
         if wrong:
@@ -307,8 +311,10 @@ def _limits(record: Record) -> list[str]:
         )
     else:
         limits.append(
-            "No recovered trigger was tried on the model, so no number here is about a backdoor. "
-            "Only clean accuracy and size were measured."
+            "No recovered trigger was tried on the model."
+            if "diagnosis" in record.selection.details
+            else "No recovered trigger was tried on the model, so no number here is about a "
+            "backdoor."
         )
     if accuracy is None:
         limits.append("The loss of clean accuracy was not measured: the images have no labels.")
