@@ -174,4 +174,6 @@ def lowest(scores: ChannelScores, count: int, reason: str = "", **details: Any) 
         if left[neuron.site] > 1:
             left[neuron.site] -= 1
             chosen.append(neuron)
+    if reason and len(chosen) < count:
+        reason += f"; only {len(chosen)} can go, since each layer keeps one"
     return Selection(scores.sites, tuple(chosen), reason, details)

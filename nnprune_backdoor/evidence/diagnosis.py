@@ -17,7 +17,7 @@ from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import ScoringError
 from ..triggers.perturbation import RecoveredPerturbation
 from .exposure import Exposed
-from .null import KINDS, LARGEST, Evidence, suspected
+from .null import KINDS, LARGEST, Evidence, suspected, verdict
 from .restoration import Restored
 
 REACHABLE = (
@@ -78,6 +78,13 @@ class Diagnosis:
     def alarm(self) -> bool:
         """Whether any evidence is beyond what it may be."""
         return any(item.alarm for item in self.evidence)
+
+    @property
+    def verdict(self) -> str:
+        """Whether there is evidence, for which label, and of which kinds, in words."""
+        found = [item.kind for item in self.evidence if item.alarm]
+        tested = [item.kind for item in self.evidence if item.threshold is not None]
+        return verdict(found, tested, self.target)
 
     @property
     def target(self) -> int | None:
@@ -147,15 +154,8 @@ class Diagnosis:
 
     def summary(self) -> str:
         """A few lines for people: what was tested, what came out, what it does not say."""
-        found = [item for item in self.evidence if item.alarm]
-        tested = ", ".join(item.kind for item in self.evidence if item.threshold is not None)
-        if found:
-            kinds = ", ".join(item.kind for item in found)
-            first = f"evidence of a backdoor with target {self.target} ({kinds})"
-        else:
-            first = f"no evidence of the kinds tested ({tested})"
         lines = [
-            f"diagnosis  {first}",
+            f"diagnosis  {self.verdict}",
             f"tested on  {self.images} clean images, {len(self.triggers)} of {self.classes} "
             f"labels, seed {self.seed}",
         ]

@@ -100,6 +100,21 @@ def suspected(evidence: Sequence[Evidence]) -> int | None:
     return best if restored.get(best, 0.0) >= _RESTORED else universal.label
 
 
+def verdict(found: Sequence[str], tested: Sequence[str], target: int | None) -> str:
+    """Whether there is evidence, in words.
+
+    Args:
+        found: kinds that raise the alarm.
+        tested: kinds that could.
+        target: the suspected label.
+    """
+    if found:
+        return f"evidence of a backdoor with target {target} ({', '.join(found)})"
+    if not tested:
+        return "no kind of evidence could be tested"
+    return f"no evidence of the kinds tested ({', '.join(tested)})"
+
+
 # of images up to which a universal perturbation raises the alarm. The null is of 32 x 32; with more
 # pixels the same root mean square sends any network's images anywhere, as it did a benign
 # ImageNet network's at 224 x 224 (success .98)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ..core.measures import PairedAccuracy
 from ..evidence.diagnosis import REACHABLE
 from ..evidence.null import evidence_left
 from ..selectors.base import Selector
+from .record import Record
 from .sections import interval, percent, points
-
-if TYPE_CHECKING:
-    from .record import Record
 
 FAILS = 0.05  # success up to which a recovered trigger counts as failing, if the selector has none
 

@@ -19,7 +19,6 @@ from ..selectors.base import Selector
 from ..utils.fingerprint import fingerprint
 from ..utils.short_repr import ShortRepr
 from ..utils.tensors import placement
-from .cautions import cautions_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -120,11 +119,6 @@ class Record(ShortRepr):
     seconds: dict[str, float] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     repair_rejected: str = ""
-
-    @property
-    def cautions(self) -> tuple[str, ...]:
-        """What contradicts or weakens the outcome, in sentences, the gravest first."""
-        return cautions_of(self)
 
     @property
     def guessing(self) -> str:

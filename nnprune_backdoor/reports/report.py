@@ -24,6 +24,7 @@ from ..removal.compaction import RemovalReport
 from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate
 from ..version import __version__
+from .cautions import cautions_of
 from .record import Record
 
 Data = dict[str, Any]
@@ -114,7 +115,7 @@ class Report(ShortRepr):
             seconds=plain(record.seconds),
             seed=record.seed,
             versions=_versions(),
-            cautions=plain(record.cautions),
+            cautions=plain(cautions_of(record)),
             limits=_limits(record),
             source=plain(record.source),
         )

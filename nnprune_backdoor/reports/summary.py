@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..training.repair import triggers_of
+from .cautions import cautions_of
 from .record import Record
 
 
@@ -33,7 +34,7 @@ def summarise(record: Record) -> str:
         *_repair(record),
         f"accuracy   {record.accuracy or 'not measured: the clean images have no labels'}",
         *(f"proxy      {proxy}" for proxy in record.triggers),
-        *(f"caution    {caution}" for caution in record.cautions),
+        *(f"caution    {caution}" for caution in cautions_of(record)),
         f"seconds    {sum(record.seconds.values()):.1f} ("
         + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record.seconds.items())
         + ")",
