@@ -20,6 +20,7 @@ from .core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
 from .core.predictions import predict_labels
 from .core.prepared import Labels, Prepared
 from .core.scores import ChannelScores, Selection
+from .core.unscored import unscored
 from .criteria.base import Criterion, create_criterion
 from .errors import DataError, UnsupportedModelError
 from .removal.compaction import RemovalReport, compact
@@ -201,6 +202,7 @@ def _given(
         classes=prepared.classes,
         parts=parts,
         probe=probe,
+        unscored=unscored(prepared.model, prepared.probe, prepared.sites),
         criterion=options.criterion,
         selector=options.selector,
         removal=options.removal,

@@ -17,6 +17,7 @@ from PIL import Image  # comes with timm, through torchvision
 from torch import Tensor
 
 from ..errors import DataError
+from ..utils.short_repr import ShortRepr
 
 _SOURCES = (
     ("skimage", "data/astronaut.png"),
@@ -38,8 +39,8 @@ _MIN_CONTRAST = 6.0  # standard deviation of pixel values (0-255); flatter crops
 _TRAIN_PER_CLASS, _TEST_PER_CLASS = 1200, 300
 
 
-@dataclass(frozen=True)
-class Photos:
+@dataclass(frozen=True, repr=False)
+class Photos(ShortRepr):
     """Images (N, 3, 32, 32) of float pixels in [0, 1], and labels (N,) in [0, 10).
 
     Attributes:

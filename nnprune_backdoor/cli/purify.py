@@ -241,7 +241,7 @@ def _source(
 
 def _result(options: argparse.Namespace, purified: Purified) -> Result:
     """Write the page, and say what was done; EVIDENCE where the selector still found some."""
-    from ..evidence.null import last_look
+    from ..evidence.null import evidence_left
 
     page = options.report
     if page is not None:
@@ -251,6 +251,5 @@ def _result(options: argparse.Namespace, purified: Purified) -> Result:
     lines = [purified.summary(), "", f"saved      {options.out}"]
     lines += [f"report     {page}"] if page is not None else []
     data = {"out": str(options.out), "report": purified.to_dict()}
-    look = last_look(purified.selection.details, len(purified.selection))
-    evidence = look is not None and look["alarm"]
+    evidence = evidence_left(purified.selection.details, len(purified.selection))
     return Result("\n".join(lines), data, EVIDENCE if evidence else 0)

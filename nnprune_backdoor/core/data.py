@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..utils.short_repr import ShortRepr
 from ..utils.tensors import check_default_device, placement
 from .loaders import check_images, check_integer_labels, own, read_batches
 from .splits import equal_images, jittered, stratified
 
 
-@dataclass(frozen=True)
-class CleanData:
+@dataclass(frozen=True, repr=False)
+class CleanData(ShortRepr):
     """Clean images (N, C, H, W), normalised as the model expects, and labels (N,) or None.
 
     It holds the tensors that it is made of; what `collect` reads from a loader is copied.

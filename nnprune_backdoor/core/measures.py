@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from torch import nn
 
+from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate, paired_drop
 from .data import CleanData
 from .predictions import predict
@@ -55,8 +56,8 @@ class PairedAccuracy:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class ProxySuccess:
+@dataclass(frozen=True, eq=False, repr=False)
+class ProxySuccess(ShortRepr):
     """How often a recovered trigger sends clean images to its label, before and after.
 
     Measured on the same images, which no earlier step has used, without those that the model as

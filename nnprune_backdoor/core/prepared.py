@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
+from ..utils.short_repr import ShortRepr
 from ..utils.tensors import placement
 from .checks import check_repeatable, validate_model
 from .copies import frozen_copy, refuse_recomputing
@@ -18,8 +19,8 @@ from .sites import Site, find_sites
 Labels = Literal["needed", "used", "ignored"]
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prepared(ShortRepr):
     """A model and clean images that fit each other.
 
     Attributes:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..utils.short_repr import ShortRepr
 from .data import CleanData
 from .predictions import predict_labels
 
 
-@dataclass(frozen=True, eq=False)
-class PixelRange:
+@dataclass(frozen=True, eq=False, repr=False)
+class PixelRange(ShortRepr):
     """Values that valid pixels have in normalised images: from `low` to `high`, each (C, 1, 1)."""
 
     low: Tensor
@@ -65,8 +66,8 @@ def _span(pixels: PixelRange) -> str:
     return ", ".join(f"[{low:.2f}, {high:.2f}]" for low, high in ends)
 
 
-@dataclass(frozen=True, eq=False)
-class RecoveredTrigger:
+@dataclass(frozen=True, eq=False, repr=False)
+class RecoveredTrigger(ShortRepr):
     """A mask and a pattern that send images to `target`; calling it stamps images.
 
     It is what the model reacts to, which need not look like the attacker's trigger.

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError, ScoringError
+from ..utils.short_repr import ShortRepr
 from .recovered import RecoveredTrigger
 from .sites import Neuron, Site
 
 
-@dataclass(frozen=True, eq=False)
-class ChannelScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class ChannelScores(ShortRepr):
     """A criterion's scores of all neurons.
 
     Attributes:
@@ -123,8 +124,8 @@ class Point(NamedTuple):
     success: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(ShortRepr):
     """The neurons to prune, first to go first, and why these.
 
     Attributes:
@@ -173,4 +174,6 @@ def lowest(scores: ChannelScores, count: int, reason: str = "", **details: Any) 
         if left[neuron.site] > 1:
             left[neuron.site] -= 1
             chosen.append(neuron)
+    if reason and len(chosen) < count:
+        reason += f"; only {len(chosen)} can go, since each layer keeps one"
     return Selection(scores.sites, tuple(chosen), reason, details)

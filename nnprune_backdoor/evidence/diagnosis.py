@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import ScoringError
 from ..triggers.perturbation import RecoveredPerturbation
 from .exposure import Exposed
-from .null import KINDS, LARGEST, Evidence, suspected
+from .null import KINDS, LARGEST, Evidence, suspected, verdict
 from .restoration import Restored
 
 REACHABLE = (
@@ -27,7 +28,7 @@ REACHABLE = (
 _WORKS = 0.75  # success from which a label's perturbation is one that works
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
     """What `scan` gives back.
 
@@ -63,6 +64,12 @@ class Diagnosis:
     silencing: Silencing = "zero"
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return "\n".join(self.summary().splitlines()[:2])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"
+
     def __getitem__(self, kind: str) -> Evidence:
         """The evidence of one kind; KeyError where there is none."""
         return {item.kind: item for item in self.evidence}[kind]
@@ -71,6 +78,13 @@ class Diagnosis:
     def alarm(self) -> bool:
         """Whether any evidence is beyond what it may be."""
         return any(item.alarm for item in self.evidence)
+
+    @property
+    def verdict(self) -> str:
+        """Whether there is evidence, for which label, and of which kinds, in words."""
+        found = [item.kind for item in self.evidence if item.alarm]
+        tested = [item.kind for item in self.evidence if item.threshold is not None]
+        return verdict(found, tested, self.target)
 
     @property
     def target(self) -> int | None:
@@ -140,15 +154,8 @@ class Diagnosis:
 
     def summary(self) -> str:
         """A few lines for people: what was tested, what came out, what it does not say."""
-        found = [item for item in self.evidence if item.alarm]
-        tested = ", ".join(item.kind for item in self.evidence if item.threshold is not None)
-        if found:
-            kinds = ", ".join(item.kind for item in found)
-            first = f"evidence of a backdoor with target {self.target} ({kinds})"
-        else:
-            first = f"no evidence of the kinds tested ({tested})"
         lines = [
-            f"diagnosis  {first}",
+            f"diagnosis  {self.verdict}",
             f"tested on  {self.images} clean images, {len(self.triggers)} of {self.classes} "
             f"labels, seed {self.seed}",
         ]

@@ -20,10 +20,11 @@ from ..core.predictions import predict_labels
 from ..core.prepared import Prepared
 from ..criteria.parts.unlearning import Look, Unlearning, label_shares
 from ..utils.randomness import checked_seed, private_randomness
+from ..utils.short_repr import ShortRepr
 
 
-@dataclass(frozen=True, eq=False)
-class Exposed:
+@dataclass(frozen=True, eq=False, repr=False)
+class Exposed(ShortRepr):
     """A model that has forgotten the clean task, and how it got there.
 
     Attributes:

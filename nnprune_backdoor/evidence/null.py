@@ -15,6 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from ..utils.short_repr import ShortRepr
+
 # kind -> whether high or low values are suspicious, and what it is
 KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
     "restoration": (
@@ -32,8 +34,8 @@ KINDS: dict[str, tuple[Literal["high", "low"], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(ShortRepr):
     """One kind of evidence, and where it lies among benign networks.
 
     Attributes:
@@ -98,6 +100,21 @@ def suspected(evidence: Sequence[Evidence]) -> int | None:
     return best if restored.get(best, 0.0) >= _RESTORED else universal.label
 
 
+def verdict(found: Sequence[str], tested: Sequence[str], target: int | None) -> str:
+    """Whether there is evidence, in words.
+
+    Args:
+        found: kinds that raise the alarm.
+        tested: kinds that could.
+        target: the suspected label.
+    """
+    if found:
+        return f"evidence of a backdoor with target {target} ({', '.join(found)})"
+    if not tested:
+        return "no kind of evidence could be tested"
+    return f"no evidence of the kinds tested ({', '.join(tested)})"
+
+
 # of images up to which a universal perturbation raises the alarm. The null is of 32 x 32; with more
 # pixels the same root mean square sends any network's images anywhere, as it did a benign
 # ImageNet network's at 224 x 224 (success .98)
@@ -131,6 +148,21 @@ def null() -> dict[str, Any]:
         files(__package__).joinpath("null.json").read_text(encoding="utf-8")
     )
     return stored
+
+
+def evidence_left(details: Mapping[str, Any], neurons: int) -> bool:
+    """Whether the network that is given out shows evidence, as far as a selector has looked.
+
+    The words, the page and the exit code all say what this says.
+
+    Args:
+        details: of the selection.
+        neurons: how many were selected.
+    """
+    look = last_look(details, neurons)
+    if look is not None:
+        return bool(look["alarm"])
+    return not neurons and bool(details.get("diagnosis", {}).get("alarm"))
 
 
 def last_look(details: Mapping[str, Any], neurons: int) -> dict[str, Any] | None:

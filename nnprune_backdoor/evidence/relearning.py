@@ -23,11 +23,12 @@ from ..core.prepared import Prepared
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
+from ..utils.short_repr import ShortRepr
 from ..utils.tensors import at_least_float32, placement
 
 
-@dataclass(frozen=True)
-class Relearned:
+@dataclass(frozen=True, repr=False)
+class Relearned(ShortRepr):
     """How often a trigger sends held-out clean images to its label, step by step of training.
 
     Attributes:

@@ -26,13 +26,14 @@ from ..core.sites import Site
 from ..core.splits import equal_images, with_equal_images
 from ..criteria.parts.response import Response, response_scores
 from ..errors import DataError
+from ..utils.short_repr import ShortRepr
 
 _HELD_OUT = 0.4  # share of the images that only measure
 SHARES = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05)  # of all neurons, silenced in turn
 
 
-@dataclass(frozen=True, eq=False)
-class Restored:
+@dataclass(frozen=True, eq=False, repr=False)
+class Restored(ShortRepr):
     """What silencing did to a trigger for `label`, at the amount that restored most.
 
     Attributes:

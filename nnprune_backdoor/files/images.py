@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core.data import CleanData
 from ..errors import DataError, unknown_name
 from ..utils.progress import progress_bar
+from ..utils.short_repr import ShortRepr
 from .preprocessing import Preprocessing
 
 _MAX_FILE = 64 * 2**20  # bytes of a file
@@ -35,8 +36,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # up to 8 bits a channel
 
 
-@dataclass(frozen=True)
-class FolderImages:
+@dataclass(frozen=True, repr=False)
+class FolderImages(ShortRepr):
     """Result of `read_images`.
 
     Attributes:

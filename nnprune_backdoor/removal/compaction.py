@@ -24,6 +24,7 @@ from ..core.scores import Selection
 from ..core.sites import Neuron
 from ..errors import DataError
 from ..utils.randomness import usual_passes
+from ..utils.short_repr import ShortRepr
 from .liveness import Removable, find_coupled, find_removable, merge, split
 from .probing import OutOfTime, ProbedNetwork, is_dense
 from .recipe import Recipe
@@ -71,8 +72,8 @@ class Size:
         return cls(count, flops.get_total_flops() // 2, statistics.median(seconds))
 
 
-@dataclass(frozen=True, eq=False)
-class RemovalReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class RemovalReport(ShortRepr):
     """What was removed, what only stays silenced and why, and what was gained.
 
     Attributes:

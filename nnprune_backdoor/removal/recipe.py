@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ..core.copies import how_to_make_plain
 from ..errors import DataError, UnsupportedModelError
+from ..utils.short_repr import ShortRepr
 
 
-@dataclass(frozen=True)
-class Cut:
+@dataclass(frozen=True, repr=False)
+class Cut(ShortRepr):
     """What is cut out of a layer; all indices are those of the original network, ascending.
 
     Attributes:
@@ -38,8 +39,8 @@ class Cut:
     constants: Mapping[int, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, repr=False)
+class Recipe(ShortRepr):
     """What is cut out of a network.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..evidence.null import verdict
 from .report import Data
 from .sections import Section, Table, number
 
@@ -74,7 +75,8 @@ def _verdict(diagnosis: Data, after: Data | None) -> str:
     kinds = [item["kind"] for item in diagnosis["evidence"] if item["alarm"]]
     tested = [item["kind"] for item in diagnosis["evidence"] if item["threshold"] is not None]
     if not kinds:
-        return f"No evidence of the kinds tested ({', '.join(tested)}) in the model as given."
+        said = verdict(kinds, tested, diagnosis["target"])
+        return f"{said[0].upper()}{said[1:]} in the model as given."
     before = f"Evidence in the model as given, for label {diagnosis['target']}: {', '.join(kinds)}."
     if after is None:
         return before

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..removal.recipe import Recipe
 from . import pages, plots, summary
+from .cautions import cautions_of
 from .record import Record
 from .report import Report
 
@@ -27,6 +28,11 @@ class Purified(Record):
     def recipe(self) -> Recipe:
         """What was cut out of the original architecture; empty if the shape is unchanged."""
         return Recipe() if self.removal is None else self.removal.recipe
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What contradicts or weakens the outcome, in sentences, the gravest first."""
+        return cautions_of(self)
 
     def __repr__(self) -> str:
         return summary.headline(self)

@@ -45,6 +45,7 @@ def headline(report: Report) -> list[Row]:
 def sections(report: Report) -> list[Section]:
     """The whole report, the most important first."""
     return [
+        *_cautions(report),
         Section("What this does not say", points=report.limits),
         *_evidence(report),
         _accuracy(report),
@@ -58,6 +59,12 @@ def sections(report: Report) -> list[Section]:
         _criterion(report),
         _run(report),
     ]
+
+
+def _cautions(report: Report) -> list[Section]:
+    """What contradicts or weakens the outcome, if anything does."""
+    shown = [f"{text[:1].upper()}{text[1:]}." for text in report.cautions]
+    return [Section("Cautions", points=shown)] if shown else []
 
 
 def _accuracy(report: Report) -> Section:
@@ -89,7 +96,7 @@ def _evidence(report: Report) -> list[Section]:
 def _triggers(report: Report) -> Section:
     title = "Recovered triggers"
     if not report.triggers:
-        return Section(title, ["Neither criterion nor selector recovered one."])
+        return Section(title, ["No recovered trigger was tried on the model."])
     text = (
         "Triggers recovered by inversion from clean images alone. Proxy success: the share of "
         "images, not used before, that the recovered trigger sends to its label. It stands in for "

@@ -17,11 +17,12 @@ from ..criteria.base import Criterion
 from ..removal.compaction import RemovalReport
 from ..selectors.base import Selector
 from ..utils.fingerprint import fingerprint
+from ..utils.short_repr import ShortRepr
 from ..utils.tensors import placement
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Given:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Given(ShortRepr):
     """What `purify` was given.
 
     Attributes:
@@ -42,6 +43,7 @@ class Given:
         shares: Of the images for scoring, selecting and measuring.
         compute: How the criterion was computed.
         sha256: "weights": of the model; "clean": of images and labels.
+        unscored: What is not scored, a sentence for each kind (see `core.unscored`).
     """
 
     architecture: str
@@ -61,6 +63,7 @@ class Given:
     shares: tuple[float, float, float]
     compute: Compute
     sha256: dict[str, str]
+    unscored: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, clean: CleanData, **others: Any) -> Self:
@@ -85,8 +88,8 @@ class Given:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
+@dataclass(frozen=True, eq=False, repr=False)
+class Record(ShortRepr):
     """All that a purification gives; the fields of `Purified`.
 
     Attributes:

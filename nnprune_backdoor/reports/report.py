@@ -21,8 +21,10 @@ from ..core.measures import PairedAccuracy, ProxySuccess
 from ..core.scores import Selection
 from ..errors import DataError
 from ..removal.compaction import RemovalReport
+from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate
 from ..version import __version__
+from .cautions import cautions_of
 from .record import Record
 
 Data = dict[str, Any]
@@ -33,8 +35,8 @@ _MAX_NUMBERS = 1000  # of an array among settings and details; of larger ones on
 NOT_ASKED = "removal was not asked for"
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(ShortRepr):
     """Plain data: dictionaries, lists, strings, numbers, booleans and None.
 
     Numbers that are not finite become None, large arrays their shape, and other objects their
@@ -54,6 +56,7 @@ class Report:
         seconds: Stage -> seconds.
         seed: As for `purify`.
         versions: Package -> version.
+        cautions: What contradicts or weakens the outcome, in sentences.
         limits: What the report does not say, in sentences.
         source: Of the model and the images, as given by the caller.
     """
@@ -70,6 +73,7 @@ class Report:
     seconds: dict[str, float]
     seed: int
     versions: dict[str, str]
+    cautions: list[str]
     limits: list[str]
     source: Data
 
@@ -111,6 +115,7 @@ class Report:
             seconds=plain(record.seconds),
             seed=record.seed,
             versions=_versions(),
+            cautions=plain(cautions_of(record)),
             limits=_limits(record),
             source=plain(record.source),
         )
@@ -129,7 +134,8 @@ class Report:
         if data.get("format") != 1:
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
-        given = {name: entry for name, entry in data.items() if name != "format"}
+        # reports written before there were cautions have none
+        given = {"cautions": [], **{k: entry for k, entry in data.items() if k != "format"}}
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
         if wrong:
@@ -306,8 +312,10 @@ def _limits(record: Record) -> list[str]:
         )
     else:
         limits.append(
-            "No recovered trigger was tried on the model, so no number here is about a backdoor. "
-            "Only clean accuracy and size were measured."
+            "No recovered trigger was tried on the model."
+            if "diagnosis" in record.selection.details
+            else "No recovered trigger was tried on the model, so no number here is about a "
+            "backdoor."
         )
     if accuracy is None:
         limits.append("The loss of clean accuracy was not measured: the images have no labels.")

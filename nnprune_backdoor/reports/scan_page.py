@@ -39,7 +39,8 @@ def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
 def _headline(diagnosis: Diagnosis) -> list[Row]:
     kinds = [item.kind for item in diagnosis.evidence if item.alarm]
     tested = [item.kind for item in diagnosis.evidence if item.threshold is not None]
-    verdict = f"label {diagnosis.target}" if kinds else "none of the kinds tested"
+    none = "none of the kinds tested" if tested else "no kind could be tested"
+    verdict = f"label {diagnosis.target}" if kinds else none
     searched = f"{len(diagnosis.triggers)} of {diagnosis.classes}"
     return [
         ("evidence of a backdoor", verdict, ", ".join(kinds or tested)),
@@ -131,9 +132,15 @@ def _exposed(diagnosis: Diagnosis) -> Section:
         [str(point.steps), percent(point.accuracy), str(_most_frequent(point.predicted))]
         for point in diagnosis.exposed.trajectory
     ]
+    unlearned = (
+        "The clean task was unlearned by gradient ascent."
+        if diagnosis.exposed.reached
+        else "Gradient ascent did not unlearn the clean task within its epochs, so that the labels "
+        "below are those of a model that still knows it in part."
+    )
     text = (
-        "The clean task was unlearned by gradient ascent. Most frequent label of the clean images "
-        f"afterwards: {diagnosis.exposed.label}."
+        f"{unlearned} Most frequent label of the clean images afterwards: "
+        f"{diagnosis.exposed.label}."
     )
     table = Table("rrr", rows, ["steps", "agreement with the model", "most frequent label"])
     return Section("The exposed model", [text], folded=[("Epoch by epoch", table)])

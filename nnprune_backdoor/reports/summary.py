@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..training.repair import triggers_of
+from .cautions import cautions_of
 from .record import Record
 
 
@@ -32,15 +33,23 @@ def summarise(record: Record) -> str:
         *_removal(record),
         *_repair(record),
         f"accuracy   {record.accuracy or 'not measured: the clean images have no labels'}",
-        *([f"caution    {record.guessing}"] if record.guessing else []),
         *(f"proxy      {proxy}" for proxy in record.triggers),
+        *(f"caution    {caution}" for caution in cautions_of(record)),
         f"seconds    {sum(record.seconds.values()):.1f} ("
         + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record.seconds.items())
         + ")",
-        "limits     silencing lowers the success of backdoors that use these neurons; it is "
-        "no proof that none is left",
+        _limits(record),
     ]
     return "\n".join(lines)
+
+
+def _limits(record: Record) -> str:
+    if not len(record.selection):
+        return "limits     finding nothing to silence is no proof that there is no backdoor"
+    return (
+        "limits     silencing lowers the success of backdoors that use these neurons; it is no "
+        "proof that none is left"
+    )
 
 
 def _repair(record: Record) -> list[str]:

@@ -71,6 +71,9 @@ class AccuracyBudget(Selector):
             if bound <= self.max_drop or point.neurons == 0
         )
         reason = f"clean accuracy on {len(before)} held-out images drops by <= {self.max_drop:.1%}"
+        alone = next(point.drop for point in curve if point.neurons == count)
+        if alone > self.max_drop:  # the curve was smoothed
+            reason += f" on the smoothed curve, and by {alone:.1%} at this amount itself"
         return replace(lowest(scores, count, reason), curve=tuple(curve))
 
 

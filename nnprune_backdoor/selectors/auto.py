@@ -7,7 +7,7 @@ recovered anew, on the silenced network, gives no evidence any more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -80,10 +80,11 @@ class Auto(Selector):
         )
         found = self._triggers(diagnosis, held_out, images)
         if not found:
-            kinds = [item.kind for item in diagnosis.evidence if item.threshold is not None]
             reason = (
-                f"no evidence of a backdoor of the kinds tested ({', '.join(kinds)}), so nothing "
-                "goes; a backdoor that leaves no such evidence is not excluded"
+                f"{diagnosis.verdict}, and no trigger was recovered for this label, so nothing goes"
+                if diagnosis.alarm
+                else f"{diagnosis.verdict}, so nothing goes; a backdoor that leaves no such "
+                "evidence is not excluded"
             )
             return lowest(scores, 0, reason, diagnosis=diagnosis.to_dict())
         return self._decide(scores, held_out, images, diagnosis, found)
@@ -101,7 +102,8 @@ class Auto(Selector):
         after = "remains" if look["alarm"] else "is gone"
         reason = (
             f"by silencing alone {selection.reason}; after the repair, on the images that it was "
-            f"trained on, evidence of these kinds {after}"
+            f"trained on, evidence of these kinds {after}, and recovered triggers succeed on "
+            f"{success:.0%} of held-out images"
         )
         return replace(selection, reason=reason, details={**selection.details, "repaired": look})
 
@@ -149,16 +151,7 @@ class Auto(Selector):
                 break
         best = min(looked, key=lambda look: (look["alarm"], look.get("restoration", 0.0)))
         count = best["neurons"]
-        kinds = ", ".join(item.kind for item in diagnosis.evidence if item.alarm)
-        reason = f"evidence of a backdoor with target {diagnosis.target} ({kinds}) "
-        if fail and not best["alarm"]:
-            reason += "is gone, and its recovered triggers fail"
-        else:
-            reason += (
-                f"remains (recovered triggers succeed on {best['success']:.0%} of held-out images, "
-                f"restoration of a new one is {best.get('restoration', 0.0):.2f}): no amount tried "
-                f"within {self.max_drop:.1%} of clean accuracy removes it"
-            )
+        reason = f"{diagnosis.verdict} {self._outcome(best)}"
         last = max((point.neurons for point in fail), default=count)
         selection = lowest(
             scores,
@@ -170,6 +163,23 @@ class Auto(Selector):
             remaining=looked,
         )
         return replace(selection, curve=tuple(curve), triggers=tuple(found))
+
+    def _outcome(self, look: Mapping[str, Any]) -> str:
+        """What a look found, in words; it remains where the look raised the alarm, as `alarm`."""
+        if not look["alarm"] and look["success"] <= self.gone.max_success:
+            return "is gone, and its recovered triggers fail"
+        found = f"recovered triggers succeed on {look['success']:.0%} of held-out images"
+        if not look["alarm"]:
+            return (
+                f"is gone, but {found}: no amount tried within {self.max_drop:.1%} of clean "
+                "accuracy makes them fail"
+            )
+        if "restoration" in look:
+            found += f", restoration of a new one is {look['restoration']:.2f}"
+        return (
+            f"remains ({found}): no amount tried within {self.max_drop:.1%} of clean accuracy "
+            "removes it"
+        )
 
     def _remaining(
         self,

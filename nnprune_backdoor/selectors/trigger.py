@@ -85,7 +85,12 @@ class TriggerGone(Selector):
             raise DataError("TriggerGone needs labelled held-out clean images")
         found = self._recover(scores, held_out)
         if not found:
-            reason = "no label has a recovered trigger that works, so there is none to remove"
+            label = scores.details.get("target")
+            whose = "for any label" if label is None else f"for label {label}"
+            reason = (
+                f"no trigger recovered anew {whose} works on {self.min_success:.0%} of held-out "
+                "images, so there is none to remove"
+            )
             return lowest(scores, 0, reason)
         curve = self.trace(scores, held_out, found)
         return self._decide(scores, curve, found)
@@ -96,7 +101,8 @@ class TriggerGone(Selector):
             return selection
         frozen, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
         left = max(trigger.tested_on(frozen, clean).success for trigger in selection.triggers)
-        return replace(selection, reason=f"{selection.reason}; after the repair on {left:.0%}")
+        reason = f"by silencing alone {selection.reason}; after the repair on {left:.0%}"
+        return replace(selection, reason=reason)
 
     def trace(
         self,

@@ -27,6 +27,7 @@ from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
+from ..utils.short_repr import ShortRepr
 from ..utils.tensors import at_least_float32, placement
 from .search import Search
 
@@ -179,8 +180,8 @@ class Inversion:
         yield from order[: self.steps * size].split(size)
 
 
-@dataclass(frozen=True, eq=False)
-class TargetEvidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class TargetEvidence(ShortRepr):
     """What the recovered triggers of all labels say about which is the attacker's target.
 
     `sizes` are the triggers' norms; a label whose trigger does not work counts as needing the

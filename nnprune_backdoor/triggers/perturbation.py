@@ -22,12 +22,13 @@ from ..core.recovered import PixelRange
 from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
+from ..utils.short_repr import ShortRepr
 from ..utils.tensors import at_least_float32, placement
 from .search import Search
 
 
-@dataclass(frozen=True, eq=False)
-class RecoveredPerturbation:
+@dataclass(frozen=True, eq=False, repr=False)
+class RecoveredPerturbation(ShortRepr):
     """A picture that sends images to `target` when it is added; calling it adds it.
 
     Attributes:

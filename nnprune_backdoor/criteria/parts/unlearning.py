@@ -22,11 +22,12 @@ from ...core.predictions import predict_labels
 from ...errors import ScoringError
 from ...utils.progress import progress_bar
 from ...utils.settings import check_settings
+from ...utils.short_repr import ShortRepr
 from ...utils.tensors import at_least_float32, placement
 
 
-@dataclass(frozen=True)
-class Look:
+@dataclass(frozen=True, repr=False)
+class Look(ShortRepr):
     """What a model that is being unlearned did in one epoch.
 
     Attributes:

@@ -1,0 +1,97 @@
+"""What contradicts or weakens a purification's outcome, from the numbers that the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..core.measures import PairedAccuracy
+from ..evidence.diagnosis import REACHABLE
+from ..evidence.null import evidence_left
+from ..selectors.base import Selector
+from .record import Record
+from .sections import interval, percent, points
+
+FAILS = 0.05  # success up to which a recovered trigger counts as failing, if the selector has none
+
+
+def cautions_of(record: Record) -> tuple[str, ...]:
+    """Sentences without a full stop, the gravest first."""
+    return (
+        *([record.guessing] if record.guessing else []),
+        *_accuracy(record),
+        *_evidence(record),
+        *_triggers(record),
+        *_selection(record),
+        *_repair(record),
+        *record.given.unscored,
+    )
+
+
+def _accuracy(record: Record) -> Iterator[str]:
+    accuracy, allowed = record.accuracy, allowed_drop(record.given.selector)
+    if accuracy is None:
+        if len(record.selection):
+            yield "the loss of clean accuracy is unknown: the images have no labels"
+    elif allowed is not None and accuracy.drop > allowed:
+        yield (
+            f"clean accuracy dropped by {_drop(accuracy)}, more than the {percent(allowed)} that "
+            "the selector allows"
+        )
+    elif allowed is None and accuracy.interval[0] > 0:
+        yield f"clean accuracy was lost: it dropped by {_drop(accuracy)}"
+
+
+def allowed_drop(selector: Selector) -> float | None:
+    """Largest loss of accuracy that a selector allows, as a share; None if it has no limit."""
+    allowed = getattr(selector, "max_drop", None)
+    return float(allowed) if isinstance(allowed, int | float) else None
+
+
+def _drop(accuracy: PairedAccuracy) -> str:
+    low, high = accuracy.interval
+    return f"{points(accuracy.drop)} points [{points(low)}, {points(high)}]"
+
+
+def _evidence(record: Record) -> Iterator[str]:
+    details = record.selection.details
+    if evidence_left(details, len(record.selection)):
+        yield "evidence of a backdoor remains in the model that is given out"
+    if details.get("diagnosis", {}).get("reachable_by_most_labels"):
+        yield REACHABLE
+
+
+def _triggers(record: Record) -> Iterator[str]:
+    selector = record.given.selector
+    limit = getattr(getattr(selector, "gone", selector), "max_success", FAILS)
+    for proxy in record.triggers:
+        before, after = proxy.before.value, proxy.after.value
+        change = f"{percent(before)} -> {percent(after)} of {proxy.after.count} images"
+        name = f"trigger of label {proxy.trigger.target} recovered by the {proxy.source}"
+        if after > before:
+            yield f"the {name} works better than before: {change}"
+        elif after > limit:
+            ends = interval(proxy.after.interval)
+            yield f"the {name} still works: {change} {ends}, more than {percent(limit)}"
+
+
+def _selection(record: Record) -> Iterator[str]:
+    if not len(record.selection):
+        yield "nothing was silenced: the model is as it was given, with its backdoor if it had one"
+        return
+    if record.selection.triggers or "diagnosis" in record.selection.details:
+        return
+    name = type(record.given.selector).__name__
+    tried = ""
+    if record.triggers:
+        tried = ", and those tried are the ones that the neurons were ranked by"
+    yield (
+        f"the selector {name} never looked at a trigger{tried}: nothing here shows that a "
+        "backdoor went"
+    )
+
+
+def _repair(record: Record) -> Iterator[str]:
+    if record.repair_rejected:
+        yield f"the repair that was asked for was rejected: {record.repair_rejected}"
+    elif record.given.repair != "none" and not record.repaired:
+        yield "the repair that was asked for was not done, since nothing was silenced"
