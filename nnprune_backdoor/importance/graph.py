@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.copies import as_it_was, frozen_copy, refuse_wrapped
 from ..core.trace import LAYERS, NORMS
 from ..errors import UnsupportedModelError
+from ..utils.tensors import placement
 from ..utils.time_limit import within
 from .graph_fixes import GRAPH_FIXES
 
@@ -164,7 +165,9 @@ def out_of_range(group: tp.dependency.Group) -> str | None:
     return None
 
 
-def breaks(group: tp.dependency.Group, example: Tensor, shape: torch.Size) -> str:
+def breaks(
+    group: tp.dependency.Group, example: Tensor, shape: torch.Size, *, only: bool = False
+) -> str:
     """Why the network does not run once channels of a group are pruned; empty if it runs.
 
     One channel (of a grouped convolution, one channel of each group) is pruned from a copy. This
@@ -173,6 +176,7 @@ def breaks(group: tp.dependency.Group, example: Tensor, shape: torch.Size) -> st
 
     Args:
         group: with all channels of its root; it is not pruned.
+        only: prune exactly the channels of the group instead of one.
         example: images (N, C, H, W) on the model's device.
         shape: of the logits that the model computes for them.
     """
@@ -182,8 +186,10 @@ def breaks(group: tp.dependency.Group, example: Tensor, shape: torch.Size) -> st
     copy = frozen_copy(graph.model)
     try:
         with torch.no_grad():
-            _prune(copy, graph.get_pruning_group(root.target.module, root.handler, pruned))
-            result = copy(example).shape
+            if not only:
+                group = graph.get_pruning_group(root.target.module, root.handler, pruned)
+            _prune(copy, group)
+            result = copy(example.to(**placement(copy))).shape
     except Exception as error:  # a network may raise anything on shapes that it does not expect
         return f"{type(error).__name__}: {error}"
     return "" if result == shape else f"logits of shape {tuple(result)}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -70,7 +71,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         self._shape = torch.Size() if example is None else _shape_of_logits(model, example)
         self._breaks: dict[nn.Module, str] = {}  # root -> what `breaks` returned
         self._reduce: Any = _REDUCE[reduction]
-        self._ledger = Ledger(model)
+        self._ledger = Ledger(model, _refusal(weakref.ref(self)))
         GRAPH_FIXES.hold(self)
         self._ranks: dict[nn.Module, list[float]] = {}
         layers = dict(model.named_modules())
@@ -107,10 +108,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         """
         graph = group._DG
         if not any(layer in graph.module2node for layer in self._ranks):
-            raise UnsupportedModelError(
-                "this importance was made for another model object; make it for the model that "
-                "the pruner is given, not for a copy"
-            )
+            raise UnsupportedModelError(self._why_unknown(graph.model))
         misfit = out_of_range(group)
         if misfit is not None:
             self._warn_once(
@@ -142,6 +140,49 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
             for position, ranks in enumerate(ranks_by_root.values())
         ]
         return torch.tensor(values, dtype=torch.float64)
+
+    def _why_unknown(self, model: nn.Module) -> str:
+        """Why the graph of the pruner's model has none of the scored layers."""
+        layers = dict(model.named_modules())
+        if any(layer in self._ranks for layer in layers.values()):
+            frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+            if frozen:
+                return (
+                    f"{len(frozen)} parameters of the model are frozen ({frozen[0]!r}, ...), and "
+                    "Torch-Pruning does not see them; call model.requires_grad_(True) before "
+                    "making the pruner, and freeze them again afterwards"
+                )
+            return (
+                "Torch-Pruning saw none of the scored layers run; does the model's forward pass "
+                "run under no_grad or inference_mode, or does the pruner's forward_fn call others?"
+            )
+        names = {site.name for site in self.scores.sites}
+        if names & layers.keys():
+            return (
+                "this importance was made for another model object, of which the pruner's is a "
+                "copy or in which layers were replaced; make it for the model that the pruner is "
+                "given, after all changes to it"
+            )
+        return (
+            "this importance was made for another model: the pruner's has no layer "
+            f"{sorted(names)[0]!r}; make it for the model that the pruner is given"
+        )
+
+    def refuses(self, group: tp.dependency.Group) -> bool:
+        """Whether the network would not run once exactly these channels are pruned, with a warning.
+
+        One channel that can go says little of many, where a layer is cut into halves.
+        """
+        if self._example is None:
+            return False
+        error = breaks(group, self._example, self._shape, only=True)
+        if error:
+            self._warn_once(
+                "broken by several",
+                f"without {len(group[0].idxs)} channels of {next(members(group))[0]!r} the network "
+                f"does not run ({error}); cuts like this are not made",
+            )
+        return bool(error)
 
     def _error_without(self, group: tp.dependency.Group) -> str:
         if self._example is None:
@@ -175,6 +216,18 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=3)
+
+
+def _refusal(
+    importance: weakref.ref[GroupImportance],
+) -> Callable[[tp.dependency.Group], bool]:
+    """Asks the importance, which a ledger must not keep alive."""
+
+    def refuses(group: tp.dependency.Group) -> bool:
+        asked = importance()
+        return asked is not None and asked.refuses(group)
+
+    return refuses
 
 
 def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:

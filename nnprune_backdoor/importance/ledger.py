@@ -26,9 +26,19 @@ class Ledger:
     without Torch-Pruning are not noticed, and parameters outside of known layers are not counted.
 
     A ledger does not keep its model alive.
+
+    Args:
+        model: the model that will be pruned.
+        refuses: asked about each group of the model before it is pruned; where it is true the group
+            is left alone.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        refuses: Callable[[tp.dependency.Group], bool] = lambda group: False,
+    ) -> None:
+        self.refuses = refuses
         self._channels: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...] | None] = (
             weakref.WeakKeyDictionary({layer: _all_channels(layer) for layer in model.modules()})
         )
@@ -46,6 +56,9 @@ class Ledger:
                 f"expected a prunable layer of the ledger's model, got {type(layer).__name__}"
             )
         return channels
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._channels
 
     def _remove(self, cut: _Cut) -> None:
         if cut.layer not in self._channels:
@@ -102,6 +115,9 @@ def _informing_ledgers(original: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         if idxs is not None:  # makes a new group of these indices, and calls this function again
             original(self, idxs, record_history)
+            return
+        root = self[0].dep.target.module
+        if any(root in ledger and ledger.refuses(self) for ledger in _PRUNE.users):
             return
         cuts = list(_cuts(self))
         try:
