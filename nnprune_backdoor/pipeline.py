@@ -11,7 +11,7 @@ from torch import nn
 
 from .core.checks import check_label_order, check_scoring_part, counting_what_was_given
 from .core.compute import Compute
-from .core.copies import clone, eval_mode, refuse_computed_weights
+from .core.copies import clone, eval_mode, refuse_computed_weights, refuse_tied_weights
 from .core.data import CleanData
 from .core.drift import allowed_drift, logit_drift
 from .core.held_out import HeldOut
@@ -184,7 +184,9 @@ def _prepare(
     clean = prepared.clean
     if clean.labels is not None:
         check_label_order(clean.labels, predict_labels(prepared.model, clean.images))
-    refuse_computed_weights(prepared.model, [site.name for site in prepared.sites])
+    names = [site.name for site in prepared.sites]
+    refuse_computed_weights(prepared.model, names)
+    refuse_tied_weights(prepared.model, names)
     return prepared
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -109,6 +110,31 @@ def refuse_computed_weights(model: nn.Module, names: Iterable[str]) -> None:
             raise UnsupportedModelError(
                 f"layer {name!r} has a parametrised weight; make it plain first with "
                 f"{how_to_make_plain(layer)}"
+            )
+
+
+def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise UnsupportedModelError if one of these layers shares its weight's memory with another.
+
+    Zeroing a channel of one would zero the other's.
+    """
+    spans: list[tuple[int, int, str]] = []
+    for name, module in model.named_modules():
+        for tensor in module._parameters.values():
+            if tensor is not None and tensor.numel() and tensor.layout is torch.strided:
+                pairs = zip(tensor.shape, tensor.stride(), strict=True)
+                last = sum((size - 1) * stride for size, stride in pairs)
+                start = tensor.data_ptr()
+                spans.append((start, start + (last + 1) * tensor.element_size(), name))
+    asked = set(names)
+    spans.sort()
+    for (_, end, name), (start, _, other) in itertools.pairwise(spans):
+        if start < end and name != other and asked & {name, other}:
+            first, second = sorted((name, other))
+            raise UnsupportedModelError(
+                f"layers {first!r} and {second!r} share their weights, so that silencing a neuron "
+                "of one silences one of the other; give each its own: layer.weight = "
+                "torch.nn.Parameter(layer.weight.detach().clone())"
             )
 
 

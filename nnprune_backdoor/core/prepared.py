@@ -14,6 +14,7 @@ from ..utils.tensors import placement
 from .checks import check_repeatable, validate_model
 from .copies import frozen_copy, refuse_recomputing
 from .data import CleanData
+from .originals import refuse_originals
 from .sites import Site, find_sites
 
 Labels = Literal["needed", "used", "ignored"]
@@ -59,6 +60,7 @@ class Prepared(ShortRepr):
         elif labels == "needed":
             data.targets  # noqa: B018 - raises where there are none
         frozen = frozen_copy(model)
+        refuse_originals(model, frozen, data.images[:2].to(**placement(frozen)))
         return cls(frozen, data, validate_model(frozen, data))
 
     def check_runs(self, *, gradients: bool = True) -> None:

@@ -97,9 +97,9 @@ def _sentence(kind: str, channels: list[int | None]) -> str:
 def _channels(module: nn.Module) -> int | None:
     """Number of output channels; None where that cannot be told."""
     if isinstance(module, nn.MultiheadAttention):
-        return 4 * module.embed_dim  # queries, keys, values, output
+        return int(4 * module.embed_dim)  # queries, keys, values, output
     if isinstance(module, nn.RNNBase):
-        return module.hidden_size * module.num_layers * (1 + module.bidirectional)
+        return int(module.hidden_size * module.num_layers * (1 + module.bidirectional))
     for attribute in ("out_channels", "out_features", "hidden_size"):
         if type(number := getattr(module, attribute, None)) is int:
             return number

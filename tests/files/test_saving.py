@@ -195,11 +195,12 @@ def test_weights_that_layers_share_stay_shared(tmp_path: Path) -> None:
             self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
             self.conv3 = nn.Conv2d(6, 6, 3, padding=1)
             self.conv3.weight = self.conv2.weight
+            self.bn2, self.bn3 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)  # the sites
             self.fc = nn.Linear(6, 4)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.bn1(self.conv1(x)).relu()
-            return self.fc(self.conv3(self.conv2(x)).mean((2, 3)))
+            return self.fc(self.bn3(self.conv3(self.bn2(self.conv2(x)))).mean((2, 3)))
 
     torch.manual_seed(0)
     result = cheap(Shared().eval(), selector=LowestFraction(0.0))

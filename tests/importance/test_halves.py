@@ -171,7 +171,7 @@ def test_a_copy_and_another_model_are_told_apart(other: str) -> None:
             pruner_of(copy.deepcopy(model), importance).step()
         return
     different = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(UnsupportedModelError, match="has no layer 'deep.blocks.0.bn'"):
+    with pytest.raises(UnsupportedModelError, match=r"has no layer 'deep\.blocks\.0\.bn'"):
         pruner_of(different.append(nn.Linear(8, 10)), importance).step()
 
 
