@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -20,15 +21,17 @@ def private_randomness(seed: int) -> Iterator[None]:
     """Global generators (torch, numpy, random) start from `seed` inside and come back as before.
 
     Loaders draw from them: for shuffling, for the seeds of workers, for augmentation. What else a
-    caller may have set is off inside as well, see `usual_passes`.
+    caller may have set is off inside as well, see `usual_passes`. The generators belong to the
+    whole process: threads that work at the same time draw from them in turn, so that results are
+    only repeatable where one works at a time. What the program had set comes back in any case.
 
     Raises:
         DataError: the seed is no integer, negative or too large.
     """
     plain = checked_seed(seed)
-    states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count())
-    with usual_passes(), torch.random.fork_rng(devices=devices):
+    with _PROGRAM.kept(), usual_passes(), torch.random.fork_rng(devices=devices):
+        states = random.getstate(), np.random.get_state()
         try:
             torch.manual_seed(plain)
             np.random.seed(plain % 2**32)
@@ -49,23 +52,57 @@ def usual_passes() -> Iterator[None]:
     without that. PyTorch's fused encoder layers are off: they call none of the layers inside, so
     masks and hooks on these do nothing, and no operation of theirs is counted.
     """
-    precision = torch.get_default_dtype()
-    fused = torch.backends.mha.get_fastpath_enabled()
-    with contextlib.ExitStack() as stack:
+    with _PROGRAM.kept(), contextlib.ExitStack() as stack:
         if not _USUAL.get():  # the autocast that is on further inside is `Compute`'s
             stack.callback(_USUAL.reset, _USUAL.set(True))
             for kind in _DEVICES:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.inference_mode(False))
+        torch.set_default_dtype(torch.float32)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+class _Program:
+    """What the program itself has set for the whole process, kept while any thread works.
+
+    Where blocks of several threads overlap, what one finds may be what another has set; so the
+    first to enter saves, and the last to leave restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._saved: tuple[Any, ...] = ()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._saved = (
+                    torch.get_rng_state(),
+                    np.random.get_state(),
+                    random.getstate(),
+                    torch.get_default_dtype(),
+                    torch.backends.mha.get_fastpath_enabled(),
+                )
+            self._users += 1
         try:
-            torch.set_default_dtype(torch.float32)
-            torch.backends.mha.set_fastpath_enabled(False)
             yield
         finally:
-            torch.set_default_dtype(precision)
-            torch.backends.mha.set_fastpath_enabled(fused)
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    drawn, drawn_numpy, drawn_python, precision, fused = self._saved
+                    torch.set_rng_state(drawn)
+                    np.random.set_state(drawn_numpy)
+                    random.setstate(drawn_python)
+                    torch.set_default_dtype(precision)
+                    torch.backends.mha.set_fastpath_enabled(fused)
 
+
+_PROGRAM = _Program()
 
 _USUAL: ContextVar[bool] = ContextVar("usual_passes", default=False)
 
