@@ -14,6 +14,7 @@ from torch import nn
 from benchmarks.networks.published import attacks, images, recipes, train
 from benchmarks.networks.published.__main__ import summarise
 from benchmarks.networks.published.architectures import ARCHITECTURES, build
+from benchmarks.render import published
 from nnprune_backdoor.attacks import create_attack
 
 RECIPES = recipes.RECIPES
@@ -184,3 +185,21 @@ def test_the_summary_names_every_network(tmp_path: Path) -> None:
     assert written["networks"]["resnet-badnets-0"] == {"acc": 0.9, "asr": 0.1}
     assert written["networks"]["resnet-benign-0"] is None
     assert written["development"] == recipes.development()
+
+
+def test_the_page_tells_attacks_that_took_from_those_that_did_not() -> None:
+    row = {"acc": 0.9, "asr": 0.95, "ra": 0.04, "took": True, "cpu_minutes": 30.5}
+    missed = {**row, "asr": 0.5, "took": False}
+    networks = {
+        "a": {**row, "recipe": {"backdoors": [{}]}},
+        "b": {**missed, "recipe": {"backdoors": [{}]}},
+        "c": {"acc": 0.9, "took": None, "cpu_minutes": 30.5, "recipe": {"backdoors": []}},
+        "d": None,
+    }
+    page = published({"development": ["a"], "networks": networks})
+    assert "3 of 4 networks of the list are trained" in page
+    assert "on 1 of 2 backdoored ones" in page
+    assert "| a | 90.0 | 95.0 | 4.0 | yes | 30.5 | development |" in page
+    assert "| b | 90.0 | 50.0 | 4.0 | no | 30.5 | test |" in page
+    assert "| c | 90.0 |  |  | benign | 30.5 | test |" in page
+    assert "| d | not trained yet |  |  |  |  | test |" in page

@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="CIFAR-10: .npz, class folders, or torchvision's")
     parser.add_argument("--out", type=Path, help="folder for weights and records")
     parser.add_argument("--only", nargs="+", default=[""], help="names, or parts of them")
-    parser.add_argument("--compile", action="store_true", help="a fifth faster; needs C++")
+    parser.add_argument(
+        "--compile", action="store_true", help="a third faster; needs a C++ compiler"
+    )
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--summary", action="store_true", help="write results/zoo_v2.json and stop")
     options = parser.parse_args()
