@@ -4,8 +4,8 @@ Poison rates are shares of the training set, except SIG's, a share of the images
 recipe that is changed after training began, or added, says so in its `remark`. The order is the
 order of training.
 
-Left out: the input-aware attack with its jointly trained generator (Nguyen and Tran 2020). It
-trains two more networks beside the classifier, about twice the time of any other one here.
+Left out: the input-aware attack with its jointly trained generator (Nguyen and Tran 2020), which
+trains two more networks beside the classifier.
 """
 
 from __future__ import annotations
