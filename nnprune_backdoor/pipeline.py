@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from .core.checks import check_label_order, check_scoring_part, counting_what_was_given
 from .core.compute import Compute
-from .core.copies import clone, eval_mode, refuse_computed_weights, refuse_tied_weights
+from .core.copies import clone, eval_mode, refuse_computed_weights
 from .core.data import CleanData
 from .core.drift import allowed_drift, logit_drift
 from .core.held_out import HeldOut
@@ -20,6 +21,7 @@ from .core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
 from .core.predictions import predict_labels
 from .core.prepared import Labels, Prepared
 from .core.scores import ChannelScores, Selection
+from .core.sites import Neuron, Site
 from .core.unscored import unscored
 from .criteria.base import Criterion, create_criterion
 from .errors import DataError, UnsupportedModelError
@@ -184,10 +186,25 @@ def _prepare(
     clean = prepared.clean
     if clean.labels is not None:
         check_label_order(clean.labels, predict_labels(prepared.model, clean.images))
-    names = [site.name for site in prepared.sites]
-    refuse_computed_weights(prepared.model, names)
-    refuse_tied_weights(prepared.model, names)
+    refuse_computed_weights(prepared.model, [site.name for site in prepared.sites])
+    some = clean.take(torch.arange(min(_PROBE, len(clean))))
+    _silenced(model, prepared.model, _spread(prepared.sites), some, options.silencing)
     return prepared
+
+
+def _spread(sites: tuple[Site, ...]) -> Selection:
+    """One channel of each site, of sites as wide as each other different ones.
+
+    Silenced on trial before scoring: of layers that share their weights each would then silence
+    another channel than its mask.
+    """
+    seen: Counter[int] = Counter()
+    neurons = []
+    for site in sites:
+        if site.channels > 1:
+            neurons.append(Neuron(site.name, seen[site.channels] % site.channels))
+        seen[site.channels] += 1
+    return Selection(sites, tuple(neurons))
 
 
 def _given(
@@ -255,7 +272,8 @@ def _silenced(
     if not drift <= allowed_drift(wanted.dtype):
         raise UnsupportedModelError(
             f"the silenced weights do not compute what the masks do (relative drift {drift:.1e}); "
-            "weights that are shared between layers, or computed from others, can cause this"
+            "weights that are shared between layers, or computed from others, can cause this: give "
+            "each layer plain weights of its own"
         )
     return product
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -30,7 +30,7 @@ def clone(model: nn.Module) -> nn.Module:
 
     Raises:
         UnsupportedModelError: it is no module, is wrapped (compiled, data-parallel), has no weights
-            (is on the device "meta") or cannot be copied.
+            or weights of unusual types (`refuse_unusual_weights`), or cannot be copied.
     """
     _refuse_other_things(model)
     refuse_wrapped(model)
@@ -39,10 +39,7 @@ def clone(model: nn.Module) -> nn.Module:
             "a part of the model is TorchScript, whose layers cannot be worked on; give the eager "
             "one that it was made from"
         )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UnsupportedModelError(
-            'the model is on the device "meta" and has no weights; load them first'
-        )
+    refuse_unusual_weights(model)
     try:
         results = {id(value): value.detach().clone() for value in _results(model)}
         return copy.deepcopy(model, results)
@@ -68,6 +65,40 @@ def frozen_copy(model: nn.Module) -> nn.Module:
             if getattr(module, switch, None) is True:
                 setattr(module, switch, False)
     return frozen.eval().requires_grad_(False)
+
+
+def refuse_unusual_weights(model: nn.Module) -> None:
+    """Raise UnsupportedModelError if layers have no weights yet, or weights that are not plain.
+
+    No weights: on the device "meta", or of a lazy layer that has not run. Not plain: quantised, or
+    of a convolution or linear layer and of another type than half, single and double precision.
+    """
+    for name, module in model.named_modules():
+        if "quantized" in type(module).__module__.split("."):
+            raise UnsupportedModelError(
+                f"layer {name!r} is quantised, and its weights cannot be masked or trained; give "
+                "the model as it was before it was quantised"
+            )
+        for kind, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if is_lazy(parameter):
+                raise UnsupportedModelError(
+                    f"layer {name!r} is lazy and has no weights yet; load them, or run the model "
+                    "once on an image"
+                )
+            if parameter.is_meta:
+                raise UnsupportedModelError(
+                    'the model is on the device "meta" and has no weights; load them first'
+                )
+            bits = torch.finfo(parameter.dtype).bits if parameter.is_floating_point() else 0
+            layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+            if bits < 16 and (layer or bits):
+                raise UnsupportedModelError(
+                    f"{kind!r} of layer {name or type(module).__name__!r} is of type "
+                    f"{parameter.dtype}, which is not supported; give the model in single or half "
+                    "precision: model.float()"
+                )
 
 
 def _refuse_other_things(model: object) -> None:
@@ -110,31 +141,6 @@ def refuse_computed_weights(model: nn.Module, names: Iterable[str]) -> None:
             raise UnsupportedModelError(
                 f"layer {name!r} has a parametrised weight; make it plain first with "
                 f"{how_to_make_plain(layer)}"
-            )
-
-
-def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise UnsupportedModelError if one of these layers shares its weight's memory with another.
-
-    Zeroing a channel of one would zero the other's.
-    """
-    spans: list[tuple[int, int, str]] = []
-    for name, module in model.named_modules():
-        for tensor in module._parameters.values():
-            if tensor is not None and tensor.numel() and tensor.layout is torch.strided:
-                pairs = zip(tensor.shape, tensor.stride(), strict=True)
-                last = sum((size - 1) * stride for size, stride in pairs)
-                start = tensor.data_ptr()
-                spans.append((start, start + (last + 1) * tensor.element_size(), name))
-    asked = set(names)
-    spans.sort()
-    for (_, end, name), (start, _, other) in itertools.pairwise(spans):
-        if start < end and name != other and asked & {name, other}:
-            first, second = sorted((name, other))
-            raise UnsupportedModelError(
-                f"layers {first!r} and {second!r} share their weights, so that silencing a neuron "
-                "of one silences one of the other; give each its own: layer.weight = "
-                "torch.nn.Parameter(layer.weight.detach().clone())"
             )
 
 

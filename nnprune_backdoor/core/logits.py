@@ -8,6 +8,7 @@ single logits lets it. Heads that are averaged, concatenated or added up are thu
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -216,9 +217,11 @@ class _Search:
 
     def _run_with(self, module: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Logits if each output of a layer, the first is number 0, is changed."""
-        numbers = itertools.count()
+        numbers, thread = itertools.count(), threading.get_ident()
 
         def changed(_: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            if threading.get_ident() != thread:
+                return output
             return change(next(numbers), output).to(output)
 
         with module.register_forward_hook(changed), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Refuse a copy that runs parts of the model it was made from.
+"""Refuse a copy that runs layers which were not copied with it.
 
 `copy.deepcopy` leaves functions as they are: where a layer's `forward` was replaced by a lambda, a
 compiled or a decorated function, or a hook holds a layer, the copy computes with the user's own
@@ -22,7 +22,8 @@ from ..errors import UnsupportedModelError
 def refuse_originals(model: nn.Module, made: nn.Module, images: Tensor) -> None:
     """Raise UnsupportedModelError if a copy runs a layer, or reads a tensor, of the original.
 
-    What belongs to the original is stopped before it computes, so that nothing of it changes.
+    So for layers that belong to neither, of which a function holds the only one there is. They are
+    stopped before they compute, so that nothing of them changes.
 
     Args:
         model: the original.
@@ -52,7 +53,7 @@ def refuse_originals(model: nn.Module, made: nn.Module, images: Tensor) -> None:
 
 
 class _Watch(TorchFunctionMode):
-    """Raises where a module or a tensor of the original is used, and keeps which one.
+    """Raises where a module that is not the copy's or a tensor of the original is used.
 
     The hook on modules is one of the whole process; it looks at this thread's calls alone.
     """
@@ -61,17 +62,24 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.found: str | None = None
         self._thread = threading.get_ident()
-        self._modules = {module: name for name, module in model.named_modules()}
-        own = set(map(_place, _tensors(made)))
+        self._names = {module: name for name, module in model.named_modules()}
+        copied = _modules_in(made)
+        self._own = {id(module) for module in copied}
+        self._kept = copied  # alive, so that no other object gets their ids
         named = [*model.named_parameters(), *model.named_buffers()]
         self._tensors = {_place(tensor): name for name, tensor in named if tensor.numel()}
-        for place in own:  # a copy may share what never changes, if its author says so
-            self._tensors.pop(place, None)
+        for tensor in (*made.parameters(), *made.buffers()):
+            # a copy may share what never changes, if its author says so
+            self._tensors.pop(_place(tensor), None)
 
     def module(self, module: nn.Module, _: Any) -> None:
         """A hook that runs before any module's forward."""
-        if threading.get_ident() == self._thread and module in self._modules:
-            self._stop(f"layer {self._modules[module] or type(module).__name__!r}")
+        if threading.get_ident() != self._thread or id(module) in self._own:
+            return
+        name = self._names.get(module)
+        # a forward pass may make modules, of activations for example, which hold no tensors
+        if name is not None or any(True for _ in (*module.parameters(), *module.buffers())):
+            self._stop(f"layer {name or type(module).__name__!r}")
 
     def __torch_function__(
         self,
@@ -96,13 +104,32 @@ def _error(what: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"a copy of the model still uses {what} of the model itself, through a replaced forward, a "
         "hook or a stored function, which copying leaves as it is; restore the plain forward "
-        "(del layer.forward, or do not compile), or write the change as a module of its own"
+        "(del layer.forward, or do not compile), or register the layer and write the change as a "
+        "module of its own"
     )
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+def _modules_in(model: nn.Module) -> list[nn.Module]:
+    """All modules that the model holds, those in plain attributes and containers too."""
+    modules: list[nn.Module] = []
+    seen: set[int] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, (Tensor, str, bytes, int, float, type)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            modules.append(value)
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value
+        elif hasattr(value, "__self__"):  # a bound method
+            waiting.append(value.__self__)
+        elif (hasattr(value, "__dict__") and not callable(value)) or isinstance(value, nn.Module):
+            waiting += vars(value).values()
+    return modules
 
 
 def _place(tensor: Tensor) -> int:

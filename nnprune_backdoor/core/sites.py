@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from ..utils.tensors import check_default_device
+from .copies import refuse_unusual_weights
 from .logits import find_logit_layers
 from .products import layers_in_products
 from .trace import LAYERS, NORMS, Call, Trace, layers_without_effect
@@ -52,10 +54,13 @@ def find_sites(model: nn.Module, example: Tensor) -> tuple[Site, ...]:
         example: images (N, C, H, W) on the model's device; two are enough.
 
     Raises:
+        DataError: tensors are not made on the CPU by default.
         UnsupportedModelError: there is no site (the message lists the layer types seen); the
-            layers that give the logits cannot be told; the affine weights of a norm layer are
-            frozen into buffers (FrozenBatchNorm).
+            layers that give the logits cannot be told; weights are of unusual types; the affine
+            weights of a norm layer are frozen into buffers (FrozenBatchNorm).
     """
+    check_default_device()
+    refuse_unusual_weights(model)
     trace = Trace.of(model, example)
     layers = {call.module for call in trace.calls if isinstance(call.module, LAYERS)}
     if not layers:

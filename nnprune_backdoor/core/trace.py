@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,6 +206,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self._trace = trace
         self._names = {module: name for name, module in model.named_modules()}
+        self._thread = threading.get_ident()  # hooks see the calls of all threads
         self._running: list[tuple[nn.Module, tuple[Any, ...]]] = []  # innermost call last
         # inputs and outputs are kept alive, so that their addresses stay their own during the
         # pass: an input that is freed makes room for the output of another layer
@@ -240,9 +242,13 @@ class _Recorder(TorchFunctionMode):
                         buffer.copy_(before)
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if threading.get_ident() != self._thread:
+            return
         self._running.append((module, tuple(i for i in inputs if isinstance(i, Tensor))))
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         self._running.pop()
         if not any(True for _ in module.children()):
             self._trace.types.add(type(module).__name__)
@@ -285,7 +291,7 @@ class _Recorder(TorchFunctionMode):
     def _mixes(self, name: str, factors: list[Tensor], given: tuple[Tensor, ...]) -> bool:
         if name == "scaled_dot_product_attention":
             return True
-        if name not in _MIXING and name not in _GATINGS:
+        if name not in _MIXING and name not in GATINGS:
             return False
         if len(factors) < 2 or any(self._is_held(factor) for factor in factors):
             return False
@@ -314,16 +320,16 @@ def _flat(args: Iterable[Any]) -> Iterator[Any]:
 
 _MIXING = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum"}
 
-_GATINGS = {"mul", "mul_", "__mul__", "__imul__", "__rmul__"}
+GATINGS = {"mul", "mul_", "__mul__", "__imul__", "__rmul__", "multiply"}
 
-_PRODUCTS = _MIXING | {
+PRODUCTS = _MIXING | {
     *("__rmatmul__", "mm", "addmm", "linear", "bilinear", "tensordot", "inner", "cdist"),
     *("conv1d", "conv2d", "conv3d", "cosine_similarity", "pairwise_distance"),
 }
 
-_ELEMENTWISE = _GATINGS | {"multiply", "sub", "__sub__", "__rsub__", "rsub", "subtract"}
+_ELEMENTWISE = GATINGS | {"sub", "__sub__", "__rsub__", "rsub", "subtract"}
 
-_NOTED = _PRODUCTS | _ELEMENTWISE | {"scaled_dot_product_attention"}
+_NOTED = PRODUCTS | _ELEMENTWISE | {"scaled_dot_product_attention"}
 
 
 def key_of(tensor: Tensor) -> Key:
@@ -354,8 +360,10 @@ def layers_without_effect(model: nn.Module, images: Tensor, trace: Trace) -> set
     suspects = layers - reached if trace.output_edges else set()
 
     def changed(modules: set[nn.Module]) -> bool:
+        thread = threading.get_ident()
+
         def shift(_: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            return output + output.abs().max() + 1
+            return output + output.abs().max() + 1 if threading.get_ident() == thread else output
 
         with contextlib.ExitStack() as hooks, torch.no_grad():
             for module in modules:

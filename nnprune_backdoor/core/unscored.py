@@ -17,25 +17,9 @@ from .copies import clone
 from .logits import find_logit_layers
 from .products import layers_in_products
 from .sites import Site
-from .trace import LAYERS, Trace, edges_of, nodes_before
+from .trace import GATINGS, LAYERS, PRODUCTS, Trace, edges_of, nodes_before
 
-# functions that multiply activations with a weight
-_MULTIPLYING = {
-    *(
-        "matmul",
-        "__matmul__",
-        "__rmatmul__",
-        "mm",
-        "bmm",
-        "addmm",
-        "baddbmm",
-        "einsum",
-        "tensordot",
-    ),
-    *("inner", "linear", "bilinear", "cdist", "cosine_similarity", "conv1d", "conv2d", "conv3d"),
-    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("mul", "mul_", "__mul__", "__imul__", "__rmul__", "multiply"),
-}
+_MULTIPLYING = PRODUCTS | GATINGS | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 

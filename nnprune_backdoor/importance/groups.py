@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.copies import frozen_copy
 from ..core.data import CleanData
+from ..core.originals import refuse_originals
 from ..core.scores import ChannelScores
 from ..criteria.base import Criterion, create_criterion, criterion_class
 from ..errors import DataError, UnsupportedModelError
@@ -231,8 +232,10 @@ def _refusal(
 
 
 def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:
+    frozen = frozen_copy(model)
+    refuse_originals(model, frozen, example)
     with torch.no_grad():
-        logits: Tensor = frozen_copy(model)(example)
+        logits: Tensor = frozen(example)
     return logits.shape
 
 

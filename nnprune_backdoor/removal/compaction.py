@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.copies import clone, frozen_copy
 from ..core.drift import allowed_drift, logit_drift
+from ..core.originals import refuse_originals
 from ..core.scores import Selection
 from ..core.sites import Neuron
 from ..errors import DataError
@@ -136,13 +137,15 @@ def compact(
 
     Raises:
         DataError: fewer than two images.
-        UnsupportedModelError: the model is wrapped or cannot be copied.
+        UnsupportedModelError: the model is wrapped, cannot be copied, or its copy runs layers of
+            the model itself.
     """
     start = time.monotonic()
     if example.ndim != 4 or len(example) < 2:
         raise DataError(f"expected two images (N, C, H, W) or more, got {tuple(example.shape)}")
     example = _detached(example)
     silenced = frozen_copy(model)
+    refuse_originals(model, silenced, example)
     probed = copy.deepcopy(silenced).float()  # noise of large scale would overflow half precision
     comparison = _Comparison(silenced, {m: name for name, m in probed.named_modules()}, example)
     removable, reasons = Removable.none(), dict[Neuron, str]()

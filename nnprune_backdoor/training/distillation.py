@@ -37,7 +37,7 @@ from .fine_tuning import (
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """How a pruned network learns from the given one. The defaults: docs/results/repair.md.
+    """How a pruned network learns from the given one. The defaults are ours.
 
     Attributes:
         epochs: Passes over the images.
@@ -102,8 +102,7 @@ def distil(
 
     For networks that were pruned by whatever means, smaller ones too. All weights are trained,
     frozen ones too; the copy has the modes and flags of `pruned`. Both networks that are given are
-    left as they were. Alone, without pruning, it
-    leaves backdoors where they are (docs/results/repair.md).
+    left as they were. It is no defence by itself: the teacher's answers hold its backdoor.
 
     Args:
         pruned: (N, C, H, W) -> (N, classes).

@@ -107,7 +107,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(("value", "masked", "how"), MASKS)
 def test_tied_weights_are_seen_beside_masked_classes(value: float, masked: int, how: str) -> None:
     model = Masked(Tied(), value, masked, how).eval()
-    with pytest.raises(UnsupportedModelError, match="share their weights"):
+    with pytest.raises(UnsupportedModelError, match="shared between layers"):
         purify(model, CLEAN, "magnitude", selector=LowestCount(1), progress=False)
 
 

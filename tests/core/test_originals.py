@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,10 +17,14 @@ from helpers.images import noise_images
 from helpers.networks import build
 from helpers.states import assert_same_state, hooks_of, state_of
 from nnprune_backdoor import CleanData, purify, scan
+from nnprune_backdoor.core.masks import silence_
+from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria import Magnitude
 from nnprune_backdoor.errors import UnsupportedModelError
+from nnprune_backdoor.importance import GroupImportance
+from nnprune_backdoor.removal import compact
 from nnprune_backdoor.selectors import LowestFraction
-from nnprune_backdoor.training import fine_tune
+from nnprune_backdoor.training import FineTuning, fine_tune
 
 CLEAN = CleanData(noise_images(40), torch.arange(40) % 10)
 
@@ -79,6 +85,55 @@ def test_a_copy_that_runs_the_users_layers_is_refused(
     assert all(module.training == training for module in model.modules())
 
 
+def by_a_layer_of_its_own(block: nn.Module) -> None:
+    norm = nn.BatchNorm2d(block.conv1.in_channels)  # registered nowhere, in train mode
+    block.register_forward_pre_hook(lambda module, inputs: (norm(inputs[0]),))
+    block.kept_statistics = norm.running_mean
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_layer_that_only_a_function_holds_is_refused_before_it_runs(call: str) -> None:
+    model = build("test_resnet")
+    by_a_layer_of_its_own(model.layer2[0])
+    before = model.layer2[0].kept_statistics.clone()
+    with pytest.raises(UnsupportedModelError, match="layer 'BatchNorm2d' of the model itself"):
+        CALLS[call](model)
+    assert torch.equal(before, model.layer2[0].kept_statistics)
+
+
+def test_layers_in_a_plain_list_are_copied_with_the_model() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.box = build("test_resnet"), [nn.Conv2d(3, 3, 1).eval()]
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(nn.Identity()(self.box[0](images)))
+
+    purified = purify(
+        Listed().eval(), CLEAN, "magnitude", selector=LowestFraction(0.2), progress=False
+    )
+    assert len(purified.selection) > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_removal_and_importances_refuse_such_a_copy_too(training: bool) -> None:
+    model = build("test_resnet")
+    scores = Magnitude()(model, CLEAN)
+    selection = LowestFraction(0.1)(scores)
+    silence_(model, selection)
+    by_lambda(model.layer2[0].bn1)
+    model.train(training)
+    before = state_of(model)
+    for call in (
+        lambda: compact(model, selection, CLEAN.images[:4]),
+        lambda: GroupImportance(model, scores, example=CLEAN.images[:1]),
+    ):
+        with pytest.raises(UnsupportedModelError, match="of the model itself"):
+            call()
+    assert_same_state(before, state_of(model))
+
+
 def by_method(block: nn.Module) -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         return type(self).forward(self, x)
@@ -123,7 +178,7 @@ def test_tied_weights_are_refused_before_scoring(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("scored")
 
     monkeypatch.setattr(Magnitude, "score", score)
-    with pytest.raises(UnsupportedModelError, match=r"'first' and 'second' share"):
+    with pytest.raises(UnsupportedModelError, match="shared between layers"):
         purify(Tied("shared").eval(), CLEAN, "magnitude", progress=False)
 
 
@@ -137,3 +192,101 @@ def test_weights_that_a_copy_holds_apart_are_not_tied(how: str) -> None:
     for name in ("first", "second"):
         zero = purified.model.get_submodule(name).weight.flatten(1).abs().sum(1) == 0
         assert zero.nonzero().flatten().tolist() == sorted(gone.get(name, []))
+
+
+class Functional(Tied):
+    """Uses the weight of one layer for another image."""
+
+    def __init__(self) -> None:
+        super().__init__("flat")
+
+    def forward(self, images: Tensor) -> Tensor:
+        other = nn.functional.conv2d(images.flip(1), self.first.weight)
+        return self.fc(torch.cat([self.first(images).relu(), other.relu()], 1).mean((2, 3)))
+
+
+def test_a_weight_that_is_used_elsewhere_is_refused_before_scoring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def score(*_: object, **__: object) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(Magnitude, "score", score)
+    with pytest.raises(UnsupportedModelError, match="shared between layers"):
+        purify(Functional().eval(), CLEAN, "magnitude", progress=False)
+
+
+# ---- weights that are missing or of unusual types -----------------------------------------------
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv(images).relu().mean((2, 3)))
+
+
+def lazy() -> nn.Module:
+    model = Plain()
+    model.fc = nn.LazyLinear(10)
+    return model
+
+
+def quantised() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(Plain().eval(), {nn.Linear})
+
+
+def of_type(dtype: torch.dtype, layer: bool) -> nn.Module:
+    model = Plain()
+    if layer:
+        weight = model.conv.weight.detach().to(dtype)
+        model.conv.weight = nn.Parameter(weight, requires_grad=False)
+    else:
+        model.extra = nn.Parameter(torch.ones(3).to(dtype), requires_grad=False)
+    return model
+
+
+UNUSUAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "lazy": (lazy, "is lazy and has no weights yet"),
+    "quantised": (quantised, "is quantised"),
+    "float8": (lambda: of_type(torch.float8_e4m3fn, True), "float8_e4m3fn, which is not supported"),
+    "float8, unused": (lambda: of_type(torch.float8_e4m3fn, False), "float8_e4m3fn"),
+    "complex": (lambda: of_type(torch.complex64, True), "complex64, which is not supported"),
+    "integer": (lambda: of_type(torch.int32, True), "int32, which is not supported"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize("call", [*CALLS, "score", "find_sites"])
+def test_missing_and_unusual_weights_are_refused(kind: str, call: str) -> None:
+    make, message = UNUSUAL[kind]
+    more: dict[str, Callable[[nn.Module], Any]] = {
+        "score": lambda m: Magnitude()(m, CLEAN),
+        "find_sites": lambda m: find_sites(m, CLEAN.images[:2]),
+    }
+    with pytest.raises(UnsupportedModelError, match=message):
+        (CALLS | more)[call](make().eval())
+
+
+def test_a_model_made_in_inference_mode_is_trained_on_a_plain_copy() -> None:
+    with torch.inference_mode():
+        model = build("test_resnet")
+    tuned = fine_tune(model, CLEAN, FineTuning(epochs=1), progress=False)
+    assert not any(parameter.is_inference() for parameter in tuned.parameters())
+    assert any(
+        not torch.equal(one, other)
+        for one, other in zip(tuned.parameters(), model.parameters(), strict=True)
+    )
+
+
+def test_sites_are_found_from_several_threads_at_once() -> None:
+    model = build("test_resnet")
+    expected, hooks = find_sites(model, CLEAN.images[:2]), hooks_of(model)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: find_sites(model, CLEAN.images[:2]), range(24)))
+    assert found == [expected] * 24
+    assert hooks_of(model) == hooks
