@@ -4,7 +4,17 @@ The same share of a backdoored ResNet's channels goes by magnitude, at random an
 pruned network learns from the network as it was given, on 500 clean images without their labels.
 Distilling alone, without pruning, is the control.
 
-    python examples/torch_pruning_then_repair.py    # about four minutes on two cores
+    python examples/torch_pruning_then_repair.py    # about 8 minutes on two busy cores
+
+What one run gave (10 % of the channels, 30 epochs; ACC / ASR in %). It is one network and one draw.
+
+    criterion    pruned           distilled
+    none         94.2 /  99.9     93.2 / 58.7
+    magnitude    20.8 /  98.3     92.0 / 34.3
+    random       74.1 / 100       93.0 / 59.8
+    rnp          73.0 /   0.2     93.3 / 12.0
+
+The first row is the network as given.
 """
 
 from __future__ import annotations
