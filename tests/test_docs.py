@@ -189,6 +189,22 @@ def test_a_folders_page_has_every_name_that_it_exports(name: str) -> None:
     assert not missing, f"add to docs/api/{name}.md: {sorted(missing)}"
 
 
+def test_what_pages_and_examples_import_is_in_the_reference() -> None:
+    pages = [*DOCS.rglob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+    code = "\n".join(
+        file.read_text(encoding="utf-8") for file in (*pages, *DOCS.parent.glob("examples/*"))
+        if file.is_file()
+    )  # fmt: skip
+    imported = {
+        name
+        for names in re.findall(r"from nnprune_backdoor[\w.]* import ([\w, ]+)", code)
+        for name in names.replace(" ", "").split(",")
+        if not name.endswith("Importance")  # one for each criterion; their page says so
+    }
+    missing = imported - shown(*(DOCS / "api").glob("*.md"))
+    assert not missing, f"add to docs/api: {sorted(missing)}"
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_pages_outside_of_the_site_link_to_files_that_exist(name: str) -> None:
     text = (DOCS.parent / name).read_text(encoding="utf-8")
