@@ -213,6 +213,14 @@ def test_pages_outside_of_the_site_link_to_files_that_exist(name: str) -> None:
     assert not [link for link in links if not (DOCS.parent / link).exists()]
 
 
+@pytest.mark.parametrize("page", ["../README.md", "how_to.md"])
+def test_the_promise_of_same_results_is_for_one_number_of_threads(page: str) -> None:
+    """Another number adds in another order, and a ranking can change where scores are close."""
+    parts = (DOCS / page).read_text(encoding="utf-8").split("\n\n")
+    (promise,) = [line for part in parts if "same machine" in (line := " ".join(part.split()))]
+    assert "number of threads" in promise
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation = (DOCS.parent / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {nnprune_backdoor.__version__}\n" in citation

@@ -698,6 +698,7 @@ def test_the_draft_of_a_killed_process_is_deleted_by_the_next(tmp_path: Path, wh
     with pytest.raises(CheckpointError, match="not empty"):
         check_free(out)  # what was set aside is back, and the drafts are gone
     assert files(tmp_path) == {f"out/{name}": content for name, content in held.items()}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # empty folders count as well
 
 
 def test_the_draft_of_a_save_in_progress_stays(
