@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.agreement import Agreement
 from ..core.measures import PairedAccuracy, ProxySuccess
 from ..core.scores import Selection
 from ..errors import DataError
@@ -52,6 +53,9 @@ class Report(ShortRepr):
         layers: All scored layers: channels, scores, numbers of neurons silenced and removed.
         neurons: Layers with silenced neurons: channels removed, channels only silenced and why.
         accuracy: Before, after, drop; None if the images had no labels.
+        stages: Rounds of ranking, silencing and distilling: silent neurons, agreement with the
+            given model, whether it was kept; empty with other selectors.
+        agreement: Of the purified model with the given one: same label, divergence (nats).
         size: Before, after, drift; None if nothing was removed from the tensors.
         seconds: Stage -> seconds.
         seed: As for `purify`.
@@ -69,6 +73,8 @@ class Report(ShortRepr):
     layers: list[Data]
     neurons: list[Data]
     accuracy: Data | None
+    stages: list[Data]
+    agreement: Data | None
     size: Data | None
     seconds: dict[str, float]
     seed: int
@@ -111,6 +117,11 @@ class Report(ShortRepr):
             layers=_layers(record),
             neurons=_neurons(record),
             accuracy=None if record.accuracy is None else _accuracy(record.accuracy),
+            stages=[
+                {"silent": s.silent, **_agreement(s.agreement), "kept": s.kept}
+                for s in record.stages
+            ],
+            agreement=None if record.agreement is None else _agreement(record.agreement),
             size=None if record.removal is None else _size(record.removal, given.probe),
             seconds=plain(record.seconds),
             seed=record.seed,
@@ -134,8 +145,9 @@ class Report(ShortRepr):
         if data.get("format") != 1:
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
-        # reports written before there were cautions have none
-        given = {"cautions": [], **{k: entry for k, entry in data.items() if k != "format"}}
+        # reports written before there were these have none
+        later: Data = {"cautions": [], "stages": [], "agreement": None}
+        given = {**later, **{k: entry for k, entry in data.items() if k != "format"}}
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
         if wrong:
@@ -274,6 +286,10 @@ def _accuracy(accuracy: PairedAccuracy) -> Data:
     }
 
 
+def _agreement(agreement: Agreement) -> Data:
+    return {"same": _rate(agreement.same), "divergence": plain(agreement.divergence)}
+
+
 def _size(removal: RemovalReport, batch: int) -> Data:
     return {
         "before": plain(removal.before),
@@ -328,7 +344,12 @@ def _limits(record: Record) -> list[str]:
         limits.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
     if record.repair_rejected:
         limits.append(f"A repair was asked for and rejected: {record.repair_rejected}.")
-    if record.repaired:
+    if record.repaired and record.given.repair == "distil":
+        limits.append(
+            "All weights were trained towards the given model's answers on clean images, which say "
+            "nothing of a trigger. A backdoor that the neurons taken out did not carry can be left."
+        )
+    elif record.repaired:
         limits.append(
             "All weights were trained so that the recovered triggers fail. A proxy success near "
             "zero is what this training aims at, so it says little about the attacker's trigger. "

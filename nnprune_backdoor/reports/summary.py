@@ -33,6 +33,7 @@ def summarise(record: Record) -> str:
         *_removal(record),
         *_repair(record),
         f"accuracy   {record.accuracy or 'not measured: the clean images have no labels'}",
+        *([f"agreement  {record.agreement}"] if record.agreement is not None else []),
         *(f"proxy      {proxy}" for proxy in record.triggers),
         *(f"caution    {caution}" for caution in cautions_of(record)),
         f"seconds    {sum(record.seconds.values()):.1f} ("
@@ -57,6 +58,8 @@ def _repair(record: Record) -> list[str]:
         return [f"repair     rejected: {record.repair_rejected}"]
     if not record.repaired:
         return []
+    if record.given.repair == "distil":
+        return ["repair     all weights trained towards the given model's answers"]
     count = len(triggers_of(record.scores, record.selection))
     return [
         f"repair     all weights trained further to unlearn {count} recovered trigger(s), and "

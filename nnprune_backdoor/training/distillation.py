@@ -3,19 +3,23 @@
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, with a consistent
 teacher: both see the same view of an image (Beyer et al., "Knowledge distillation: A good teacher
 is patient and consistent", CVPR 2022). It gives back what pruning cost, and needs no labels.
+
+Some images are given to the student alone with a universal perturbation of it added, for which it
+is to answer as the teacher does without: adversarial training against what all images share, as in
+Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.copies import restore_modes_
+from ..core.copies import frozen_copy, restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import Statistics, use_statistics_
@@ -23,6 +27,8 @@ from ..core.prepared import Prepared
 from ..core.scores import Selection
 from ..core.splits import jittered
 from ..errors import DataError, ScoringError
+from ..triggers.easiest import EasiestLabels
+from ..triggers.perturbation import RecoveredPerturbation
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.settings import check_settings
@@ -31,13 +37,18 @@ from .fine_tuning import (
     check_fits,
     check_trainable,
     restore_precision_,
+    stamp,
     training_precision,
 )
+from .views import mixed, turned
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """How a pruned network learns from the given one. The defaults are ours.
+
+    They move the weights far, which a backdoor survives less well than the clean task does
+    (docs/results/distilling.md). `Distillation.closer()` brings back what accuracy that costs.
 
     Attributes:
         epochs: Passes over the images.
@@ -45,8 +56,13 @@ class Distillation:
             zero along a cosine.
         batch_size: Images a step.
         temperature: Both networks' logits are divided by it.
+        turned: Share of the images that are rotated, by up to 14 degrees, and zoomed in.
         mixed: Share of the batches in which images are blended with one another (mixup) or have a
             rectangle of one another (CutMix), half and half.
+        perturbed: Share of each batch that carries a universal perturbation of the student; 0 for
+            plain distillation.
+        renewed: Epochs between two searches for perturbations; found ones stay in use.
+        search: How perturbations are found.
         statistics: BatchNorm statistics while training.
         largest_gradient: Norm over all weights to which a larger gradient is scaled down.
         silencing: What keeping a neuron silent means (see `core.masks`).
@@ -56,36 +72,36 @@ class Distillation:
     lr: float = 3e-3
     batch_size: int = 64
     temperature: float = 2.0
+    turned: float = 0.5
     mixed: float = 0.5
+    perturbed: float = 0.2
+    renewed: int = 24
+    search: EasiestLabels = EasiestLabels()
     statistics: Statistics = "batch"
     largest_gradient: float = 1.0
     silencing: Silencing = "zero"
 
     def __post_init__(self) -> None:
-        check_settings(self, positive=("lr", "temperature", "largest_gradient"))
-        if self.batch_size < 2 or self.mixed > 1:
+        check_settings(self, positive=("lr", "temperature", "largest_gradient", "renewed"))
+        if self.batch_size < 2 or max(self.turned, self.mixed, self.perturbed) > 1:
             raise DataError(
-                "expected a batch_size of at least 2 and mixed in [0, 1], got "
-                f"{self.batch_size} and {self.mixed:g}"
+                "expected a batch_size of at least 2, and turned, mixed and perturbed in [0, 1], "
+                f"got {self.batch_size}, {self.turned:g}, {self.mixed:g} and {self.perturbed:g}"
             )
 
+    @classmethod
+    def closer(cls, **others: Any) -> Self:
+        """Smaller steps, more of them, and BatchNorm as it will be used: closer to the teacher."""
+        return cls(**{"epochs": 72, "lr": 1e-3, "statistics": "running", **others})
+
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A random view of images (N, C, H, W): shifted by up to an eighth, mirrored, mixed."""
+        """A random view of images (N, C, H, W): turned, shifted, mirrored, mixed."""
         height, width = images.shape[2:]
+        images = turned(images, self.turned, generator)
         images = jittered(images, max(1, min(height, width) // 8), generator)
         if torch.rand((), generator=generator) >= self.mixed:
             return images
-        others = images[torch.randperm(len(images), generator=generator)]
-        share = float(torch.rand((), generator=generator))
-        if torch.rand((), generator=generator) < 0.5:
-            return share * images + (1 - share) * others
-        rows, columns = (round(size * (1 - share) ** 0.5) for size in (height, width))
-        top = int(torch.randint(height - rows + 1, (), generator=generator))
-        left = int(torch.randint(width - columns + 1, (), generator=generator))
-        images = images.clone()
-        box = (..., slice(top, top + rows), slice(left, left + columns))
-        images[box] = others[box]
-        return images
+        return mixed(images, generator)
 
 
 def distil(
@@ -155,11 +171,16 @@ class _Student:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
         )
+        found: list[RecoveredPerturbation] = []
         with progress_bar(settings.epochs, "distilling", progress) as bar:
-            for _ in range(settings.epochs):
+            for epoch in range(settings.epochs):
+                if settings.perturbed and epoch % settings.renewed == 0:
+                    found += self._perturbations(clean, generator)
                 for batch in clean.batches(settings.batch_size, generator):
-                    images = settings.view(batch.images, generator).to(**placement(model))
-                    loss = self._loss(teacher, images)
+                    images = settings.view(batch.images, generator)
+                    loss = self._loss(
+                        teacher, images, stamp(images, found, settings.perturbed, generator)
+                    )
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
                     nn.utils.clip_grad_norm_(self._weights, settings.largest_gradient)
@@ -170,12 +191,21 @@ class _Student:
                 bar.update()
         optimiser.zero_grad(set_to_none=True)
 
-    def _loss(self, teacher: nn.Module, images: Tensor) -> Tensor:
+    def _perturbations(
+        self, clean: CleanData, generator: torch.Generator
+    ) -> tuple[RecoveredPerturbation, ...]:
+        """Of the student as it is now."""
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return self._settings.search.recover(frozen_copy(self._model), clean, seed=seed)
+
+    def _loss(self, teacher: nn.Module, images: Tensor, perturbed: Tensor) -> Tensor:
+        """Divergence of the answers to perturbed images from the teacher's to the same without."""
         heat = self._settings.temperature
         with torch.no_grad():
             answers = at_least_float32(teacher(images.to(**placement(teacher))))
             wanted = F.log_softmax(answers / heat, 1)
-        given = F.log_softmax(at_least_float32(self._model(images)) / heat, 1)
+        logits = self._model(perturbed.to(**placement(self._model)))
+        given = F.log_softmax(at_least_float32(logits) / heat, 1)
         loss = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         if not torch.isfinite(loss):
             raise ScoringError(f"distilling diverged (loss {loss.item()}); take a smaller lr")

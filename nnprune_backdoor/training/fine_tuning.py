@@ -8,7 +8,7 @@ et al., "Neural Cleanse", IEEE S&P 2019: the network unlearns what the trigger d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,7 +155,7 @@ class _Trainer:
     def epoch(self, clean: CleanData, generator: torch.Generator) -> None:
         settings, place = self._settings, placement(self._model)
         for batch in clean.batches(settings.batch_size, generator, shift=settings.shift):
-            images = _stamp(batch.images, self._triggers, settings.stamped, generator)
+            images = stamp(batch.images, self._triggers, settings.stamped, generator)
             logits = at_least_float32(self._model(images.to(**place)))
             loss = F.cross_entropy(logits, batch.targets.to(place["device"]))
             if not torch.isfinite(loss):
@@ -173,8 +173,11 @@ class _Trainer:
         self._optimiser.zero_grad(set_to_none=True)
 
 
-def _stamp(
-    images: Tensor, triggers: Sequence[RecoveredTrigger], share: float, generator: torch.Generator
+def stamp(
+    images: Tensor,
+    triggers: Sequence[Callable[[Tensor], Tensor]],
+    share: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """Images (B, C, H, W), already in random order, the first of them with one of the triggers."""
     count = round(share * len(images))

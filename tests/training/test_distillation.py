@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from nnprune_backdoor.errors import DataError, ScoringError, UnsupportedModelErr
 from nnprune_backdoor.removal import compact
 from nnprune_backdoor.selectors import LowestFraction
 from nnprune_backdoor.training import Distillation, distil
+from nnprune_backdoor.training.views import turned
+from nnprune_backdoor.triggers import EasiestLabels, UniversalPerturbation
 
 SHORT = Distillation(epochs=8)
 
@@ -141,8 +146,8 @@ def test_half_precision_networks_learn_in_single_and_come_back_in_half(
 def test_views_are_shifted_mirrored_and_mixed_images() -> None:
     images = torch.rand(16, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
-    plain = [Distillation(mixed=0).view(images, generator) for _ in range(20)]
-    mixed = [Distillation(mixed=1).view(images, generator) for _ in range(40)]
+    plain = [Distillation(turned=0, mixed=0).view(images, generator) for _ in range(20)]
+    mixed = [Distillation(turned=0, mixed=1).view(images, generator) for _ in range(40)]
     assert all(view.shape == images.shape for view in plain + mixed)
     assert all(view.min() >= 0 and view.max() <= 1 for view in plain + mixed)  # never outside
 
@@ -153,6 +158,83 @@ def test_views_are_shifted_mirrored_and_mixed_images() -> None:
     assert all(own(view) == 1 for view in plain)
     shares = [own(view) for view in mixed]
     assert any(share == 1 for share in shares) and any(share < 0.5 for share in shares)
+
+
+def test_turned_views_show_a_part_of_each_image() -> None:
+    ramp = torch.linspace(0, 1, 24).expand(64, 3, 16, 24).clone()
+    views = turned(ramp, 0.5, torch.Generator().manual_seed(0))
+    changed = (views != ramp).flatten(1).any(1)
+    assert 16 < changed.sum() < 48  # half of them
+    assert torch.equal(ramp[~changed], views[~changed])
+    spans = views[changed].flatten(1).amax(1) - views[changed].flatten(1).amin(1)
+    assert 0.5 < spans.min() < 0.75 and spans.max() <= 1  # zoomed in, never outside
+    assert (views[changed].diff(dim=2).abs() > 1e-3).any()  # and turned
+    assert torch.equal(turned(ramp, 0.0, torch.Generator()), ramp)
+
+
+SEEN: dict[str, list[Tensor]] = {"teacher": [], "student": []}
+
+
+class Watched(nn.Module):
+    """Keeps what it is given."""
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        super().__init__()
+        self.net, self.name = net, name
+
+    def forward(self, images: Tensor) -> Tensor:
+        SEEN[self.name].append(images.clone())
+        logits: Tensor = self.net(images)
+        return logits
+
+
+def test_the_student_alone_sees_perturbations(teacher: nn.Module, clean: CleanData) -> None:
+    student, given = Watched(teacher, "student"), Watched(teacher, "teacher")
+    settings = Distillation(epochs=1, perturbed=0.25)
+    distil(student, given, clean, settings, progress=False)
+    shown, plain = SEEN["student"][-1], SEEN["teacher"][-1]  # 48 images are left for the last step
+    changed = (shown != plain).flatten(1).any(1)
+    assert len(shown) == 48 and changed.tolist() == [True] * 12 + [False] * 36
+
+
+@pytest.fixture(scope="module")
+def backdoored(clean: CleanData) -> nn.Module:
+    """Obeys a faint checkerboard that is added."""
+    rows, columns = torch.arange(12)[:, None], torch.arange(12)
+    board = 0.08 * (1 - 2 * ((rows + columns) % 2))
+    images = torch.cat([clean.images, clean.images + board])
+    labels = torch.cat([clean.targets, torch.zeros_like(clean.targets)])
+    net = network()
+    train_classifier(net, images, labels, epochs=24, batch_size=32, lr=0.05)
+    return net.eval()
+
+
+def test_perturbations_are_of_the_student_as_it_is_then_and_stop_working(
+    backdoored: nn.Module, clean: CleanData
+) -> None:
+    searched = []
+
+    class Search(EasiestLabels):
+        def recover(self, model: nn.Module, clean: CleanData, *, seed: int = 0) -> Any:
+            assert clean.labels is None
+            searched.append(predict_logits(model, clean.images[:8]))
+            return super().recover(model, clean, seed=seed)
+
+    settings = Distillation(epochs=16, renewed=8, search=Search())
+    student = distil(backdoored, backdoored, clean, settings, progress=False)
+    assert len(searched) == 2 and not torch.equal(*searched)
+    plain = distil(backdoored, backdoored, clean, replace(settings, perturbed=0), progress=False)
+    assert len(searched) == 2
+    assert agreement(student, backdoored, clean) > 0.95
+    assert fooled(backdoored, clean) > 0.9
+    assert fooled(plain, clean) > 0.9  # the control: distilling alone keeps them working
+    assert fooled(student, clean) < 0.3
+
+
+def fooled(model: nn.Module, clean: CleanData) -> float:
+    """Success of the best universal perturbation, found anew."""
+    search = UniversalPerturbation(rms=0.08, steps=40)
+    return max(found.success for found in search.recover(model, CleanData(clean.images), seed=9))
 
 
 def test_bad_input_is_refused(teacher: nn.Module, selection: Selection, clean: CleanData) -> None:

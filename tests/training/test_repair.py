@@ -236,13 +236,16 @@ def test_where_nothing_goes_nothing_is_trained(backdoored: nn.Module, clean: Cle
 
 @pytest.mark.parametrize(
     ("method", "repair", "message"),
-    [(RNP(), "unlearn", "needs a recovered trigger"), (TAC(), "mend", "'none' or 'unlearn'")],
+    [
+        (RNP(), "unlearn", "needs a recovered trigger"),
+        (TAC(), "mend", "'none', 'unlearn' or 'distil'"),
+    ],
 )
 def test_a_repair_without_a_trigger_is_refused_before_any_work(
     method: RNP | TAC, repair: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        purify(nn.Identity(), [], method, repair=repair, progress=False)  # type: ignore[arg-type]
+        purify(nn.Identity(), [], method, selector="accuracy", repair=repair)  # type: ignore[arg-type]
 
 
 def test_a_repair_needs_labels(backdoored: nn.Module, clean: CleanData) -> None:

@@ -1,0 +1,93 @@
+"""A purification under way: the model, its images in three parts, and the options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..core.checks import check_scoring_part
+from ..core.data import CleanData
+from ..core.measures import Stage
+from ..core.prepared import Prepared
+from ..core.scores import ChannelScores, Selection
+from ..training.distillation import Distillation, distil
+from .options import Options
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A network before anything is removed from its tensors.
+
+    Attributes:
+        model: In its full shape.
+        scores: Of the network as given.
+        selection: The neurons that are silent in `model`.
+        stages: In their order; none where neurons were selected at once.
+        rejected: Why a repair was rejected; otherwise empty.
+    """
+
+    model: nn.Module
+    scores: ChannelScores
+    selection: Selection
+    stages: tuple[Stage, ...] = ()
+    rejected: str = ""
+
+
+class Job:
+    """What every step of a purification needs.
+
+    Attributes:
+        model: The network as given.
+        prepared: Its private copy, with all clean images.
+        options: What was asked for.
+        parts: The clean images for scoring, selecting and measuring.
+    """
+
+    def __init__(self, model: nn.Module, prepared: Prepared, options: Options, seed: int) -> None:
+        self.model, self.prepared, self.options = model, prepared, options
+        self.parts = prepared.clean.split(*options.shares, seed=seed)
+        check_scoring_part(self.parts, prepared.classes)
+        self.scoring, self.selecting, self.measuring = self.parts
+
+    def ranked(self, student: nn.Module, seed: int) -> ChannelScores:
+        """The criterion's scores of a network with the neurons of the given one."""
+        options = self.options
+        return options.criterion(
+            student,
+            self.scoring,
+            sites=self.prepared.sites,
+            seed=seed,
+            progress=options.progress,
+            compute=options.compute,
+        )
+
+    def distilled(self, student: nn.Module, silent: Selection, seed: int) -> nn.Module:
+        """A student that has learned from the given network on the scoring images."""
+        settings = Distillation(silencing=self.options.silencing)
+        return self._distilled(student, silent, self.scoring.images, settings, seed)
+
+    def distilled_closer(self, student: nn.Module, silent: Selection, seed: int) -> nn.Module:
+        """The last distilling, in small steps, which has the selecting images too."""
+        images = torch.cat([self.scoring.images, self.selecting.images])
+        settings = Distillation.closer(silencing=self.options.silencing)
+        return self._distilled(student, silent, images, settings, seed)
+
+    def _distilled(
+        self,
+        student: nn.Module,
+        silent: Selection,
+        images: torch.Tensor,
+        settings: Distillation,
+        seed: int,
+    ) -> nn.Module:
+        return distil(
+            student,
+            self.model,
+            CleanData(images),
+            settings,
+            selection=silent,
+            seed=seed,
+            progress=self.options.progress,
+        )

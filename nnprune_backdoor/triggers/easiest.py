@@ -1,0 +1,57 @@
+"""Universal perturbations of the labels that are easiest to reach.
+
+Nothing is decided by them: a network that is trained to ignore them loses short cuts, whether they
+are a backdoor's or its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..core.data import CleanData
+from ..core.predictions import predict_logits
+from ..errors import DataError
+from .perturbation import RecoveredPerturbation, UniversalPerturbation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EasiestLabels:
+    """How they are chosen and recovered.
+
+    Attributes:
+        labels: Number of labels that are kept.
+        tried: Largest number of labels that are tried; drawn at random where there are more.
+        glance: The search that tells which labels are easiest.
+        search: The search for the perturbations that are kept.
+    """
+
+    labels: int = 2
+    tried: int = 16
+    glance: UniversalPerturbation = UniversalPerturbation(steps=20)
+    search: UniversalPerturbation = UniversalPerturbation()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.labels <= self.tried:
+            raise DataError(f"expected 1 <= labels <= tried, got {self.labels} and {self.tried}")
+
+    def recover(
+        self, model: nn.Module, clean: CleanData, *, seed: int = 0
+    ) -> tuple[RecoveredPerturbation, ...]:
+        """One a label, of the labels whose quick perturbation succeeds most.
+
+        Args:
+            model: a classifier; it is left as it was.
+            clean: clean images, normalised as the model expects. Labels are not looked at.
+
+        Raises:
+            DataError, UnsupportedModelError, ScoringError: see `UniversalPerturbation.recover`.
+        """
+        classes = predict_logits(model, clean.images[:1]).shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        tried = torch.randperm(classes, generator=generator)[: self.tried].tolist()
+        found = self.glance.recover(model, clean, tried, seed=seed)
+        easiest = sorted(found, key=lambda one: -one.success)[: self.labels]
+        return self.search.recover(model, clean, [one.target for one in easiest], seed=seed)
