@@ -317,7 +317,8 @@ def importance_class(name: str) -> type[CriterionImportance]:
             "__doc__": f"{cls.reference}.\n\n{CriterionImportance.__doc__}",
             "__module__": __name__,
         }
-        _CLASSES[cls] = type(importance_name(cls), (CriterionImportance,), body)
+        # another thread may have made it by now
+        _CLASSES.setdefault(cls, type(importance_name(cls), (CriterionImportance,), body))
     return _CLASSES[cls]
 
 
