@@ -25,7 +25,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def unscored(model: nn.Module, example: Tensor, sites: Iterable[Site]) -> tuple[str, ...]:
-    """Sentences on what is not scored, one for each kind; the classifier is not counted.
+    """What is not scored, a phrase for each kind; the classifier is not counted.
 
     Kinds: projections inside attention, layers inside gates, and by class transposed convolutions,
     recurrent layers, and modules that multiply activations with a weight of their own of two or
@@ -62,20 +62,20 @@ def unscored(model: nn.Module, example: Tensor, sites: Iterable[Site]) -> tuple[
         elif isinstance(module, LAYERS) and module in gates:
             kind = "layer inside gates"
         found.setdefault(kind, []).append(_channels(module))
-    return tuple(_sentence(kind, channels) for kind, channels in found.items())
+    return tuple(_phrase(kind, channels) for kind, channels in found.items())
 
 
 def _only(trace: Trace, *, elementwise: bool) -> Trace:
     return replace(trace, products=[p for p in trace.products if p.elementwise == elementwise])
 
 
-def _sentence(kind: str, channels: list[int | None]) -> str:
+def _phrase(kind: str, channels: list[int | None]) -> str:
     count = len(channels)
     if count > 1:
         kind = kind.replace("layer", "layers", 1)
     known = [number for number in channels if number is not None]
     what = f"{sum(known):,} channels" if len(known) == count else "the weights"
-    return f"not scored: {what} of {count} {kind}, which stay as they are"
+    return f"{what} of {count} {kind}"
 
 
 def _channels(module: nn.Module) -> int | None:

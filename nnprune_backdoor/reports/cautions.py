@@ -23,7 +23,7 @@ def cautions_of(record: Record) -> tuple[str, ...]:
         *_triggers(record),
         *_selection(record),
         *_repair(record),
-        *record.given.unscored,
+        *(f"not scored: {what}, which stay as they are" for what in record.given.unscored),
     )
 
 

@@ -43,7 +43,7 @@ class Given(ShortRepr):
         shares: Of the images for scoring, selecting and measuring.
         compute: How the criterion was computed.
         sha256: "weights": of the model; "clean": of images and labels.
-        unscored: What is not scored, a sentence for each kind (see `core.unscored`).
+        unscored: What is not scored, a phrase for each kind (see `core.unscored`).
     """
 
     architecture: str
