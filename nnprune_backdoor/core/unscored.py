@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
+from ..utils.hooks import hooked
 from .copies import clone
 from .logits import find_logit_layers
 from .products import layers_in_products
@@ -98,7 +98,6 @@ class _Pass(TorchFunctionMode):
         self._model = model
         self._ran: dict[nn.Module, list[GradientEdge]] = {}
         self._used: dict[nn.Module, None] = {}
-        self._running: list[nn.Module] = []
         self._output: tuple[GradientEdge, ...] = ()
         self._kept: list[Tensor] = []  # alive, so that no other tensor gets their addresses
         # storage of a parameter or buffer, or of what is computed from these alone -> the modules
@@ -116,7 +115,8 @@ class _Pass(TorchFunctionMode):
 
     def run(self, images: Tensor, *, gradients: bool) -> None:
         """Run the model; without gradients all that ran counts as changing the output."""
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients), self._hooks(), self:
+        watched = hooked(list(self._model.modules()), self._leave)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), watched, self:
             leaf = images.detach().clone().requires_grad_(gradients)
             self._output = edges_of(self._model(leaf.clone()))
 
@@ -138,13 +138,6 @@ class _Pass(TorchFunctionMode):
         }
         bare = (m for m in self._used if m not in self._ran or not isinstance(m, counted))
         return list(ran | dict.fromkeys(bare))
-
-    @contextlib.contextmanager
-    def _hooks(self) -> Iterator[None]:
-        with contextlib.ExitStack() as hooks:
-            for module in self._model.modules():
-                hooks.enter_context(module.register_forward_hook(self._leave))
-            yield
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         self._ran.setdefault(module, []).extend(edges_of(*_tensors([output])))
