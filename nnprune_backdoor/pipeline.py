@@ -74,7 +74,7 @@ def purify(
             is rejected (`Purified.repair_rejected` says why).
         shares: of the clean images, for scoring, selecting and measuring. Equal images come into
             the same part.
-        seed: same seed, same machine, same result.
+        seed: same seed, same machine, same number of threads, same result.
         progress: show progress bars on a terminal.
         compute: how the criterion's passes are run.
         **hyperparameters: of the criterion, when `method` is a name.

@@ -315,7 +315,7 @@ def scan(
             those only for the labels that lead in a quick search on forty images.
         pixels: the valid range; by default that seen in the images.
         silencing: what silencing a neuron means (see `core.masks`).
-        seed: same seed, same machine, same result.
+        seed: same seed, same machine, same number of threads, same result.
         progress: show progress bars on a terminal.
 
     Raises:

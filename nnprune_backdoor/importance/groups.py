@@ -312,7 +312,7 @@ class CriterionImportance(GroupImportance):
         model: the model that will be pruned, not a copy of it; scoring works on a copy.
         clean_loader: clean images, as for `purify`.
         reduction: see `GroupImportance`.
-        seed: same seed, same machine, same scores.
+        seed: same seed, same machine, same number of threads, same scores.
         progress: show progress bars on a terminal.
         **hyperparameters: of the criterion.
 
