@@ -26,6 +26,7 @@ from .errors import DataError, OutputError, PurifyError
 from .pipeline import purify
 from .reports.purified import Purified
 from .selectors.base import Selector
+from .utils.randomness import private_randomness
 from .utils.statistics import Rate
 
 _MEAN, _STD = 0.5, 0.5
@@ -85,8 +86,8 @@ class Demo:
 
     def model(self) -> nn.Module:
         """The untrained network, with ten classes."""
-        torch.manual_seed(self.seed)
-        model: nn.Module = timm.create_model(self.arch, **self.arguments())
+        with private_randomness(self.seed):
+            model: nn.Module = timm.create_model(self.arch, **self.arguments())
         return model
 
     def train(self, photos: Photos, progress: bool = False) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from helpers.memory import SmallMemory
 from helpers.networks import SMALL, build
 from helpers.settings import ALL, SCAN, SELECTOR
 from helpers.states import assert_same_state, state_of
+from helpers.threads import overlap
 from nnprune_backdoor import (
     CleanData,
     Compute,
@@ -29,6 +31,7 @@ from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria import ANP, RNP, Response, Unlearning
 from nnprune_backdoor.evidence import relearn
 from nnprune_backdoor.selectors import LowestCount
+from nnprune_backdoor.utils.randomness import private_randomness
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -143,3 +146,10 @@ def test_sites_are_those_of_the_cpu(clean: CleanData) -> None:
     model = build("test_convnext")
     here = find_sites(model, clean.images[:2])
     assert find_sites(model.cuda(), clean.images[:2].cuda()) == here
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_overlapping_threads_leave_its_generator(first_out: int) -> None:
+    before = torch.cuda.get_rng_state()
+    overlap(partial(private_randomness, 3), first_out, lambda _: None)
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..utils.randomness import private_randomness
 from ..utils.settings import check_settings
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -95,8 +96,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.lr, total_steps=total)
     model.train()
     bar = tqdm(total=total, desc="training", disable=None if progress else True)
-    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # dropout and drop-path draw from the global generator
+    with bar, private_randomness(seed):  # dropout and drop-path draw from the global generator
         for _ in range(training.epochs):
             batches = torch.randperm(len(images), generator=generator).split(training.batch_size)
             for step, chosen in enumerate(batches[:steps]):

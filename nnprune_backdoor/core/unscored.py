@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
+from ..utils.hooks import hooked
 from .copies import clone
 from .logits import find_logit_layers
 from .products import layers_in_products
@@ -25,7 +25,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def unscored(model: nn.Module, example: Tensor, sites: Iterable[Site]) -> tuple[str, ...]:
-    """Sentences on what is not scored, one for each kind; the classifier is not counted.
+    """What is not scored, a phrase for each kind; the classifier is not counted.
 
     Kinds: projections inside attention, layers inside gates, and by class transposed convolutions,
     recurrent layers, and modules that multiply activations with a weight of their own of two or
@@ -62,20 +62,20 @@ def unscored(model: nn.Module, example: Tensor, sites: Iterable[Site]) -> tuple[
         elif isinstance(module, LAYERS) and module in gates:
             kind = "layer inside gates"
         found.setdefault(kind, []).append(_channels(module))
-    return tuple(_sentence(kind, channels) for kind, channels in found.items())
+    return tuple(_phrase(kind, channels) for kind, channels in found.items())
 
 
 def _only(trace: Trace, *, elementwise: bool) -> Trace:
     return replace(trace, products=[p for p in trace.products if p.elementwise == elementwise])
 
 
-def _sentence(kind: str, channels: list[int | None]) -> str:
+def _phrase(kind: str, channels: list[int | None]) -> str:
     count = len(channels)
     if count > 1:
         kind = kind.replace("layer", "layers", 1)
     known = [number for number in channels if number is not None]
     what = f"{sum(known):,} channels" if len(known) == count else "the weights"
-    return f"not scored: {what} of {count} {kind}, which stay as they are"
+    return f"{what} of {count} {kind}"
 
 
 def _channels(module: nn.Module) -> int | None:
@@ -98,7 +98,6 @@ class _Pass(TorchFunctionMode):
         self._model = model
         self._ran: dict[nn.Module, list[GradientEdge]] = {}
         self._used: dict[nn.Module, None] = {}
-        self._running: list[nn.Module] = []
         self._output: tuple[GradientEdge, ...] = ()
         self._kept: list[Tensor] = []  # alive, so that no other tensor gets their addresses
         # storage of a parameter or buffer, or of what is computed from these alone -> the modules
@@ -116,7 +115,8 @@ class _Pass(TorchFunctionMode):
 
     def run(self, images: Tensor, *, gradients: bool) -> None:
         """Run the model; without gradients all that ran counts as changing the output."""
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients), self._hooks(), self:
+        watched = hooked(list(self._model.modules()), self._leave)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), watched, self:
             leaf = images.detach().clone().requires_grad_(gradients)
             self._output = edges_of(self._model(leaf.clone()))
 
@@ -138,13 +138,6 @@ class _Pass(TorchFunctionMode):
         }
         bare = (m for m in self._used if m not in self._ran or not isinstance(m, counted))
         return list(ran | dict.fromkeys(bare))
-
-    @contextlib.contextmanager
-    def _hooks(self) -> Iterator[None]:
-        with contextlib.ExitStack() as hooks:
-            for module in self._model.modules():
-                hooks.enter_context(module.register_forward_hook(self._leave))
-            yield
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         self._ran.setdefault(module, []).extend(edges_of(*_tensors([output])))

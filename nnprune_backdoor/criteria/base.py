@@ -95,7 +95,7 @@ class Criterion(ABC):
             model: a classifier, (N, C, H, W) -> (N, classes).
             clean: a loader of clean images, normalised as the model expects (see `CleanData`).
             sites: the neurons to score; by default all that `find_sites` finds.
-            seed: same seed, same machine, same scores.
+            seed: same seed, same machine, same number of threads, same scores.
             compute: how passes are run: precision, memory layout, images at a time.
 
         Raises:

@@ -48,6 +48,7 @@ class Diagnosis:
         pixels: The valid range of pixels, given or seen in the clean images.
         silencing: What silencing a neuron meant.
         seconds: Wall time of each stage.
+        unscored: What restoration cannot silence, a phrase for each kind (see `core.unscored`).
     """
 
     evidence: tuple[Evidence, ...]
@@ -63,6 +64,7 @@ class Diagnosis:
     pixels: PixelRange
     silencing: Silencing = "zero"
     seconds: dict[str, float] = field(default_factory=dict)
+    unscored: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return "\n".join(self.summary().splitlines()[:2])
@@ -152,6 +154,19 @@ class Diagnosis:
             return False
         return statistics.median(alarms["universal"].by_label.values()) >= _WORKS
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What weakens the evidence, in sentences without a full stop."""
+        return (
+            *([REACHABLE] if self.reachable_by_most_labels else []),
+            *(
+                f"restoration does not silence {what}, which are not scored; a backdoor there is "
+                "left to the other kinds of evidence"
+                for what in self.unscored
+                if any(item.kind == "restoration" for item in self.evidence)
+            ),
+        )
+
     def summary(self) -> str:
         """A few lines for people: what was tested, what came out, what it does not say."""
         lines = [
@@ -176,8 +191,7 @@ class Diagnosis:
                 "benign networks are of smaller ones: universal and relative size raise no alarm "
                 "here"
             )
-        if self.reachable_by_most_labels:
-            lines.append(f"caution    {REACHABLE}")
+        lines += [f"caution    {caution}" for caution in self.cautions]
         lines.append(
             "limits     other triggers than these searches can find leave no evidence here, and "
             "the benign networks are few and small"
@@ -189,6 +203,7 @@ class Diagnosis:
         return {
             "alarm": self.alarm,
             "reachable_by_most_labels": self.reachable_by_most_labels,
+            "cautions": list(self.cautions),
             "target": self.target,
             "classes": self.classes,
             "images": self.images,

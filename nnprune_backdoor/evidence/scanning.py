@@ -14,6 +14,7 @@ from ..core.masks import Silencing
 from ..core.predictions import check_labels
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
+from ..core.unscored import unscored
 from ..criteria.parts.unlearning import Unlearning
 from ..triggers.inversion import Inversion, TargetEvidence, relative_sizes
 from ..triggers.perturbation import RecoveredPerturbation, UniversalPerturbation
@@ -83,7 +84,7 @@ class Scan:
             prepared = Prepared.of(model, clean, labels="ignored").moved()
             prepared.check_runs()
             frozen, data, classes = prepared.model, prepared.clean, prepared.classes
-            prepared.sites  # noqa: B018 - raises where there are none
+            unseen = unscored(frozen, prepared.probe, prepared.sites)
             if labels is not None:
                 labels = check_labels(labels, classes)
             found: dict[str, ByLabel] = {}
@@ -123,6 +124,7 @@ class Scan:
             pixels or PixelRange.seen_in(data.images),
             silencing,
             clock.laps,
+            unseen,
         )
 
     def _works(self, trigger: RecoveredTrigger) -> bool:
@@ -313,7 +315,7 @@ def scan(
             those only for the labels that lead in a quick search on forty images.
         pixels: the valid range; by default that seen in the images.
         silencing: what silencing a neuron means (see `core.masks`).
-        seed: same seed, same machine, same result.
+        seed: same seed, same machine, same number of threads, same result.
         progress: show progress bars on a terminal.
 
     Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,18 +279,18 @@ def _decode(path: Path, mode: str, max_ratio: float) -> Image.Image:
             f"{shown(path.name)}: {size:,} bytes, over the limit of {_MAX_FILE:,}; remove it"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about metadata and palettes
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                width, height = image.size  # from the header; nothing is decoded yet
-                if width * height > _MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{width} x {height} pixels")
-                if max(width, height) > max_ratio * min(width, height):
-                    raise Image.DecompressionBombError(f"{width} x {height} pixels, then resized")
-                if image.mode not in _MODES:
-                    raise _NotAnImage(f"mode {image.mode!r}; convert it to 8-bit RGB")
-                return image.convert(mode)
+        # Pillow's warnings go where the program sends them: filters belong to the whole process
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size  # from the header; nothing is decoded yet
+            if width * height > _MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            if max(width, height) > max_ratio * min(width, height):
+                raise Image.DecompressionBombError(f"{width} x {height} pixels, then resized")
+            if image.mode not in _MODES:
+                raise _NotAnImage(f"mode {image.mode!r}; convert it to 8-bit RGB")
+            image.load()
+            image.info.pop("transparency", None)  # it is dropped, and Pillow would warn of that
+            return image.convert(mode)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"{shown(path.name)}: it may be a decompression bomb ({error}), the limit is "
@@ -301,6 +300,8 @@ def _decode(path: Path, mode: str, max_ratio: float) -> Image.Image:
         raise _NotAnImage(f"no image ({', '.join(_FORMATS)} are read)") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError) as error:
         # Pillow's decoders raise all of these for damaged files
+        raise _NotAnImage(f"damaged ({error})") from None
+    except Warning as error:  # the program has Pillow's warnings raised
         raise _NotAnImage(f"damaged ({error})") from None
 
 

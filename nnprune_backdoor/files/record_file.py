@@ -43,7 +43,7 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "source": (dict,),
     "repair": (str,),
     "shares": (list,),  # of the clean images: scoring, selecting, measuring
-    "compute": (dict,),  # see `Compute`
+    "compute": (dict,),  # see `Compute`; "threads", number of CPU threads, is missing in old ones
 }
 
 
@@ -178,7 +178,7 @@ def record_of(
         "source": report["source"],
         "repair": purified.given.repair if purified.repaired else "none",  # what was done
         "shares": report["given"]["shares"],
-        "compute": report["given"]["compute"],
+        "compute": {**report["given"]["compute"], "threads": report["given"]["threads"]},
     }
     assert entries.keys() == _ENTRIES.keys()
     return {"library": LIBRARY, "format": FORMAT, **plain(entries)}

@@ -189,7 +189,16 @@ def breaks(
             if not only:
                 group = graph.get_pruning_group(root.target.module, root.handler, pruned)
             _prune(copy, group)
-            result = copy(example.to(**placement(copy))).shape
+    except Exception as error:  # whatever Torch-Pruning raises on indices that do not fit
+        return f"{type(error).__name__}: {error}"
+    return fails(copy, example, shape)
+
+
+def fails(model: nn.Module, example: Tensor, shape: torch.Size) -> str:
+    """Why a model does not give logits of this shape for an example; empty if it does."""
+    try:
+        with torch.no_grad():
+            result = model(example.to(**placement(model))).shape
     except Exception as error:  # a network may raise anything on shapes that it does not expect
         return f"{type(error).__name__}: {error}"
     return "" if result == shape else f"logits of shape {tuple(result)}"

@@ -19,7 +19,7 @@ from ..criteria.base import Criterion, create_criterion, criterion_class
 from ..errors import DataError, UnsupportedModelError
 from ..utils.randomness import private_randomness
 from ..utils.tensors import placement
-from .graph import breaks, members, out_of_range
+from .graph import breaks, fails, members, out_of_range
 from .graph_fixes import GRAPH_FIXES
 from .ledger import Ledger
 
@@ -70,12 +70,13 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         self.reduction = reduction
         self._example = example
         self._shape = torch.Size() if example is None else _shape_of_logits(model, example)
-        self._breaks: dict[nn.Module, str] = {}  # root -> what `breaks` returned
         self._reduce: Any = _REDUCE[reduction]
         self._ledger = Ledger(model, _refusal(weakref.ref(self)))
         GRAPH_FIXES.hold(self)
         self._ranks: dict[nn.Module, list[float]] = {}
         layers = dict(model.named_modules())
+        names = (name for site in scores.sites for name in (site.name, site.producer))
+        self._scored = {name: layers[name] for name in names if name in layers}
         for site, ranks in zip(scores.sites, _ranks(scores), strict=True):
             layer = layers.get(site.name)
             width = None if layer is None else len(self._ledger.alive(layer))
@@ -86,13 +87,8 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
                 )
             self._ranks[layer] = ranks
         self._warned: set[str] = set()
-        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        if frozen:
-            self._warn_once(
-                "frozen",
-                f"{len(frozen)} parameters are frozen ({frozen[0]!r}, ...), and Torch-Pruning does "
-                "not see them; call model.requires_grad_(True) before making a pruner",
-            )
+        if frozen := _frozen(model):
+            self._warn_once("unseen", frozen)
 
     def __call__(self, group: tp.dependency.Group) -> Tensor | None:
         """Values of a group's root channels, in the order of `group[0].idxs`; high = keep.
@@ -104,12 +100,16 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
             without channels of it; the pruner then leaves the group alone.
 
         Raises:
-            UnsupportedModelError: the group is of another model, or a layer was cut without
-                Torch-Pruning.
+            UnsupportedModelError: the group is of another model, or the model was changed without
+                Torch-Pruning: a layer was cut or replaced, it no longer runs.
         """
         graph = group._DG
         if not any(layer in graph.module2node for layer in self._ranks):
             raise UnsupportedModelError(self._why_unknown(graph.model))
+        self._refuse_replaced(graph.model)
+        unseen = self._why_unseen(graph)
+        if unseen:
+            self._warn_once("unseen", unseen)
         misfit = out_of_range(group)
         if misfit is not None:
             self._warn_once(
@@ -132,7 +132,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
             self._warn_once(
                 "broken",
                 f"without channels of {next(members(group))[0]!r} the network does not run "
-                f"({error}); groups like this are left unpruned",
+                f"({error}); {unseen or 'groups like this are left unpruned'}",
             )
             return None
         count = float(len(self.scores.flat))
@@ -142,18 +142,37 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         ]
         return torch.tensor(values, dtype=torch.float64)
 
+    def _refuse_replaced(self, model: nn.Module) -> None:
+        """Raise UnsupportedModelError if a scored layer is no longer the one that was scored."""
+        known = set(self._scored.values())
+        for name, layer in model.named_modules():
+            if layer not in known and name in self._scored:
+                raise UnsupportedModelError(
+                    f"layer {name!r} was replaced after this importance was made, and the scores "
+                    "are those of the network with the old one; make the importance again, after "
+                    "all changes to the model"
+                )
+
+    def _why_unseen(self, graph: tp.DependencyGraph) -> str:
+        """Why the graph lacks scored layers of its model; empty if it has them all."""
+        unseen = [
+            name
+            for name, layer in graph.model.named_modules()
+            if layer in self._ranks and layer not in graph.module2node
+        ]
+        if not unseen:
+            return ""
+        return _frozen(graph.model) or (
+            f"Torch-Pruning did not see {len(unseen)} of the scored layers run ({unseen[0]!r}, "
+            "...), so they stay as they are; unfreeze parameters before making the pruner, and "
+            "take no_grad and inference_mode out of the forward pass"
+        )
+
     def _why_unknown(self, model: nn.Module) -> str:
         """Why the graph of the pruner's model has none of the scored layers."""
         layers = dict(model.named_modules())
         if any(layer in self._ranks for layer in layers.values()):
-            frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-            if frozen:
-                return (
-                    f"{len(frozen)} parameters of the model are frozen ({frozen[0]!r}, ...), and "
-                    "Torch-Pruning does not see them; call model.requires_grad_(True) before "
-                    "making the pruner, and freeze them again afterwards"
-                )
-            return (
+            return _frozen(model) or (
                 "Torch-Pruning saw none of the scored layers run; does the model's forward pass "
                 "run under no_grad or inference_mode, or does the pruner's forward_fn call others?"
             )
@@ -177,21 +196,32 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         if self._example is None:
             return False
         error = breaks(group, self._example, self._shape, only=True)
-        if error:
-            self._warn_once(
-                "broken by several",
-                f"without {len(group[0].idxs)} channels of {next(members(group))[0]!r} the network "
-                f"does not run ({error}); cuts like this are not made",
-            )
-        return bool(error)
+        if not error or self._fails(group._DG.model):  # it does not run with these channels either
+            return False
+        self._warn_once(
+            "broken by several",
+            f"without {len(group[0].idxs)} channels of {next(members(group))[0]!r} the network "
+            f"does not run ({error}); cuts like this are not made",
+        )
+        return True
 
     def _error_without(self, group: tp.dependency.Group) -> str:
+        """What happens without channels of a group, in a model that runs with them."""
         if self._example is None:
             return ""
-        root = group[0].dep.target.module
-        if root not in self._breaks:
-            self._breaks[root] = breaks(group, self._example, self._shape)
-        return self._breaks[root]
+        error = breaks(group, self._example, self._shape)
+        reason = self._fails(group._DG.model) if error else ""
+        if reason:
+            raise UnsupportedModelError(
+                "the model itself, with nothing pruned, no longer does what it did when this "
+                f"importance was made ({reason}, expected logits of shape {tuple(self._shape)}); "
+                "mend it, or make the importance again, after all changes to the model"
+            )
+        return error
+
+    def _fails(self, model: nn.Module) -> str:
+        assert self._example is not None
+        return fails(frozen_copy(model), self._example, self._shape)
 
     def _ranks_by_root(self, group: tp.dependency.Group) -> dict[int, list[float]]:
         """Root channel -> ranks of the scored neurons that would be pruned with it."""
@@ -229,6 +259,18 @@ def _refusal(
         return asked is not None and asked.refuses(group)
 
     return refuses
+
+
+def _frozen(model: nn.Module) -> str:
+    """What frozen parameters mean for Torch-Pruning; empty if there are none."""
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    if not frozen:
+        return ""
+    return (
+        f"{len(frozen)} parameters of the model are frozen ({frozen[0]!r}, ...), and "
+        "Torch-Pruning does not see layers whose output then needs no gradient; call "
+        "model.requires_grad_(True) before making the pruner, and freeze them again afterwards"
+    )
 
 
 def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:
@@ -270,7 +312,7 @@ class CriterionImportance(GroupImportance):
         model: the model that will be pruned, not a copy of it; scoring works on a copy.
         clean_loader: clean images, as for `purify`.
         reduction: see `GroupImportance`.
-        seed: same seed, same machine, same scores.
+        seed: same seed, same machine, same number of threads, same scores.
         progress: show progress bars on a terminal.
         **hyperparameters: of the criterion.
 
@@ -317,7 +359,8 @@ def importance_class(name: str) -> type[CriterionImportance]:
             "__doc__": f"{cls.reference}.\n\n{CriterionImportance.__doc__}",
             "__module__": __name__,
         }
-        _CLASSES[cls] = type(importance_name(cls), (CriterionImportance,), body)
+        # another thread may have made it by now
+        _CLASSES.setdefault(cls, type(importance_name(cls), (CriterionImportance,), body))
     return _CLASSES[cls]
 
 

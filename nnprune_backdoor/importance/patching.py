@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -27,25 +28,31 @@ class Patch:
         self._owner, self._name, self._make = owner, name, make
         self._replacements: weakref.WeakSet[Any] = weakref.WeakSet()
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        # the garbage collector may release one user while the same thread adds another
+        self._lock = threading.RLock()
 
     @property
     def users(self) -> list[Any]:
         """Objects that hold the patch and are alive."""
-        return list(self._users)
+        with self._lock:
+            return list(self._users)
 
     def hold(self, user: Any) -> None:
         """Replace the function until `user` is garbage collected."""
-        self._users.add(user)
-        weakref.finalize(user, self._release)
-        current = self._current()
-        if inspect.unwrap(current, stop=self._replacements.__contains__) not in self._replacements:
-            replacement = functools.wraps(current)(self._make(current))
-            self._replacements.add(replacement)
-            setattr(self._owner, self._name, replacement)
+        with self._lock:
+            self._users.add(user)
+            weakref.finalize(user, self._release)
+            current = self._current()
+            ours = self._replacements.__contains__
+            if inspect.unwrap(current, stop=ours) not in self._replacements:
+                replacement = functools.wraps(current)(self._make(current))
+                self._replacements.add(replacement)
+                setattr(self._owner, self._name, replacement)
 
     def _release(self) -> None:
-        while not self.users and self._current() in self._replacements:
-            setattr(self._owner, self._name, self._current().__wrapped__)
+        with self._lock:
+            while not self.users and self._current() in self._replacements:
+                setattr(self._owner, self._name, self._current().__wrapped__)
 
     def _current(self) -> Any:
         return getattr(self._owner, self._name)

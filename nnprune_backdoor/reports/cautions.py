@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..core.measures import PairedAccuracy
 from ..evidence.diagnosis import REACHABLE
-from ..evidence.null import evidence_left
+from ..evidence.null import evidence_left, last_look
 from ..selectors.base import Selector
 from .record import Record
 from .sections import interval, percent, points
@@ -23,7 +23,7 @@ def cautions_of(record: Record) -> tuple[str, ...]:
         *_triggers(record),
         *_selection(record),
         *_repair(record),
-        *record.given.unscored,
+        *(f"not scored: {what}, which stay as they are" for what in record.given.unscored),
     )
 
 
@@ -53,16 +53,37 @@ def _drop(accuracy: PairedAccuracy) -> str:
 
 
 def _evidence(record: Record) -> Iterator[str]:
-    details = record.selection.details
+    details, limit = record.selection.details, _success_limit(record.given.selector)
+    left = _success_left(record)
     if evidence_left(details, len(record.selection)):
         yield "evidence of a backdoor remains in the model that is given out"
+    elif left is not None and left > limit:
+        yield (
+            f"recovered triggers still succeed on {percent(left)} of the held-out images, more "
+            f"than {percent(limit)}, so a backdoor may be left that raises no alarm"
+        )
     if details.get("diagnosis", {}).get("reachable_by_most_labels"):
         yield REACHABLE
 
 
+def _success_left(record: Record) -> float | None:
+    """Success of the selector's triggers in the model that is given out; None: it did not look."""
+    selection = record.selection
+    look = last_look(selection.details, len(selection))
+    if look is not None:
+        return look["success"]  # type: ignore[no-any-return]
+    if record.repaired:
+        return None
+    return next((p.success for p in selection.curve if p.neurons == len(selection)), None)
+
+
+def _success_limit(selector: Selector) -> float:
+    """Success up to which a recovered trigger counts as failing."""
+    return float(getattr(getattr(selector, "gone", selector), "max_success", FAILS))
+
+
 def _triggers(record: Record) -> Iterator[str]:
-    selector = record.given.selector
-    limit = getattr(getattr(selector, "gone", selector), "max_success", FAILS)
+    limit = _success_limit(record.given.selector)
     for proxy in record.triggers:
         before, after = proxy.before.value, proxy.after.value
         change = f"{percent(before)} -> {percent(after)} of {proxy.after.count} images"

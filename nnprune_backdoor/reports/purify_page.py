@@ -307,6 +307,8 @@ def _run(report: Report) -> Section:
     rows = [[stage, f"{seconds:.1f} s"] for stage, seconds in report.seconds.items()]
     rows.append(["total", f"{sum(report.seconds.values()):.1f} s"])
     rows.append(["seed", str(report.seed)])
+    if threads := report.given.get("threads"):  # reports written before have none
+        rows.append(["CPU threads", str(threads)])
     rows += [[name, version] for name, version in report.versions.items()]
     return Section("Time, seed and versions", table=Table("lr", rows))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ..core.agreement import Agreement
@@ -44,7 +45,8 @@ class Given(ShortRepr):
         shares: Of the images for scoring, selecting and measuring.
         compute: How the criterion was computed.
         sha256: "weights": of the model; "clean": of images and labels.
-        unscored: What is not scored, a sentence for each kind (see `core.unscored`).
+        threads: Number of CPU threads, on which sums depend; None if unknown.
+        unscored: What is not scored, a phrase for each kind (see `core.unscored`).
     """
 
     architecture: str
@@ -64,6 +66,7 @@ class Given(ShortRepr):
     shares: tuple[float, float, float]
     compute: Compute
     sha256: dict[str, str]
+    threads: int | None = None
     unscored: tuple[str, ...] = ()
 
     @classmethod
@@ -81,6 +84,7 @@ class Given(ShortRepr):
             labelled=clean.labels is not None,
             example=clean.images[0].float().clone(),
             pixels=PixelRange.seen_in(clean.images),
+            threads=torch.get_num_threads(),
             sha256={
                 "weights": fingerprint(model.state_dict()),
                 "clean": fingerprint({"images": clean.images, "labels": clean.labels}),

@@ -89,7 +89,7 @@ class Report(ShortRepr):
         given, scores, selection = record.given, record.scores, record.selection
         facts = (
             "architecture", "classes", "parameters", "where", "images", "labelled", "parts",
-            "removal", "repair", "shares", "sha256",
+            "removal", "repair", "shares", "sha256", "threads",
         )  # fmt: skip
         return cls(
             given={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..evidence.diagnosis import REACHABLE, Diagnosis
+from ..evidence.diagnosis import Diagnosis
 from . import scan_plots
 from .evidence_section import evidence_section
 from .pages import draw, html_page, markdown_page
@@ -75,10 +75,7 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
 
 
 def _limits(diagnosis: Diagnosis) -> list[str]:
-    caution = (
-        [f"{REACHABLE[0].upper()}{REACHABLE[1:]}."] if diagnosis.reachable_by_most_labels else []
-    )
-    return [*caution, *_LIMITS]
+    return [*(f"{text[:1].upper()}{text[1:]}." for text in diagnosis.cautions), *_LIMITS]
 
 
 def _triggers(diagnosis: Diagnosis) -> Section:

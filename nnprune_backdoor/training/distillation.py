@@ -126,7 +126,7 @@ def distil(
         clean: clean images, normalised as the models expect; labels are not used.
         settings: how it is trained.
         selection: neurons of `pruned` to silence, and to keep silent after every step.
-        seed: same seed, same machine, same result.
+        seed: same seed, same machine, same number of threads, same result.
 
     Raises:
         DataError: see `Prepared.of`; or the two have other numbers of classes.

@@ -105,7 +105,7 @@ def fine_tune(
             its full shape: silence, fine-tune, then `compact`.
         triggers: recovered ones, to be unlearned: each batch gets one of them, drawn at random, on
             `settings.stamped` of its images, which keep their labels.
-        seed: same seed, same machine, same result.
+        seed: same seed, same machine, same number of threads, same result.
 
     Raises:
         DataError: see `Prepared.of`; or no labels.

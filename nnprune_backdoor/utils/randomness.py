@@ -6,7 +6,7 @@ import contextlib
 import operator
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, SupportsIndex
 
@@ -30,7 +30,12 @@ def private_randomness(seed: int) -> Iterator[None]:
     """
     plain = checked_seed(seed)
     devices = range(torch.cuda.device_count())
-    with _PROGRAM.kept(), usual_passes(), torch.random.fork_rng(devices=devices):
+    with (
+        _PROGRAM.kept(),
+        _GPUS.kept(),
+        usual_passes(),
+        torch.random.fork_rng(devices=devices),
+    ):
         states = random.getstate(), np.random.get_state()
         try:
             torch.manual_seed(plain)
@@ -64,29 +69,28 @@ def usual_passes() -> Iterator[None]:
         yield
 
 
-class _Program:
+class _Kept:
     """What the program itself has set for the whole process, kept while any thread works.
 
     Where blocks of several threads overlap, what one finds may be what another has set; so the
     first to enter saves, and the last to leave restores.
+
+    Args:
+        read: gives what is set.
+        put_back: sets what `read` gave.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], Any], put_back: Callable[[Any], None]) -> None:
+        self._read, self._put_back = read, put_back
         self._lock = threading.Lock()
         self._users = 0
-        self._saved: tuple[Any, ...] = ()
+        self._saved: Any = None
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         with self._lock:
             if self._users == 0:
-                self._saved = (
-                    torch.get_rng_state(),
-                    np.random.get_state(),
-                    random.getstate(),
-                    torch.get_default_dtype(),
-                    torch.backends.mha.get_fastpath_enabled(),
-                )
+                self._saved = self._read()
             self._users += 1
         try:
             yield
@@ -94,15 +98,32 @@ class _Program:
             with self._lock:
                 self._users -= 1
                 if self._users == 0:
-                    drawn, drawn_numpy, drawn_python, precision, fused = self._saved
-                    torch.set_rng_state(drawn)
-                    np.random.set_state(drawn_numpy)
-                    random.setstate(drawn_python)
-                    torch.set_default_dtype(precision)
-                    torch.backends.mha.set_fastpath_enabled(fused)
+                    self._put_back(self._saved)
 
 
-_PROGRAM = _Program()
+def _read_program() -> tuple[Any, ...]:
+    return (
+        torch.get_rng_state(),
+        np.random.get_state(),
+        random.getstate(),
+        torch.get_default_dtype(),
+        torch.backends.mha.get_fastpath_enabled(),
+    )
+
+
+def _put_program_back(saved: tuple[Any, ...]) -> None:
+    drawn, drawn_numpy, drawn_python, precision, fused = saved
+    torch.set_rng_state(drawn)
+    np.random.set_state(drawn_numpy)
+    random.setstate(drawn_python)
+    torch.set_default_dtype(precision)
+    torch.backends.mha.set_fastpath_enabled(fused)
+
+
+_PROGRAM = _Kept(_read_program, _put_program_back)
+
+# apart, because reading them makes PyTorch set up CUDA, which passes on the CPU do not need
+_GPUS = _Kept(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all)
 
 _USUAL: ContextVar[bool] = ContextVar("usual_passes", default=False)
 

@@ -407,6 +407,36 @@ def test_an_alarm_in_a_network_that_obeys_any_picture_comes_with_a_caution(
     assert ("says little here" in scan_to_markdown(diagnosis)) is caution
 
 
+class Upward(nn.Module):
+    """Half of its neurons are of a kind that nobody scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.up, self.fc = (
+            nn.Conv2d(3, 8, 3),
+            nn.ConvTranspose2d(8, 8, 3),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.up(self.down(x).relu()).relu().mean((2, 3)))
+        return logits
+
+
+def test_what_restoration_cannot_silence_is_said(images: CleanData) -> None:
+    diagnosis = SHORT(Upward().eval(), CleanData(images.images))
+    said = "restoration does not silence 8 channels of 1 ConvTranspose2d layer"
+    restored = Evidence("restoration", 0.1, 1, {1: 0.1}, {}, 0.75)
+    diagnosis = replace(diagnosis, evidence=(restored,))
+    faces = (diagnosis.summary(), scan_to_markdown(diagnosis), scan_to_html(diagnosis, False))
+    assert all(said in face.replace("Restoration", "restoration") for face in faces)
+    assert [text.startswith(said) for text in diagnosis.to_dict()["cautions"]] == [True]
+    universal = Evidence("universal", 0.5, 1, {1: 0.5}, {}, None)
+    without = replace(diagnosis, evidence=(universal,))
+    assert "ConvTranspose2d" not in without.summary() + scan_to_markdown(without)
+
+
 def test_what_the_package_ships_as_null() -> None:
     stored = reference.null()
     assert set(stored["alarm"]) <= set(reference.KINDS)

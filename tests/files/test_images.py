@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,6 +191,57 @@ def test_a_bomb_is_refused(
     (tmp_path / "bomb.png").write_bytes(_bomb(side, side))
     with pytest.raises(DataError, match=r"bomb\.png: it may be a decompression bomb"):
         read_images(tmp_path, PLAIN)
+
+
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_that_pillow_only_warns_of_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(_bomb(9_500, 9_500))
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(DataError, match="bomb"):
+        read_images(tmp_path, PLAIN)
+
+
+def test_reading_leaves_the_programs_filters_of_warnings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to the whole process: another thread may save and restore them meanwhile."""
+    draw(tmp_path / "a.png", 1)
+    opened, filters, seen = Image.open, warnings.filters, []
+
+    def noting(*args: Any, **how: Any) -> Image.Image:
+        seen.append(warnings.filters)
+        return opened(*args, **how)
+
+    monkeypatch.setattr(Image, "open", noting)
+    read_images(tmp_path, PLAIN)
+    assert len(seen) == 1
+    assert seen[0] is filters
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    picture = Image.fromarray(colours).convert("P")
+    picture.save(tmp_path / "a.png")
+    picture.save(tmp_path / "b.png", transparency=bytes(range(256)))
+    plain, transparent = read_images(tmp_path, PLAIN).data.images
+    assert torch.equal(plain, transparent)
+
+
+def test_a_file_that_pillow_warns_of_is_skipped_only_where_warnings_are_errors(
+    tmp_path: Path,
+) -> None:
+    head = b"\x89PNG\r\n\x1a\n"
+    draw(tmp_path / "a.png", 1)
+    whole = (tmp_path / "a.png").read_bytes()
+    animation = b"acTL" + struct.pack(">II", 0, 0)  # of no frames
+    chunk = struct.pack(">I", 8) + animation + struct.pack(">I", zlib.crc32(animation))
+    header = len(head) + 25
+    (tmp_path / "b.png").write_bytes(whole[:header] + chunk + whole[header:])
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("default")
+        assert read_images(tmp_path, PLAIN).files == ("a.png", "b.png")
+    found = read_images(tmp_path, PLAIN)  # the tests have warnings raised
+    assert found.files == ("a.png",)
+    assert found.skipped[0].startswith("b.png: damaged (Invalid APNG")
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])

@@ -262,6 +262,7 @@ def test_the_record_says_how_it_came_about(tmp_path: Path) -> None:
     assert record["selector"]["settings"] == {"fraction": 0.05}
     assert record["selector"]["reason"] == result.selection.reason
     assert record["seed"] == 3
+    assert record["compute"].get("threads") == torch.get_num_threads()
     assert record["input"] == [3, 32, 32]
     before = record["accuracy"]["before"]
     assert (before["hits"], before["count"]) == (result.accuracy.before.hits, 9)

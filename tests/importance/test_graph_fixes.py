@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,7 @@ from helpers.graphs import describe
 from helpers.images import noise_images
 from nnprune_backdoor.importance.graph import breaks, out_of_range, trace
 from nnprune_backdoor.importance.graph_fixes import GRAPH_FIXES
+from nnprune_backdoor.importance.patching import Patch
 
 EXAMPLE, SHAPE = noise_images(2), torch.Size([2, 2])
 CONV = tp.prune_conv_out_channels
@@ -206,6 +208,41 @@ def test_the_correction_comes_and_goes_with_its_users() -> None:
     del graph
     gc.collect()
     assert module.init_shape_information is unchanged
+
+
+def test_a_patch_held_while_another_thread_takes_it_out_is_there() -> None:
+    taking_out, held = threading.Event(), threading.Event()
+
+    class Owner:
+        def __setattr__(self, name: str, value: Callable[[], str]) -> None:
+            if value is unchanged:
+                taking_out.set()
+                held.wait(1)  # until the other user has come, unless it is kept waiting
+            vars(self)[name] = value
+
+    class User:
+        pass
+
+    def unchanged() -> str:
+        return "done"
+
+    def come() -> None:
+        assert taking_out.wait(30)
+        patch.hold(others[0])
+        held.set()
+
+    owner, users, others = Owner(), [User()], [User()]
+    vars(owner)["work"] = unchanged
+    patch = Patch(owner, "work", lambda original: lambda: f"patched, {original()}")
+    patch.hold(users[0])
+    thread = threading.Thread(target=come)
+    thread.start()
+    users.clear()
+    thread.join(30)
+    assert vars(owner)["work"]() == "patched, done"
+    others.clear()
+    gc.collect()
+    assert vars(owner)["work"] is unchanged
 
 
 def test_the_release_that_is_fixed_is_the_one_installed() -> None:

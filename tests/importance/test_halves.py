@@ -176,6 +176,61 @@ def test_a_copy_and_another_model_are_told_apart(other: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["down.bn", "down.conv", "deep.last.conv"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_layer_that_was_replaced_is_named(name: str, late: bool) -> None:
+    """Its scores would be those of the old one, or it would pass for a layer that nobody scores."""
+    model = Yolo(HALVES["chunk"], add=False).eval()
+    importance = importance_of(model)
+    pruner = pruner_of(model, importance) if late else None
+    holder, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(holder), attribute, copy.deepcopy(model.get_submodule(name)))
+    with pytest.raises(UnsupportedModelError, match=rf"layer '{name}' was replaced after"):
+        (pruner or pruner_of(model, importance)).step()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (nn.Linear(7, 10), r"no longer does .*\(RuntimeError: mat1 and mat2 .*mend it"),
+        (nn.Linear(64, 5), r"no longer does .*\(logits of shape \(1, 5\), expected .*\(1, 10\)"),
+    ],
+)
+def test_a_model_that_no_longer_runs_is_not_what_pruning_did(head: nn.Module, reason: str) -> None:
+    model = Yolo(HALVES["chunk"], add=False).eval()
+    pruner = pruner_of(model, importance_of(model))
+    model.fc = head
+    with pytest.raises(UnsupportedModelError, match=reason):
+        pruner.step()
+
+
+def test_an_importance_whose_model_has_a_new_head_stops_no_cuts_of_others() -> None:
+    model = Yolo(HALVES["chunk"], add=False).eval()
+    importance = importance_of(model)
+    model.fc = nn.Linear(64, 5)
+    graph = tp.DependencyGraph().build_dependency(model, IMAGES)
+    graph.get_pruning_group(model.head.conv, tp.prune_conv_out_channels, [0, 5, 7]).prune()
+    assert model.head.conv.out_channels == 61
+    assert len(importance.scores.flat) > 0
+
+
+def test_what_breaks_at_a_layers_outputs_may_go_at_its_inputs() -> None:
+    """Both groups have the same root."""
+    model = Yolo(HALVES["fixed slices"], add=False).eval()
+    importance = importance_of(model)
+    graph = tp.DependencyGraph().build_dependency(model, IMAGES)
+    conv = model.shallow.first.conv
+    outputs = graph.get_pruning_group(conv, tp.prune_conv_out_channels, list(range(32)))
+    inputs = graph.get_pruning_group(conv, tp.prune_conv_in_channels, list(range(16)))
+    with pytest.warns(UserWarning, match=r"without channels of .*first.* does not run"):
+        assert importance(outputs) is None
+    values = importance(inputs)
+    assert values is not None
+    assert values.shape == (16,)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("change", [lambda m: m.double(), lambda m: m.to(torch.bfloat16)])
 def test_a_model_may_be_cast_after_the_importance_was_made(
     change: Callable[[nn.Module], nn.Module],

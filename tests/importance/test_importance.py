@@ -441,6 +441,45 @@ def test_a_frozen_model_is_pointed_out_and_works_with_our_own_tracing() -> None:
     assert len(values) > 10 and all(value is not None for value in values)
 
 
+@pytest.mark.parametrize("frozen_first", [False, True])
+def test_of_a_partly_frozen_model_the_frozen_part_is_the_reason(frozen_first: bool) -> None:
+    """What Torch-Pruning does not see is coupled with what it does see."""
+    model = narrow()
+    frozen = [model.conv1, model.bn1, model.layer1[0], model.layer1[1].conv1]
+    scores = scores_of(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if frozen_first:
+            nn.ModuleList(frozen).requires_grad_(False)
+        importance = GroupImportance(model, scores, example=EXAMPLE[:1])
+        nn.ModuleList(frozen).requires_grad_(False)
+        before = size(model)
+        pruner_of(model, importance).step()
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 2, said
+    assert said[0].startswith("13 parameters of the model are frozen ('conv1.weight', ...)")
+    assert "without channels of 'layer1.1.conv2' the network does not run" in said[1]
+    assert "13 parameters of the model are frozen" in said[1]
+    assert model(EXAMPLE).shape == (2, 10)
+    assert size(model) < before
+
+
+def test_layers_that_run_without_gradients_are_the_reason_where_nothing_is_frozen() -> None:
+    model = narrow()
+    importance = GroupImportance(model, scores_of(model))
+    stem = model.bn1
+    plain = type(stem).forward
+
+    class Still(type(stem)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return plain(self, x)
+
+    stem.__class__ = Still
+    with pytest.warns(UserWarning, match=r"not see 1 of the scored layers run \('bn1', \.\.\.\)"):
+        pruner_of(model, importance).step()
+
+
 def test_another_model_object_is_refused() -> None:
     model = narrow()
     importance = GroupImportance(model, scores_of(model))

@@ -194,7 +194,25 @@ def test_words_alarm_and_exit_code_of_auto_agree(
     assert everywhere(result, "evidence of a backdoor remains in the model that is given out") is (
         alarm
     )
+    still = "triggers still succeed on 90.0% of the held-out images, more than 5.0%"
+    assert everywhere(result, still) is (success > 0.05 and not alarm)
     assert ("In the purified model: evidence remains." in result.to_markdown()) is alarm
+
+
+@pytest.mark.parametrize(("left", "said"), [(0.04, False), (0.2, True)])
+def test_triggers_that_succeed_after_the_repair(done: Purified, left: float, said: bool) -> None:
+    looks = {"remaining": [_look(9, 0.0, ())], "repaired": _look(9, left, ())}
+    result = by(done, Auto(), details=looks, triggers=(trigger(),))
+    assert everywhere(result, "triggers still succeed on 20.0% of the held-out images") is said
+
+
+@pytest.mark.parametrize(("left", "said"), [(0.04, False), (0.2, True)])
+def test_triggers_that_the_selector_itself_still_saw_succeed(
+    done: Purified, left: float, said: bool
+) -> None:
+    curve = (Point(0, 0.0, 1.0), Point(9, 0.0, left), Point(12, 0.1, 0.0))
+    result = by(done, create_selector("trigger"), curve=curve, triggers=(trigger(),))
+    assert everywhere(result, "triggers still succeed on 20.0% of the held-out images") is said
 
 
 def test_an_alarm_without_a_trigger_is_no_silence(

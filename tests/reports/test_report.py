@@ -153,6 +153,18 @@ def test_the_numbers_are_those_of_the_run(purified: Purified, clean: CleanData) 
     assert {"torch", "python", "nnprune_backdoor"} <= data["versions"].keys()
 
 
+def test_the_number_of_threads_is_on_record(
+    _trained: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums depend on it; reports that were written before have none, and can be read."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    result = run(_trained, clean, LowestCount(4))
+    data = result.to_dict()
+    assert data["given"].pop("threads", None) == 7
+    assert "CPU threads" not in to_markdown(Report.from_dict(data))
+    assert "CPU threads" in result.to_markdown()
+
+
 def test_every_neuron_is_accounted_for_once(purified: Purified) -> None:
     assert purified.removal is not None
     removed, silenced = set(), {}
