@@ -192,9 +192,9 @@ class Outcome:
 def run_demo(
     demo: Demo,
     *,
-    method: str | Criterion = "tac",
-    selector: str | Selector = "accuracy",
-    repair: Repair = "none",
+    method: str | Criterion = "rnp",
+    selector: str | Selector | None = None,
+    repair: Repair | None = None,
     clean_images: int = 500,
     progress: bool = False,
     save: Path | None = None,

@@ -29,8 +29,8 @@ def criterion_of(options: argparse.Namespace) -> Criterion:
     return create_criterion(options.method, **settings)
 
 
-def selector_of(options: argparse.Namespace) -> Selector:
-    """The selector named, or the one that the settings given imply; notes it in `options`.
+def selector_of(options: argparse.Namespace) -> Selector | None:
+    """The selector named, or the one that the settings given imply; None without either.
 
     Raises:
         UnknownNameError: no such selector.
@@ -40,14 +40,18 @@ def selector_of(options: argparse.Namespace) -> Selector:
     given = {
         name: getattr(options, name)
         for name in ("max_drop", *_IMPLIED)
-        if getattr(options, name) is not None
+        if getattr(options, name, None) is not None  # `demo` has a few of them
     }
     implied = [_IMPLIED[name] for name in given if name in _IMPLIED]
     if len(implied) > 1:
         raise MisuseError(
             f"these options belong to different selectors ({', '.join(implied)}); give those of one"
         )
-    name = options.selector or (implied[0] if implied else "trigger")
+    name = options.selector or (implied[0] if implied else None)
+    if name is None:
+        if given:
+            raise MisuseError("--max-drop needs --selector accuracy, trigger or auto")
+        return None
     fields = {field.name: field for field in dataclasses.fields(selector_class(name))}  # type: ignore[arg-type]
     for setting in given:
         if setting not in fields:
@@ -58,18 +62,16 @@ def selector_of(options: argparse.Namespace) -> Selector:
     for setting, field in fields.items():
         if setting in _IMPLIED and field.default is dataclasses.MISSING and setting not in given:
             raise MisuseError(f"--selector {name} needs --{setting}")
-    options.selector = name
     return create_selector(name, **given)
 
 
-def recovers_triggers(
-    options: argparse.Namespace, criterion: Criterion, selector: Selector
-) -> bool:
-    """Whether a trigger is recovered; MisuseError if not, and --repair unlearn needs one."""
-    recovers = criterion.recovers_triggers or selector.recovers_triggers
+def check_repair(
+    options: argparse.Namespace, criterion: Criterion, selector: Selector | None
+) -> None:
+    """MisuseError for a repair that this method and this selector cannot be followed by."""
+    recovers = criterion.recovers_triggers or (selector and selector.recovers_triggers)
     if options.repair == "unlearn" and not recovers:
         raise MisuseError(
             "--repair unlearn needs a recovered trigger; give --method tac or cnp, or --selector "
             "trigger or auto"
         )
-    return recovers

@@ -80,9 +80,9 @@ def _add_purification(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the purification")
     group.add_argument(
         "--method",
-        default="tac",
+        default="rnp",
         metavar="NAME",
-        help=f"{', '.join(CRITERIA)} (default: tac); see: nnprune-backdoor list",
+        help=f"{', '.join(CRITERIA)} (default: rnp); see: nnprune-backdoor list",
     )
     group.add_argument(
         "--clean-images",
@@ -94,23 +94,23 @@ def _add_purification(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--selector",
         choices=("trigger", "auto", "accuracy"),
-        default="trigger",
         help="how much is pruned. trigger: until recovered triggers fail; auto: until there is no "
-        "evidence of a backdoor; accuracy: as much as --max-drop allows (default: trigger)",
+        "evidence of a backdoor; accuracy: as much as --max-drop allows (default: the lowest 5%% "
+        "of the neurons)",
     )
     group.add_argument(
         "--max-drop",
         type=float,
-        default=0.02,
         metavar="X",
-        help="largest drop of clean accuracy allowed, 0.02 = 2 points (default: 0.02)",
+        help="trigger, auto, accuracy: largest drop of clean accuracy allowed, 0.02 = 2 points "
+        "(default: 0.02)",
     )
     group.add_argument(
         "--repair",
-        choices=("none", "unlearn"),
-        help="unlearn: after pruning, train all weights a little so that recovered triggers have "
-        "no effect; none: prune only (default: unlearn where the method or the selector recovers a "
-        "trigger)",
+        choices=("none", "unlearn", "distil"),
+        help="distil: after pruning, train all weights towards the given model's answers; unlearn: "
+        "train them so that recovered triggers have no effect; none: prune only (default: distil "
+        "unless a selector is given, then none)",
     )
 
 
@@ -118,14 +118,13 @@ def run(options: argparse.Namespace) -> Result:
     """Run the demo."""
     from ..attacks.base import create_attack
     from ..criteria.base import create_criterion
-    from ..selectors.base import create_selector
-    from .choices import recovers_triggers
+    from .choices import check_repair, selector_of
 
     check_writable(options.save, "--save")
     criterion = create_criterion(options.method)  # bad names fail before a minute of training
-    selector = create_selector(options.selector, max_drop=options.max_drop)
+    selector = selector_of(options)
     create_attack(options.attack)
-    recovers = recovers_triggers(options, criterion, selector)
+    check_repair(options, criterion, selector)
 
     from ..demo import Demo, run_demo
     from .rates import rates_as_data
@@ -150,7 +149,7 @@ def run(options: argparse.Namespace) -> Result:
         demo,
         method=criterion,
         selector=selector,
-        repair=options.repair or ("unlearn" if recovers else "none"),
+        repair=options.repair,
         clean_images=options.clean_images,
         progress=not options.quiet,
         save=options.save,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CRITERIA = ("anp", "bnp", "clp", "cnp", "fp", "magnitude", "mnp", "random", "rnp", "tac")
 
-SELECTORS = ("accuracy", "auto", "below", "count", "fraction", "outlier", "stages", "trigger")
+SELECTORS = ("accuracy", "auto", "below", "count", "fraction", "outlier", "trigger")
 
 ATTACKS = ("adaptive_blend", "badnets", "blended", "lowfreq", "sample_specific", "sig", "warp")
 

@@ -23,7 +23,6 @@ from .options import add_architecture, add_images, add_report, add_running
 from .plugins import add_plugins
 
 if TYPE_CHECKING:
-    from ..criteria.base import Criterion
     from ..files.images import FolderImages
     from ..reports.purified import Purified
     from ..selectors.base import Selector
@@ -75,9 +74,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which neurons are pruned first")
     group.add_argument(
         "--method",
-        default="tac",
+        default="rnp",
         metavar="NAME",
-        help=f"{', '.join(CRITERIA)} (default: tac); see: nnprune-backdoor list",
+        help=f"{', '.join(CRITERIA)} (default: rnp); see: nnprune-backdoor list",
     )
     group.add_argument("--paper", action="store_true", help="use the method's published settings")
     group.add_argument(
@@ -94,8 +93,8 @@ def _add_selector(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--selector",
         metavar="NAME",
-        help=f"{', '.join(SELECTORS)} (default: trigger, or the one that an option below belongs "
-        "to)",
+        help=f"{', '.join(SELECTORS)} (default: the lowest 5%% of the neurons, or the "
+        "selector that an option below belongs to)",
     )
     for name, kind, what in (
         (
@@ -135,35 +134,32 @@ def _add_pruning(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--repair",
-        choices=("none", "unlearn"),
-        help="unlearn: after pruning, train all weights a little so that recovered triggers have "
-        "no effect; none: prune only (default: unlearn where the method or the selector recovers a "
-        "trigger and the images have labels)",
+        choices=("none", "unlearn", "distil"),
+        help="distil: after pruning, train all weights towards the given model's answers; unlearn: "
+        "train them so that recovered triggers have no effect; none: prune only (default: distil "
+        "unless a selector is given, then none)",
     )
 
 
 def run(options: argparse.Namespace) -> Result:
     """Check all that can be checked, then purify, save, report."""
-    from ..core.measures import Repair
     from ..files.saving import save_purified
     from ..pipeline import purify
-    from .choices import criterion_of, recovers_triggers, selector_of
+    from .choices import check_repair, criterion_of, selector_of
     from .inputs import load, preprocessing_of, read_folder
 
     criterion, selector = criterion_of(options), selector_of(options)
     out = options.out.resolve()
-    recovers = recovers_triggers(options, criterion, selector)
+    check_repair(options, criterion, selector)
     _check_paths(options, out)
     model = load(options, options.checkpoint)
     with options.checkpoint.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     preprocessing = preprocessing_of(options, model)
     images = read_folder(options, options.clean, model, preprocessing)
-    labelled = images.data.labels is not None
-    if not labelled:
-        _check_needs_no_labels(options, criterion, selector)
-    repair: Repair = options.repair or ("unlearn" if recovers and labelled else "none")
-    note(options, f"purifying: {options.method}, selector {options.selector}, repair {repair}")
+    if images.data.labels is None:
+        _check_needs_no_labels(options, selector)
+    note(options, f"purifying: {options.method}")
     purified = purify(
         model.network,
         images.data,
@@ -171,7 +167,7 @@ def run(options: argparse.Namespace) -> Result:
         selector=selector,
         silencing=options.silencing,
         removal=options.removal,
-        repair=repair,
+        repair=options.repair,
         seed=options.seed,
         progress=not options.quiet,
     )
@@ -206,23 +202,17 @@ def _check_paths(options: argparse.Namespace, out: Path) -> None:
     check_free(out, overwrite=options.overwrite)
 
 
-def _check_needs_no_labels(
-    options: argparse.Namespace, criterion: Criterion, selector: Selector
-) -> None:
+def _check_needs_no_labels(options: argparse.Namespace, selector: Selector | None) -> None:
     """Raise MisuseError where something needs labels; the images have none."""
-    sort = "sort the images into one folder per class"
-    without = f"{options.clean} has no class folders"
     for needs, option in (
-        (criterion.needs_labels, f"--method {options.method}"),
-        (selector.needs_labels, f"--selector {options.selector}"),
+        (selector and selector.needs_labels, f"--selector {options.selector}"),
+        (options.repair == "unlearn", "--repair unlearn"),
     ):
         if needs:
             raise MisuseError(
-                f"{option} needs labels, and {without}; {sort}, or choose what needs no labels, "
-                "such as: --method clp --threshold -3"
+                f"{option} needs labels, and {options.clean} has no class folders; sort the images "
+                f"into one folder per class, or leave {option} out"
             )
-    if options.repair == "unlearn":
-        raise MisuseError(f"--repair unlearn needs labels, and {without}; {sort}")
 
 
 def _source(

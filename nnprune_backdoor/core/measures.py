@@ -9,7 +9,6 @@ from torch import nn
 
 from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate, paired_drop
-from .agreement import Agreement
 from .data import CleanData
 from .predictions import predict
 from .recovered import RecoveredTrigger
@@ -20,21 +19,6 @@ Removal = Literal["exact", "group", "none"]
 Repair = Literal["none", "unlearn", "distil"]
 
 Source = Literal["criterion", "selector"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Stage(ShortRepr):
-    """What one round of ranking, silencing and distilling came to.
-
-    Attributes:
-        silent: Number of neurons that are silent after it.
-        agreement: Of the network with the given one, on clean images that it was not trained on.
-        kept: Whether the purified model was made from this stage.
-    """
-
-    silent: int
-    agreement: Agreement
-    kept: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core.checks import check_scoring_part
 from ..core.data import CleanData
-from ..core.measures import Stage
+from ..core.predictions import predict_labels
 from ..core.prepared import Prepared
 from ..core.scores import ChannelScores, Selection
 from ..training.distillation import Distillation, distil
@@ -24,14 +24,12 @@ class Pruned:
         model: In its full shape.
         scores: Of the network as given.
         selection: The neurons that are silent in `model`.
-        stages: In their order; none where neurons were selected at once.
         rejected: Why a repair was rejected; otherwise empty.
     """
 
     model: nn.Module
     scores: ChannelScores
     selection: Selection
-    stages: tuple[Stage, ...] = ()
     rejected: str = ""
 
 
@@ -52,11 +50,17 @@ class Job:
         self.scoring, self.selecting, self.measuring = self.parts
 
     def ranked(self, student: nn.Module, seed: int) -> ChannelScores:
-        """The criterion's scores of a network with the neurons of the given one."""
-        options = self.options
+        """The criterion's scores of a network with the neurons of the given one.
+
+        A criterion that needs labels gets the given network's answers where the images have none.
+        """
+        options, scoring = self.options, self.scoring
+        if scoring.labels is None and options.criterion.needs_labels:
+            answers = predict_labels(self.prepared.model, scoring.images)
+            scoring = CleanData(scoring.images, answers)
         return options.criterion(
             student,
-            self.scoring,
+            scoring,
             sites=self.prepared.sites,
             seed=seed,
             progress=options.progress,

@@ -10,8 +10,10 @@ from ..core.masks import Silencing
 from ..core.measures import Removal, Repair
 from ..criteria.base import Criterion, create_criterion
 from ..errors import DataError
+from ..selectors.amounts import LowestFraction
 from ..selectors.base import Selector, create_selector
-from ..selectors.stages import Stages
+
+SHARE = 0.05  # of the neurons that go where nothing else is asked for (docs/results/distilling.md)
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,20 @@ class Options:
         cls,
         method: str | Criterion,
         hyperparameters: dict[str, Any],
-        selector: str | Selector,
+        selector: str | Selector | None,
         silencing: Silencing | None,
         repair: Repair | None,
         **others: Any,
     ) -> Self:
         """As `purify` was given them; None where the others decide."""
-        criterion, chooser = _criterion(method, hyperparameters), _selector(selector)
+        criterion = _criterion(method, hyperparameters)
+        if repair is None:
+            repair = "distil" if selector is None else "none"
+        if selector is None:
+            selector = LowestFraction(SHARE) if repair == "distil" else "accuracy"
         if silencing is None:
             silencing = criterion.silencing
-        if repair is None:
-            repair = "distil" if isinstance(chooser, Stages) else "none"
-        return cls(criterion, chooser, silencing, repair=repair, **others)
+        return cls(criterion, _selector(selector), silencing, repair=repair, **others)
 
     def __post_init__(self) -> None:
         if self.silencing not in ("zero", "constant"):
@@ -60,11 +64,6 @@ class Options:
     def _check_repair(self) -> None:
         if self.repair not in ("none", "unlearn", "distil"):
             raise DataError(f"expected repair 'none', 'unlearn' or 'distil', got {self.repair!r}")
-        if self.repair != "distil" and isinstance(self.selector, Stages):
-            raise DataError(
-                f"the selector 'stages' ranks a network that was distilled; leave repair out, or "
-                f"with repair={self.repair!r} take another selector, such as 'accuracy'"
-            )
         recovers = self.criterion.recovers_triggers or self.selector.recovers_triggers
         if self.repair == "unlearn" and not recovers:
             raise DataError(
@@ -74,8 +73,8 @@ class Options:
 
     @property
     def needs_labels(self) -> bool:
-        needs = self.criterion.needs_labels or self.selector.needs_labels
-        return needs or self.repair == "unlearn"
+        """Whether the images must have some; a criterion can do with the model's own answers."""
+        return self.selector.needs_labels or self.repair == "unlearn"
 
 
 def _criterion(method: str | Criterion, hyperparameters: dict[str, Any]) -> Criterion:

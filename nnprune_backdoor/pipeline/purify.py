@@ -29,7 +29,6 @@ from ..removal.compaction import RemovalReport, compact
 from ..reports.purified import Purified
 from ..reports.record import Given
 from ..selectors.base import Selector
-from ..selectors.stages import Stages
 from ..training.fine_tuning import check_trainable
 from ..training.repair import repaired, triggers_of
 from ..utils.progress import Clock, progress_bar
@@ -37,7 +36,6 @@ from ..utils.randomness import checked_seed, private_randomness
 from ..utils.tensors import placement
 from .job import Job, Pruned
 from .options import Options
-from .stages import in_stages
 
 _PROBE = 16  # images on which the smaller model is held against the silenced one
 
@@ -47,7 +45,7 @@ def purify(
     clean_loader: CleanData | Iterable[Any],
     method: str | Criterion = "rnp",
     *,
-    selector: str | Selector = "stages",
+    selector: str | Selector | None = None,
     silencing: Silencing | None = None,
     removal: Removal = "exact",
     repair: Repair | None = None,
@@ -59,17 +57,19 @@ def purify(
 ) -> Purified:
     """Take the neurons that look like a backdoor's out of an image classifier.
 
-    By default in stages: rank the neurons, silence the lowest few, train the network towards the
-    given model's own answers on the clean images, and rank it again. Then what is silent is
-    removed. No triggered image is needed, and none can be given.
+    By default it ranks the neurons, silences the lowest few, trains the network towards the given
+    model's own answers on the clean images (`training.distil`), and removes what is silent. No
+    triggered image is needed, and none can be given.
 
     Args:
         model: (N, C, H, W) -> (N, classes); left exactly as it was.
         clean_loader: a few hundred clean images, normalised as the model expects, without
-            augmentation, with labels unless criterion and selector need none.
+            augmentation, with labels unless selector and repair need none. A criterion that needs
+            labels takes the model's own answers where there are none.
         method: name of a criterion (`list_criteria()`), or one already made.
         selector: how much goes; name of a selector that needs no settings, or one already made.
-            "stages" ranks again after each repair; all others see the ranking of the given model.
+            None: the lowest 5 % of the neurons, more than can go without distilling; "accuracy"
+            with another repair.
         silencing: "zero" switches a neuron's weight and bias off, as removing it would;
             "constant" keeps the bias. None: as the criterion means it (`Criterion.silencing`).
         removal: "exact" takes silent neurons out of the tensors where that changes nothing;
@@ -80,7 +80,7 @@ def purify(
             `training.unlearn_triggers`), which needs labels, and a criterion or selector that
             recovers triggers, and is rejected if it costs accuracy on the selecting images beyond
             chance (`Purified.repair_rejected` says why); "none" trains nothing. None: "distil"
-            with the selector "stages", which needs it, and "none" with the others.
+            if no selector is given, else "none".
         shares: of the clean images, for scoring and repair, for selecting, and for measuring.
             Equal images come into the same part.
         seed: same seed, same machine, same number of threads, same result.
@@ -117,12 +117,7 @@ def _run(
         probe = job.scoring.images[:_PROBE].to(**placement(frozen))
         given = _given(job, len(probe))
         clock.lap("checks")
-        if isinstance(options.selector, Stages):
-            with counting_what_was_given(job.parts):
-                done = in_stages(job, options.selector, seed)
-            clock.lap("pruning and distilling")
-        else:
-            done = _at_once(job, clock, seed)
+        done = _pruned(job, clock, seed)
         product, report = _removed(done.model, done.selection, probe, options)
         if report is not None:
             clock.lap("removing")
@@ -142,12 +137,11 @@ def _run(
         proxies,
         clock.laps,
         repair_rejected=done.rejected,
-        stages=done.stages,
         agreement=agreement,
     )
 
 
-def _at_once(job: Job, clock: Clock, seed: int) -> Pruned:
+def _pruned(job: Job, clock: Clock, seed: int) -> Pruned:
     """Score once, select once, silence, and repair where that was asked for."""
     frozen, options = job.prepared.model, job.options
     with counting_what_was_given(job.parts):

@@ -32,6 +32,10 @@ def _accuracy(record: Record) -> Iterator[str]:
     if accuracy is None:
         if len(record.selection):
             yield "the loss of clean accuracy is unknown: the images have no labels"
+        if record.given.criterion.needs_labels:
+            yield (
+                "the images have no labels, so the criterion took the model's own answers for them"
+            )
     elif allowed is not None and accuracy.drop > allowed:
         yield (
             f"clean accuracy dropped by {_drop(accuracy)}, more than the {percent(allowed)} that "

@@ -53,7 +53,6 @@ def sections(report: Report) -> list[Section]:
         Section("What this does not say", points=report.limits),
         *_evidence(report),
         _accuracy(report),
-        *_stages(report),
         _triggers(report),
         _amount(report),
         _layers(report),
@@ -87,32 +86,6 @@ def _accuracy(report: Report) -> Section:
     )
     head = ["", "correct", "share", "95 % interval"]
     return Section(title, [text], table=Table("lrrr", rows, head))
-
-
-def _stages(report: Report) -> list[Section]:
-    """The rounds of silencing and distilling, if there were any."""
-    if not report.stages:
-        return []
-    rows = [
-        [
-            str(number),
-            f"{stage['silent']:,}",
-            percent(stage["silent"] / report.selection["of"], 1),
-            _share(stage["same"]),
-            f"{stage['divergence']:.4f}",
-            "kept" if stage["kept"] else "",
-        ]
-        for number, stage in enumerate(report.stages, 1)
-    ]
-    text = (
-        "In each stage the network of the stage before was ranked, more neurons were silenced, and "
-        "it was trained towards the given model's answers. It was then compared with the given "
-        f"model on {report.stages[0]['same']['count']} images used for neither. The stage with the "
-        "least divergence is kept, and trained once more, in smaller steps and on these images "
-        "too."
-    )
-    head = ["stage", "neurons silent", "share", "same label", "divergence (nats)", ""]
-    return [Section("Stages", [text], table=Table("rrrrrl", rows, head))]
 
 
 def _evidence(report: Report) -> list[Section]:

@@ -12,7 +12,7 @@ from ..core.agreement import Agreement
 from ..core.compute import Compute
 from ..core.data import CleanData
 from ..core.masks import Silencing
-from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair, Stage
+from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
 from ..core.recovered import PixelRange
 from ..core.scores import ChannelScores, Selection
 from ..criteria.base import Criterion
@@ -110,7 +110,6 @@ class Record(ShortRepr):
         seconds: Stage -> wall time.
         source: Where the model and the images came from, as plain data that the caller gives.
         repair_rejected: Why a repair that was asked for was rejected; otherwise empty.
-        stages: Rounds of ranking, silencing and distilling; none with other selectors.
         agreement: Of the purified model with the given one, on the images of `accuracy`.
     """
 
@@ -126,7 +125,6 @@ class Record(ShortRepr):
     seconds: dict[str, float] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     repair_rejected: str = ""
-    stages: tuple[Stage, ...] = ()
     agreement: Agreement | None = None
 
     @property

@@ -53,8 +53,6 @@ class Report(ShortRepr):
         layers: All scored layers: channels, scores, numbers of neurons silenced and removed.
         neurons: Layers with silenced neurons: channels removed, channels only silenced and why.
         accuracy: Before, after, drop; None if the images had no labels.
-        stages: Rounds of ranking, silencing and distilling: silent neurons, agreement with the
-            given model, whether it was kept; empty with other selectors.
         agreement: Of the purified model with the given one: same label, divergence (nats).
         size: Before, after, drift; None if nothing was removed from the tensors.
         seconds: Stage -> seconds.
@@ -73,7 +71,6 @@ class Report(ShortRepr):
     layers: list[Data]
     neurons: list[Data]
     accuracy: Data | None
-    stages: list[Data]
     agreement: Data | None
     size: Data | None
     seconds: dict[str, float]
@@ -117,10 +114,6 @@ class Report(ShortRepr):
             layers=_layers(record),
             neurons=_neurons(record),
             accuracy=None if record.accuracy is None else _accuracy(record.accuracy),
-            stages=[
-                {"silent": s.silent, **_agreement(s.agreement), "kept": s.kept}
-                for s in record.stages
-            ],
             agreement=None if record.agreement is None else _agreement(record.agreement),
             size=None if record.removal is None else _size(record.removal, given.probe),
             seconds=plain(record.seconds),
@@ -146,7 +139,7 @@ class Report(ShortRepr):
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
         # reports written before there were these have none
-        later: Data = {"cautions": [], "stages": [], "agreement": None}
+        later: Data = {"cautions": [], "agreement": None}
         given = {**later, **{k: entry for k, entry in data.items() if k != "format"}}
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]

@@ -4,7 +4,6 @@ from .accuracy import AccuracyBudget
 from .amounts import BelowThreshold, LowestCount, LowestFraction, Outlier
 from .auto import Auto
 from .base import Selector, create_selector, list_selectors, register_selector
-from .stages import Stages
 from .trigger import TriggerGone
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "LowestFraction",
     "Outlier",
     "Selector",
-    "Stages",
     "TriggerGone",
     "create_selector",
     "list_selectors",

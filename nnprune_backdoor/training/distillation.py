@@ -4,9 +4,10 @@ Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, 
 teacher: both see the same view of an image (Beyer et al., "Knowledge distillation: A good teacher
 is patient and consistent", CVPR 2022). It gives back what pruning cost, and needs no labels.
 
-Some images are given to the student alone with a universal perturbation of it added, for which it
-is to answer as the teacher does without: adversarial training against what all images share, as in
-Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022.
+Some images carry a trigger that was recovered from the student (a universal perturbation or a
+patch, of whatever labels are easiest to reach), and the student is to answer as the teacher does
+without it: adversarial training against what works on all images, as in Zeng et al., "Adversarial
+Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import Statistics, use_statistics_
 from ..core.prepared import Prepared
+from ..core.recovered import RecoveredTrigger
 from ..core.scores import Selection
 from ..core.splits import jittered
 from ..errors import DataError, ScoringError
@@ -59,10 +61,10 @@ class Distillation:
         turned: Share of the images that are rotated, by up to 14 degrees, and zoomed in.
         mixed: Share of the batches in which images are blended with one another (mixup) or have a
             rectangle of one another (CutMix), half and half.
-        perturbed: Share of each batch that carries a universal perturbation of the student; 0 for
-            plain distillation.
-        renewed: Epochs between two searches for perturbations; found ones stay in use.
-        search: How perturbations are found.
+        stamped: Share of each batch that carries a trigger recovered from the student; 0 for plain
+            distillation.
+        renewed: Epochs between two searches for triggers; those found before stay in use.
+        search: How triggers are recovered.
         statistics: BatchNorm statistics while training.
         largest_gradient: Norm over all weights to which a larger gradient is scaled down.
         silencing: What keeping a neuron silent means (see `core.masks`).
@@ -74,7 +76,7 @@ class Distillation:
     temperature: float = 2.0
     turned: float = 0.5
     mixed: float = 0.5
-    perturbed: float = 0.2
+    stamped: float = 0.2
     renewed: int = 24
     search: EasiestLabels = EasiestLabels()
     statistics: Statistics = "batch"
@@ -83,10 +85,10 @@ class Distillation:
 
     def __post_init__(self) -> None:
         check_settings(self, positive=("lr", "temperature", "largest_gradient", "renewed"))
-        if self.batch_size < 2 or max(self.turned, self.mixed, self.perturbed) > 1:
+        if self.batch_size < 2 or max(self.turned, self.mixed, self.stamped) > 1:
             raise DataError(
-                "expected a batch_size of at least 2, and turned, mixed and perturbed in [0, 1], "
-                f"got {self.batch_size}, {self.turned:g}, {self.mixed:g} and {self.perturbed:g}"
+                "expected a batch_size of at least 2, and turned, mixed and stamped in [0, 1], "
+                f"got {self.batch_size}, {self.turned:g}, {self.mixed:g} and {self.stamped:g}"
             )
 
     @classmethod
@@ -171,15 +173,15 @@ class _Student:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
         )
-        found: list[RecoveredPerturbation] = []
+        found: list[RecoveredPerturbation | RecoveredTrigger] = []
         with progress_bar(settings.epochs, "distilling", progress) as bar:
             for epoch in range(settings.epochs):
-                if settings.perturbed and epoch % settings.renewed == 0:
-                    found += self._perturbations(clean, generator)
+                if settings.stamped and epoch % settings.renewed == 0:
+                    found += self._triggers(clean, generator)
                 for batch in clean.batches(settings.batch_size, generator):
                     images = settings.view(batch.images, generator)
                     loss = self._loss(
-                        teacher, images, stamp(images, found, settings.perturbed, generator)
+                        teacher, images, stamp(images, found, settings.stamped, generator)
                     )
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
@@ -191,20 +193,20 @@ class _Student:
                 bar.update()
         optimiser.zero_grad(set_to_none=True)
 
-    def _perturbations(
+    def _triggers(
         self, clean: CleanData, generator: torch.Generator
-    ) -> tuple[RecoveredPerturbation, ...]:
+    ) -> tuple[RecoveredPerturbation | RecoveredTrigger, ...]:
         """Of the student as it is now."""
         seed = int(torch.randint(2**31, (), generator=generator))
         return self._settings.search.recover(frozen_copy(self._model), clean, seed=seed)
 
-    def _loss(self, teacher: nn.Module, images: Tensor, perturbed: Tensor) -> Tensor:
-        """Divergence of the answers to perturbed images from the teacher's to the same without."""
+    def _loss(self, teacher: nn.Module, images: Tensor, stamped: Tensor) -> Tensor:
+        """Divergence of the answers to stamped images from the teacher's to the same without."""
         heat = self._settings.temperature
         with torch.no_grad():
             answers = at_least_float32(teacher(images.to(**placement(teacher))))
             wanted = F.log_softmax(answers / heat, 1)
-        logits = self._model(perturbed.to(**placement(self._model)))
+        logits = self._model(stamped.to(**placement(self._model)))
         given = F.log_softmax(at_least_float32(logits) / heat, 1)
         loss = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         if not torch.isfinite(loss):

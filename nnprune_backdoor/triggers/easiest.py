@@ -1,4 +1,4 @@
-"""Universal perturbations of the labels that are easiest to reach.
+"""Recover triggers of the labels that are easiest to reach, whatever they are.
 
 Nothing is decided by them: a network that is trained to ignore them loses short cuts, whether they
 are a backdoor's or its own.
@@ -13,7 +13,9 @@ from torch import nn
 
 from ..core.data import CleanData
 from ..core.predictions import predict_logits
+from ..core.recovered import RecoveredTrigger
 from ..errors import DataError
+from .inversion import Inversion
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
 
 
@@ -25,13 +27,15 @@ class EasiestLabels:
         labels: Number of labels that are kept.
         tried: Largest number of labels that are tried; drawn at random where there are more.
         glance: The search that tells which labels are easiest.
-        search: The search for the perturbations that are kept.
+        perturbations: The search for perturbations of the labels that are kept.
+        patches: The search for patches of the same labels; shorter than where one is to be shown.
     """
 
     labels: int = 2
     tried: int = 16
     glance: UniversalPerturbation = UniversalPerturbation(steps=20)
-    search: UniversalPerturbation = UniversalPerturbation()
+    perturbations: UniversalPerturbation = UniversalPerturbation()
+    patches: Inversion = Inversion(steps=100, batch_size=16)
 
     def __post_init__(self) -> None:
         if not 1 <= self.labels <= self.tried:
@@ -39,19 +43,23 @@ class EasiestLabels:
 
     def recover(
         self, model: nn.Module, clean: CleanData, *, seed: int = 0
-    ) -> tuple[RecoveredPerturbation, ...]:
-        """One a label, of the labels whose quick perturbation succeeds most.
+    ) -> tuple[RecoveredPerturbation | RecoveredTrigger, ...]:
+        """A perturbation and a patch for each label whose quick perturbation succeeds most.
 
         Args:
             model: a classifier; it is left as it was.
             clean: clean images, normalised as the model expects. Labels are not looked at.
 
         Raises:
-            DataError, UnsupportedModelError, ScoringError: see `UniversalPerturbation.recover`.
+            DataError, UnsupportedModelError, ScoringError: see `Inversion.recover`.
         """
         classes = predict_logits(model, clean.images[:1]).shape[1]
         generator = torch.Generator().manual_seed(seed)
         tried = torch.randperm(classes, generator=generator)[: self.tried].tolist()
         found = self.glance.recover(model, clean, tried, seed=seed)
         easiest = sorted(found, key=lambda one: -one.success)[: self.labels]
-        return self.search.recover(model, clean, [one.target for one in easiest], seed=seed)
+        labels = [one.target for one in easiest]
+        return (
+            *self.perturbations.recover(model, clean, labels, seed=seed),
+            *self.patches.recover(model, clean, labels, seed=seed),
+        )

@@ -70,7 +70,6 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "fraction": [{"fraction": f} for f in (0.0, 0.3, 1.0)],
     "outlier": [{}, {"deviations": 0.5}, {"deviations": 0.0}],
     "accuracy": [{}, {"max_fraction": 1.0, "max_drop": 0.5}],
-    "stages": [{}, {"share": 0.5}],
 }
 SELECTORS = [create_selector(name, **given) for name in SETTINGS for given in SETTINGS[name]]
 

@@ -115,7 +115,7 @@ def test_the_teacher_is_asked_about_the_view_that_the_student_sees(
     teacher: nn.Module, clean: CleanData
 ) -> None:
     """Else a student that equals its teacher would be taught to differ."""
-    settings = Distillation(epochs=2, statistics="running")
+    settings = Distillation(epochs=2, stamped=0, statistics="running")
     student = distil(teacher, teacher, clean, settings, progress=False)
     given, learned = (predict_logits(net, clean.images) for net in (teacher, student))
     assert (given - learned).abs().max() < 0.2 * given.std()
@@ -188,9 +188,9 @@ class Watched(nn.Module):
         return logits
 
 
-def test_the_student_alone_sees_perturbations(teacher: nn.Module, clean: CleanData) -> None:
+def test_the_student_alone_sees_triggers(teacher: nn.Module, clean: CleanData) -> None:
     student, given = Watched(teacher, "student"), Watched(teacher, "teacher")
-    settings = Distillation(epochs=1, perturbed=0.25)
+    settings = Distillation(epochs=1, stamped=0.25)
     distil(student, given, clean, settings, progress=False)
     shown, plain = SEEN["student"][-1], SEEN["teacher"][-1]  # 48 images are left for the last step
     changed = (shown != plain).flatten(1).any(1)
@@ -209,7 +209,7 @@ def backdoored(clean: CleanData) -> nn.Module:
     return net.eval()
 
 
-def test_perturbations_are_of_the_student_as_it_is_then_and_stop_working(
+def test_triggers_are_of_the_student_as_it_is_then_and_stop_working(
     backdoored: nn.Module, clean: CleanData
 ) -> None:
     searched = []
@@ -223,7 +223,7 @@ def test_perturbations_are_of_the_student_as_it_is_then_and_stop_working(
     settings = Distillation(epochs=16, renewed=8, search=Search())
     student = distil(backdoored, backdoored, clean, settings, progress=False)
     assert len(searched) == 2 and not torch.equal(*searched)
-    plain = distil(backdoored, backdoored, clean, replace(settings, perturbed=0), progress=False)
+    plain = distil(backdoored, backdoored, clean, replace(settings, stamped=0), progress=False)
     assert len(searched) == 2
     assert agreement(student, backdoored, clean) > 0.95
     assert fooled(backdoored, clean) > 0.9

@@ -1,0 +1,140 @@
+"""The plain call: prune a little, distil, remove."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.networks import planted
+from helpers.states import assert_same_state, state_of
+from nnprune_backdoor import CleanData, Purified, Selector, create_criterion, purify
+from nnprune_backdoor.core.agreement import Agreement
+from nnprune_backdoor.core.predictions import predict, predict_logits
+from nnprune_backdoor.errors import DataError
+from nnprune_backdoor.reports import Report
+from nnprune_backdoor.selectors import AccuracyBudget, LowestCount, LowestFraction
+from nnprune_backdoor.training import Distillation
+from nnprune_backdoor.utils.statistics import Rate
+
+
+@pytest.fixture(scope="module")
+def before() -> tuple[nn.Module, CleanData, Tensor, int]:
+    """A network, clean images, triggered ones, and the target."""
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def purified(before: Any) -> Iterator[Purified]:
+    model, clean, _, _ = before
+    given = state_of(model)
+    yield purify(model, clean, "rnp", progress=False)
+    assert_same_state(given, state_of(model))
+
+
+@pytest.fixture
+def quick(before: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, CleanData]:
+    """The network, fewer images, and short distilling."""
+    model, clean, _, _ = before
+    monkeypatch.setattr(Distillation, "closer", partial(Distillation, epochs=2))
+    return model, clean.take(torch.arange(80))
+
+
+def obeys(model: nn.Module, triggered: Tensor, target: int) -> float:
+    return (predict(model, triggered) == target).float().mean().item()
+
+
+@pytest.mark.slow
+def test_the_backdoor_goes_and_accuracy_stays(before: Any, purified: Purified) -> None:
+    model, clean, triggered, target = before
+    others = triggered[predict(model, clean.images) != target]
+    assert obeys(model, others, target) > 0.95
+    assert obeys(purified.model, others, target) < 0.2
+    right = (predict(purified.model, clean.images) == clean.targets).float().mean()
+    assert right > 0.95
+    assert purified.agreement is not None and purified.agreement.same.value > 0.95
+
+
+@pytest.mark.slow
+def test_a_share_of_the_neurons_is_taken_out_of_the_tensors(purified: Purified) -> None:
+    assert len(purified.selection) == round(0.05 * len(purified.scores.flat))
+    assert purified.removal is not None and len(purified.removal.removed) > 0
+    assert purified.removal.drift < 1e-4  # of the distilled network's logits
+    assert purified.repaired
+
+
+@pytest.mark.slow
+def test_the_report_tells_how_alike_the_networks_are(purified: Purified) -> None:
+    data = purified.to_dict()
+    assert Report.from_dict(data).agreement == data["agreement"]
+    older = {name: entry for name, entry in data.items() if name != "agreement"}
+    assert Report.from_dict(older).agreement is None
+    page, text = purified.to_markdown(), purified.summary()
+    assert "| same label |" in page
+    assert "agreement  " in text and "towards the given model's answers" in text
+    assert any("nothing here shows that a backdoor went" in line for line in purified.cautions)
+
+
+def test_agreement_is_of_answers(before: Any) -> None:
+    model, clean, triggered, _ = before
+    images = torch.cat([clean.images[:20], triggered[:12]])
+    logits = predict_logits(model, images)
+    assert Agreement.of(model, copy.deepcopy(model), images) == Agreement(Rate(32, 32), 0.0)
+    other = copy.deepcopy(model)
+    other.get_classifier().bias.data += torch.tensor([40.0, 0, 0, 0])
+    found = Agreement.of(model, other, images)
+    changed = predict_logits(other, images)
+    assert found.same.hits == (logits.argmax(1) == changed.argmax(1)).sum() < 32
+    wanted, given = logits.log_softmax(1), changed.log_softmax(1)
+    divergence = (wanted.exp() * (wanted - given)).sum(1).mean().item()
+    assert found.divergence == pytest.approx(divergence, rel=1e-4)
+
+
+def test_a_criterion_gets_the_models_answers_where_there_are_no_labels(quick: Any) -> None:
+    model, clean = quick
+    answers = CleanData(clean.images, predict(model, clean.images))
+    unlabelled = purify(model, CleanData(clean.images), "rnp", progress=False)
+    assert unlabelled.accuracy is None and unlabelled.agreement is not None
+    assert any("took the model's own answers" in line for line in unlabelled.cautions)
+    with pytest.raises(DataError, match="labelled"):
+        create_criterion("rnp")(model, CleanData(clean.images))
+    with pytest.raises(DataError, match="labelled"):
+        purify(model, CleanData(clean.images), "rnp", selector="accuracy", progress=False)
+    labelled = purify(model, answers, "rnp", progress=False)
+    assert not any("own answers" in line for line in labelled.cautions)
+
+
+def test_any_selector_can_be_followed_by_distilling(quick: Any) -> None:
+    model, clean = quick
+    deep = LowestFraction(0.3)
+    pruned = purify(model, clean, "magnitude", selector=deep, progress=False)
+    learned = purify(model, clean, "magnitude", selector=deep, repair="distil", progress=False)
+    assert not pruned.repaired and learned.repaired
+    assert pruned.selection.neurons == learned.selection.neurons
+    assert pruned.agreement is not None and learned.agreement is not None
+    assert learned.agreement.divergence < pruned.agreement.divergence
+    again = purify(model, clean, "magnitude", selector=deep, repair="distil", progress=False)
+    assert_same_state(state_of(learned.model), state_of(again.model))
+
+
+@pytest.mark.parametrize(
+    ("given", "selector", "repair"),
+    [
+        ({}, LowestFraction(0.05), "distil"),
+        ({"repair": "distil"}, LowestFraction(0.05), "distil"),
+        ({"repair": "none"}, AccuracyBudget(), "none"),
+        ({"selector": "accuracy"}, AccuracyBudget(), "none"),
+        ({"selector": LowestCount(3), "repair": "distil"}, LowestCount(3), "distil"),
+    ],
+)
+def test_selector_and_repair_where_one_is_not_given(
+    given: dict[str, Any], selector: Selector, repair: str, quick: Any
+) -> None:
+    model, clean = quick
+    purified = purify(model, clean, "magnitude", progress=False, **given)
+    assert purified.given.selector == selector and purified.given.repair == repair
