@@ -75,7 +75,7 @@ def _success_left(record: Record) -> float | None:
     selection = record.selection
     look = last_look(selection.details, len(selection))
     if look is not None:
-        return look["success"]  # type: ignore[no-any-return]
+        return look.get("success")
     if record.repaired:
         return None
     return next((p.success for p in selection.curve if p.neurons == len(selection)), None)

@@ -245,14 +245,27 @@ def test_an_attack_on_a_model_that_is_there(
 
 
 @pytest.mark.slow
+def test_the_plain_command_is_the_plain_call(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --json"
+    report = answer(capsys, arguments, shop.stranger, shop.flat, tmp_path / "out")["report"]
+    assert report["criterion"]["name"] == "RNP" and report["given"]["repair"] == "distil"
+    assert report["selection"]["settings"] == {"fraction": 0.05}
+    assert any("took the model's own answers" in line for line in report["cautions"])
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --max-drop 0.1"
+    assert run(arguments, shop.stranger, shop.flat, tmp_path / "other") == 2
+    assert "--max-drop needs --selector" in said(capsys)
+
+
+@pytest.mark.slow
 def test_images_without_labels(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     for choice, option in (
-        ("--method rnp --count 3", "--method rnp"),
-        ("--method clp", "--selector trigger"),
-        ("--method clp --selector accuracy", "--selector accuracy"),
+        ("--method rnp --selector accuracy", "--selector accuracy"),
+        ("--method clp --selector trigger", "--selector trigger"),
         ("--method tac --count 2 --repair unlearn", "--repair unlearn"),
     ):
         arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {choice}"
@@ -268,15 +281,17 @@ def test_images_without_labels(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("repair", ["unlearn", "distil"])
 def test_repair_trains_what_is_left(
-    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], repair: str
 ) -> None:
     quick = "--count 2 --method tac --set target=0 --set steps=10 --set min_success=0 --json"
     arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {quick}"
     plain, repaired = (tmp_path / name for name in ("plain", "repaired"))
     answer(capsys, f"{arguments} --repair none", shop.stranger, shop.clean, plain)
+    arguments += f" --repair {repair}"
     report = answer(capsys, arguments, shop.stranger, shop.clean, repaired)["report"]
-    assert report["given"]["repair"] == "unlearn"
+    assert report["given"]["repair"] == repair
     assert report["size"]["drift"] <= 1e-4
     one, other = (load_weights(folder / "model.safetensors") for folder in (plain, repaired))
     assert one.keys() == other.keys()
