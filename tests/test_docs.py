@@ -30,6 +30,7 @@ PACKAGE = DOCS.parent / "nnprune_backdoor"
 STAND_INS = {
     '"vit_base_patch16_224"': '"test_vit"',
     '"tac", selector="trigger", target=3': 'selector=amount, method="tac", target=3, **short',
+    'method="rnp"': "method=quick, selector=amount",
     '"tac", selector="trigger"': "quick, selector=amount",
     '"tac", selector=': "quick, selector=",
     '"rnp", selector=strict': "quick, selector=strict",

@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"
 STAND_INS = {
     '"resnet18"': '"test_resnet"',
     "clean_loader = ...  # batches": "clean_loader = given  # batches",
-    'method="rnp")': "method=quick, selector=amount)",
+    'method="rnp"': "method=quick, selector=amount",
 }
 
 
