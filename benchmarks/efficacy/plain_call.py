@@ -117,11 +117,10 @@ def purified(row: str, case: Case, seed: int) -> nn.Module:
     if row == "distilling alone":
         student, silent = case.model, Selection((), ())
     stamped = 0.0 if row == "without triggers" else Distillation().stamped
-    for data, usual in ((scoring, Distillation()), (both, Distillation.closer())):
+    for number, usual in enumerate((Distillation(), Distillation.closer())):
         settings = replace(usual, stamped=stamped)
-        student = distil(
-            student, case.model, data, settings, selection=silent, seed=seed, progress=False
-        )
+        how: dict[str, Any] = {"selection": silent, "seed": seed + number, "progress": False}
+        student = distil(student, case.model, both, settings, **how)
     return student
 
 

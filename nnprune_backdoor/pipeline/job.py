@@ -67,31 +67,24 @@ class Job:
             compute=options.compute,
         )
 
-    def distilled(self, student: nn.Module, silent: Selection, seed: int) -> nn.Module:
-        """A student that has learned from the given network on the scoring images."""
-        settings = Distillation(silencing=self.options.silencing)
-        return self._distilled(student, silent, self.scoring.images, settings, seed)
+    def distilled(self, silenced: nn.Module, silent: Selection, seed: int) -> nn.Module:
+        """A silenced network that has learned from the given one: far first, then closer.
 
-    def distilled_closer(self, student: nn.Module, silent: Selection, seed: int) -> nn.Module:
-        """The last distilling, in small steps, which has the selecting images too."""
-        images = torch.cat([self.scoring.images, self.selecting.images])
-        settings = Distillation.closer(silencing=self.options.silencing)
-        return self._distilled(student, silent, images, settings, seed)
-
-    def _distilled(
-        self,
-        student: nn.Module,
-        silent: Selection,
-        images: torch.Tensor,
-        settings: Distillation,
-        seed: int,
-    ) -> nn.Module:
-        return distil(
-            student,
-            self.model,
-            CleanData(images),
-            settings,
-            selection=silent,
-            seed=seed,
-            progress=self.options.progress,
-        )
+        The selecting images, whose work is done, teach as well.
+        """
+        images = CleanData(torch.cat([self.scoring.images, self.selecting.images]))
+        silencing = self.options.silencing
+        student = silenced
+        for number, settings in enumerate(
+            (Distillation(silencing=silencing), Distillation.closer(silencing=silencing))
+        ):
+            student = distil(
+                student,
+                self.model,
+                images,
+                settings,
+                selection=silent,
+                seed=seed + number,
+                progress=self.options.progress,
+            )
+        return student

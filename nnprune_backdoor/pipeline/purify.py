@@ -81,8 +81,8 @@ def purify(
             recovers triggers, and is rejected if it costs accuracy on the selecting images beyond
             chance (`Purified.repair_rejected` says why); "none" trains nothing. None: "distil"
             if no selector is given, else "none".
-        shares: of the clean images, for scoring and repair, for selecting, and for measuring.
-            Equal images come into the same part.
+        shares: of the clean images, for scoring, selecting and measuring; a repair by "distil" has
+            the first two. Equal images come into the same part.
         seed: same seed, same machine, same number of threads, same result.
         progress: show progress bars on a terminal.
         compute: how the criterion's passes are run.
@@ -163,7 +163,6 @@ def _pruned(job: Job, clock: Clock, seed: int) -> Pruned:
     if options.repair != "none" and len(selection):
         if options.repair == "distil":
             product = job.distilled(product, selection, seed)
-            product = job.distilled_closer(product, selection, seed + 1)
         else:
             product, rejected = _repaired(product, scores, selection, held_out, seed)
         if not rejected:
