@@ -1,10 +1,11 @@
-"""Clean images without labels: CNP, and the selectors that can go with it.
+"""Clean images without labels, pruning alone: CNP, and the selectors that can go with it.
 
-Recovering a trigger and ranking neurons by what it works through needs no labels. Deciding how many
-neurons go is harder: selectors that measure accuracy need labels, and `purify` refuses them where
-there are none. So an amount is named beforehand. Other amounts are then compared by two numbers
-that need no labels, on images that the criterion did not see: how often the prediction is still
-that of the given network, and how often the recovered trigger works.
+`purify(model, images)` needs no labels: it silences a fixed share of the neurons and distils. This
+script trains nothing. Recovering a trigger and ranking neurons by what it works through needs no
+labels either. Deciding how many go is harder: selectors that measure accuracy need labels, and
+`purify` refuses them where there are none. So an amount is named beforehand. Other amounts are then
+compared by two numbers that need no labels, on images that the criterion did not see: how often the
+prediction is still that of the given network, and how often the recovered trigger works.
 
     python examples/unlabelled.py    # about two minutes on two cores
 """

@@ -1,8 +1,8 @@
 """ViT: the neurons are the hidden units and the outputs of the MLPs; attention is never pruned.
 
 Silent hidden units are removed. The outputs are added to the residual stream, over which LayerNorm
-normalises, so they stay, silenced. Pruning alone purified none of the five ViTs that were measured,
-pruning with repair all five (docs/results/efficacy.md).
+normalises, so they stay, silenced. Pruning alone purified none of the five ViTs that were measured;
+with repair="unlearn", as here, all five were (docs/results/efficacy.md).
 
     python examples/vit.py                    # trains a small network first
     python examples/vit.py --weights FILE --clean FOLDER --arch vit_base_patch16_224

@@ -23,6 +23,7 @@ from nnprune_backdoor.criteria.base import _CRITERIA
 from nnprune_backdoor.files.architecture import create
 from nnprune_backdoor.selectors import LowestFraction
 from nnprune_backdoor.selectors.base import _SELECTORS
+from nnprune_backdoor.training import Distillation
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = DOCS.parent / "nnprune_backdoor"
@@ -30,6 +31,7 @@ PACKAGE = DOCS.parent / "nnprune_backdoor"
 STAND_INS = {
     '"vit_base_patch16_224"': '"test_vit"',
     '"tac", selector="trigger", target=3': 'selector=amount, method="tac", target=3, **short',
+    'method="rnp"': "method=quick, selector=amount",
     '"tac", selector="trigger"': "quick, selector=amount",
     '"tac", selector=': "quick, selector=",
     '"rnp", selector=strict': "quick, selector=strict",
@@ -37,6 +39,8 @@ STAND_INS = {
     "RNPImportance(model, clean_loader)": "RNPImportance(model, clean_loader, **brief)",
     "RNP.paper()": "RNP(**brief)",
     "epochs=10": "epochs=1",
+    "distil(pruned, model, clean_loader)": "distil(pruned, model, clean_loader, plain)",
+    "Distillation.closer()": "Distillation.closer(epochs=1, stamped=0)",
     "Inversion(steps=150": "Inversion(steps=5",
 }
 SHORT: dict[str, Any] = {"steps": 10, "min_success": 0.0}
@@ -45,6 +49,7 @@ HELP = {  # names in the stand-ins
     "quick": TAC(target=1, **SHORT),
     "brief": {"unlearning": Unlearning(epochs=2, missed="flag")},
     "amount": LowestFraction(0.05),
+    "plain": Distillation(epochs=1, stamped=0),
 }
 FROM_FILES = {"A ViT checkpoint and a folder of images"}  # has a model of its own
 

@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"
 STAND_INS = {
     '"resnet18"': '"test_resnet"',
     "clean_loader = ...  # batches": "clean_loader = given  # batches",
-    'method="tac", selector="trigger"': "method=quick, selector=amount",
+    'method="rnp"': "method=quick, selector=amount",
 }
 
 
@@ -61,8 +61,7 @@ def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_the_shortest_call_is_the_default_one() -> None:
-    """README names it, and says what it is worth."""
-    text = README.read_text(encoding="utf-8")
-    assert '`purify(model, clean_loader, method="rnp")`' in text
+def test_the_first_call_is_the_default_one() -> None:
+    (block,) = BLOCKS
+    assert 'purify(model, clean_loader, method="rnp")' in block
     assert signature(purify).parameters["method"].default == "rnp"
