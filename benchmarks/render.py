@@ -36,7 +36,7 @@ def demo(rows: list[dict[str, Any]]) -> str:
         "One backdoored network a seed: timm ResNet-18 at half width,",
         f"{rows[0]['epochs']} epochs on photo-patches, BadNets 3 x 3, 5 % poison, purified with",
         "500 clean images and a budget of two points of ACC. Methods named `..., trigger` use",
-        '`selector="trigger"`, the others the default selector. `repaired` means',
+        '`selector="trigger"`, the others the selector `accuracy`. `repaired` means',
         '`repair="unlearn"`; its settings were found on other networks ([repair.md](repair.md)).',
         "ACC is measured on 2,370 images that the defence never saw, ASR and RA on about 2,120.",
         "Seeds 0 and 1 have the recipe of networks C0 and C1 of [ranking.md](ranking.md), on",

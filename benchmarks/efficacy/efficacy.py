@@ -52,7 +52,7 @@ from nnprune_backdoor.utils.randomness import private_randomness
 
 RESULTS = Path(__file__).parents[1] / "results"
 SHARES = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
-BUDGET = 0.02  # points of ACC that the oracle may spend, as the default selector may
+BUDGET = 0.02  # points of ACC that the oracle may spend, as the selector `accuracy` may
 MEASURED, CURVE = 1000, 500  # hidden images
 PER_CLASS = 100  # a clean set of so many images has equally many of each class
 

@@ -75,7 +75,7 @@ def links(rows: list[Row]) -> list[str]:
     return [
         *lines,
         "",
-        "By the default selector, without a repair. *works*: ASR <= 20 % for at most three points",
+        "By selector `accuracy`, without a repair. *works*: ASR <= 20 % for at most three points",
         "of ACC. *amount*: the ranking works at another amount. *target*: the recovered trigger",
         "leads to another label. *no cut found*: no ranking that was tried works at any amount,",
         "not even those by the true trigger, so task and backdoor seem to share neurons.",

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.efficacy.efficacy import INFORMED, TUNED, oracle
 from benchmarks.efficacy.efficacy_links import SOLVED, links, place, three_seeds
 from benchmarks.networks.zoo import TOOK, members
-from benchmarks.render import DOCS, README, RESULTS, fill, percent
+from benchmarks.render import DOCS, RESULTS, percent
 from nnprune_backdoor.attacks.evaluation import defense_effectiveness
 
 Row = dict[str, Any]
@@ -34,12 +34,6 @@ REPAIR_FOUND_ON = {
         *("mobilenet-badnets", "vit-badnets", "mobilenet-blended", "repvgg-blended"),
         *("convnext-badnets", "convnext-lowfreq", "convnext-benign", "resnet-blended"),
     )
-}
-README_ROWS = {  # name in `variants` -> how README names the call
-    "rnp": '`method="rnp"`',
-    "tac": '`method="tac"`',
-    f"tac, {REPAIRED}": '`method="tac", selector="trigger", repair="unlearn"`',
-    f"cnp, {REPAIRED}": '`method="cnp", selector="trigger", repair="unlearn"`',
 }
 SELECTORS = (
     "accuracy",
@@ -189,24 +183,6 @@ def brief(rows: list[Row]) -> list[str]:
     return lines
 
 
-def for_readme(rows: list[Row]) -> list[str]:
-    """The networks as they were given, and the calls that README names."""
-    found = {name: (selector, some) for name, selector, some in variants(rows)}
-    given = by(rows, "name").values()
-    lines = [
-        f"| {len(given)} backdoored networks, means in % | attack success | accuracy | purified |",
-        "|---|---|---|---|",
-        f"| as given | {percent(mean(one[0]['before']['asr'] for one in given))} "
-        f"| {percent(mean(one[0]['before']['acc'] for one in given))} | |",
-    ]
-    for name, call in README_ROWS.items():
-        selector, some = found[name]
-        asr, acc = (percent(mean(rates[key] for _, rates in some)) for key in ("asr", "acc"))
-        count = solved(some, SOLVED, 0.03, selector)
-        lines.append(f"| {call} | {asr} | {acc} | {count} of {len(some)} |")
-    return lines
-
-
 def unseen(rows: list[Row]) -> list[str]:
     """As `brief`, without the networks on which the settings of the repair were found."""
     return brief([row for row in rows if row["name"] not in REPAIR_FOUND_ON])
@@ -250,7 +226,7 @@ def near(rows: list[Row]) -> list[str]:
     """How often a method comes near what the trigger itself would have told."""
     best = reference(rows)
     lines = [
-        "| method | default selector | oracle amount | oracle less default (DER) |",
+        "| method | selector `accuracy` | oracle amount | oracle less selector (DER) |",
         "|---|---|---|---|",
     ]
     for method, mine in by(rows, "method").items():
@@ -505,7 +481,7 @@ def page(everything: list[Row], records: dict[str, Row], finding: str) -> str:
         "trigger. Where a method refuses a network, the network counts as unchanged.",
         f"`bash benchmarks/reproduce.sh DIR` makes all of it: {cost(everything, records)}",
         "",
-        "![ASR by attack and architecture, default selector](efficacy_accuracy.png)",
+        "![ASR by attack and architecture, selector `accuracy`](efficacy_accuracy.png)",
         "![ASR by attack and architecture, oracle amount](efficacy_oracle.png)",
         "![ASR and ACC against the amount](efficacy_curves.png)",
     ]
@@ -525,7 +501,6 @@ def main() -> None:
     finding = (RESULTS / "efficacy_finding.md").read_text()
     (DOCS / "efficacy.md").write_text(page(rows, records, finding))
     poisoned = [row for row in by_set(rows)[FIRST] if row["attack"] is not None]
-    fill(README, "efficacy", "\n".join(for_readme(poisoned)))
     for selector in ("accuracy", "oracle"):
         heat(poisoned, selector, DOCS / f"efficacy_{selector}.png")
     curves(poisoned, DOCS / "efficacy_curves.png")

@@ -1,0 +1,112 @@
+"""Render results/plain_call.json: python -m benchmarks.efficacy.plain_call_page
+
+docs/results/distilling.md, between its marks, and the table in README.
+"""
+
+from __future__ import annotations
+
+import json
+from statistics import mean
+from typing import Any
+
+from benchmarks.efficacy.plain_call import CONTROLS, METHODS, RESULT
+from benchmarks.render import DOCS, README, fill, percent
+
+PAGE = DOCS / "distilling.md"
+# settings were chosen with these in sight; all others were measured once
+DEVELOPMENT = (
+    "resnet-badnets-short-0",
+    "resnet-blended-short-0",
+    "resnet-benign-short-0",
+    "convnext-badnets-short-0",
+    "mobilenet-badnets-short-0",
+    "vit-badnets-short-0",
+    "vit-blended-short-0",
+)
+PURIFIED = (0.1, 0.015)  # ASR at most, for at most so much accuracy
+Row = dict[str, Any]
+
+
+def backdoored(row: Row) -> bool:
+    return "asr" in row["before"]
+
+
+def drop(row: Row) -> float:
+    return float(row["before"]["acc"] - row["after"]["acc"])
+
+
+def good(row: Row) -> bool:
+    return bool(row["after"]["asr"] <= PURIFIED[0] and drop(row) <= PURIFIED[1])
+
+
+def means(rows: list[Row], name: str) -> str:
+    """One line: the row's means over backdoored networks, and over benign ones."""
+    mine = [row for row in rows if row["row"] == name]
+    done = [row for row in mine if "after" in row]
+    attacked, benign = [r for r in done if backdoored(r)], [r for r in done if not backdoored(r)]
+    cells = [name, str(len(attacked))]
+    if attacked:
+        worst = max(row["after"]["asr"] for row in attacked)
+        cells += [percent(mean(row["after"]["asr"] for row in attacked)), percent(worst)]
+        cells += [percent(mean(map(drop, attacked)))]
+        cells += [f"{sum(map(good, attacked))} of {len(attacked)}"]
+    else:
+        cells += [""] * 4
+    cells += [percent(mean(map(drop, benign))) if benign else "", str(len(benign))]
+    refused = len(mine) - len(done)
+    return f"| {' | '.join(cells)} |" + (f" {refused} refused" if refused else "")
+
+
+def table(rows: list[Row], names: list[str]) -> str:
+    head = "| call | networks | ASR | worst | ACC lost | purified | benign: ACC lost | networks |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    present = {row["row"] for row in rows}
+    return "\n".join(lines + [means(rows, name) for name in names if name in present])
+
+
+def each(rows: list[Row]) -> str:
+    lines = ["| network | images | ACC | ASR | RA | CPU seconds |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["row"] != "rnp":
+            continue
+        cells = [row["network"], str(row["images"])]
+        if "after" not in row:
+            cells += [f"refused: {row['refused']}", "", ""]
+        else:
+            for name in ("acc", "asr", "ra"):
+                pair = [
+                    percent(row[when][name]) for when in ("before", "after") if name in row[when]
+                ]
+                cells.append(" → ".join(pair))
+        lines.append(f"| {' | '.join(cells)} | {row['cpu_seconds']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rows = json.loads(RESULT.read_text())
+    full = [row for row in rows if row["images"] == 500]
+    fewer = [row for row in rows if row["images"] != 500]
+    chosen = [row for row in full if row["network"] in DEVELOPMENT]
+    others = [row for row in full if row["network"] not in DEVELOPMENT]
+    names = [*METHODS, *CONTROLS]
+    fill(PAGE, "others", table(others, names))
+    fill(PAGE, "development", table(chosen, names))
+    fill(PAGE, "fewer", each(fewer))
+    fill(PAGE, "networks", each(full))
+    attacked = [row for row in full if row["row"] == "rnp" and backdoored(row) and "after" in row]
+    before = mean(row["before"]["asr"] for row in attacked)
+    acc = mean(row["before"]["acc"] for row in attacked)
+    head = f"{len(attacked)} backdoored networks, means in %"
+    lines = [
+        f"| {head} | attack success | accuracy | purified |",
+        "|---|---|---|---|",
+        f"| as given | {percent(before)} | {percent(acc)} | |",
+        f'| `method="rnp"` | {percent(mean(row["after"]["asr"] for row in attacked))} | '
+        f"{percent(mean(row['after']['acc'] for row in attacked))} | "
+        f"{sum(map(good, attacked))} of {len(attacked)} |",
+    ]
+    fill(README, "plain_call", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
