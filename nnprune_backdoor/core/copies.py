@@ -144,6 +144,19 @@ def refuse_computed_weights(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
+def refuse_inference_weights(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise UnsupportedModelError if one of these layers was made in inference mode.
+
+    Such tensors can be neither changed nor differentiated.
+    """
+    for name in names:
+        if any(weight.is_inference() for weight in model.get_submodule(name).parameters()):
+            raise UnsupportedModelError(
+                f"layer {name!r} was made in inference mode, so its weights can be neither changed "
+                "nor differentiated; take a copy that is made outside of it: copy.deepcopy(model)"
+            )
+
+
 def refuse_recomputing(frozen: nn.Module, images: Tensor) -> None:
     """Raise UnsupportedModelError if the backward pass computes a part of the model again.
 

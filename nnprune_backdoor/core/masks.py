@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .copies import refuse_computed_weights
+from .copies import refuse_computed_weights, refuse_inference_weights
 from .norms import Statistics, keeps_statistics, use_statistics_
 from .scores import Selection
 from .sites import Site
@@ -40,6 +40,7 @@ class MaskedModel:
     def __init__(
         self, model: nn.Module, sites: tuple[Site, ...], *, silencing: Silencing = "constant"
     ) -> None:
+        refuse_inference_weights(model, [site.name for site in sites])
         self.model = model
         self.sites = sites
         self.silencing = silencing
@@ -166,10 +167,11 @@ def silence_(model: nn.Module, selection: Selection, *, silencing: Silencing = "
 
     Raises:
         UnsupportedModelError: a selected layer's weight is parametrised (weight norm, ...), so
-            writing to it would change nothing.
+            writing to it would change nothing; or it was made in inference mode.
     """
     modules = {name: model.get_submodule(name) for name in selection.by_site()}
     refuse_computed_weights(model, modules)
+    refuse_inference_weights(model, modules)
     for name, channels in selection.by_site().items():
         module = modules[name]
         with torch.no_grad():

@@ -523,3 +523,16 @@ def _conv_norm() -> nn.Sequential:
     norm.running_var.uniform_(1, 2)
     norm.num_batches_tracked.fill_(99)
     return model
+
+
+def test_networks_made_in_inference_mode_are_refused_and_copies_are_not() -> None:
+    with torch.inference_mode():
+        model = build("test_resnet")
+    sites = find_sites(model, IMAGES[:2])
+    with pytest.raises(UnsupportedModelError, match=r"copy\.deepcopy"):
+        MaskedModel(model, sites)
+    with pytest.raises(UnsupportedModelError, match=r"copy\.deepcopy"):
+        silence_(model, some_of(sites))
+    usable = copy.deepcopy(model)
+    assert MaskedModel(usable, sites)(IMAGES).requires_grad
+    silence_(usable, some_of(sites))
