@@ -94,7 +94,7 @@ def published(
     clean = CleanData(normalise(half.scaled()[chosen]), half.labels[chosen])
     for name, recipe in RECIPES.items():
         if (folder / f"{name}.safetensors").exists() and any(part in name for part in only):
-            found = triggers(recipe, train)
+            found = triggers(recipe, train, folder)
             stamped = normalise(found[0](measured.scaled())) if found else None
             target = recipe.backdoors[0].labels if found else 0
             model = published_train.load(name, folder)

@@ -148,7 +148,7 @@ def test_refusals_come_before_any_work(model: nn.Module, clean: CleanData) -> No
     with pytest.raises(DataError, match="removal"):
         purify(model, Untouchable(), "rnp", removal="all")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="labelled"):
-        purify(model, [clean.images], "rnp", progress=False)
+        purify(model, [clean.images], "rnp", selector="accuracy", progress=False)
 
 
 def test_wrapped_and_tied_models_are_refused(model: nn.Module, clean: CleanData) -> None:

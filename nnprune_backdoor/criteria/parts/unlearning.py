@@ -51,9 +51,8 @@ class Unlearning:
         momentum: Of SGD.
         weight_decay: Of all weights.
         milestones: Epochs at which the rate falls tenfold. RNP: 10 and 20.
-        epochs: Maximum number of epochs. RNP: 21.
-        least_steps: Steps that are allowed even where they are more than `epochs`: of few images an
-            epoch is a step. RNP: none.
+        epochs: Maximum number of epochs; many, since of few images an epoch is a single step. RNP:
+            21.
         stop: Training accuracy at which the clean task counts as unlearned. None: twice the
             accuracy of guessing, at least 0.2 and at most 0.5.
         check: When accuracy is held against `stop`. RNP: "epoch", which overshoots on networks
@@ -68,8 +67,7 @@ class Unlearning:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     milestones: tuple[int, ...] = ()
-    epochs: int = 100
-    least_steps: int = 1000
+    epochs: int = 400
     stop: float | None = 0.2
     check: Literal["step", "epoch"] = "step"
     clip: float | None = 20.0
@@ -84,7 +82,7 @@ class Unlearning:
     @classmethod
     def published(cls) -> Self:
         """RNP's published code: 21 epochs at most, from a rate of 0.01."""
-        return cls(lr=0.01, milestones=(10, 20), epochs=21, least_steps=0, check="epoch", clip=None)
+        return cls(lr=0.01, milestones=(10, 20), epochs=21, check="epoch", clip=None)
 
     def careful(self, model: nn.Module) -> Self:
         """These settings, or small steps of small gradients where no layer is a BatchNorm.
@@ -133,9 +131,8 @@ class Unlearning:
         unlearned, stop = clone(model), self._stop_for(model, clean)
         ascent = _Ascent(self, unlearned, min(self.batch_size, len(clean)), stop)
         accuracies: list[float] = []
-        epochs = max(self.epochs, -(-self.least_steps // -(-len(clean) // self.batch_size)))
-        with progress_bar(epochs, "unlearning", progress) as bar:
-            for _ in range(epochs):
+        with progress_bar(self.epochs, "unlearning", progress) as bar:
+            for _ in range(self.epochs):
                 accuracy, predicted = ascent.epoch(clean, generator)
                 accuracies.append(accuracy)
                 if looks is not None:
@@ -153,7 +150,7 @@ class Unlearning:
         ascent.check_finite()
         if not ascent.reached and self.missed == "error":
             raise ScoringError(
-                f"after {epochs} epochs of unlearning the accuracy is still "
+                f"after {self.epochs} epochs of unlearning the accuracy is still "
                 f"{accuracies[-1]:.2f}, not {stop}; give unlearning more epochs or a larger lr, or "
                 'accept it with missed="flag"'
             )
