@@ -49,17 +49,17 @@ class Job:
         check_scoring_part(self.parts, prepared.classes)
         self.scoring, self.selecting, self.measuring = self.parts
 
-    def ranked(self, student: nn.Module, seed: int) -> ChannelScores:
-        """The criterion's scores of a network with the neurons of the given one.
+    def scored(self, seed: int) -> ChannelScores:
+        """The criterion's scores of the given network.
 
-        A criterion that needs labels gets the given network's answers where the images have none.
+        A criterion that needs labels gets the network's own answers where the images have none.
         """
         options, scoring = self.options, self.scoring
         if scoring.labels is None and options.criterion.needs_labels:
             answers = predict_labels(self.prepared.model, scoring.images)
             scoring = CleanData(scoring.images, answers)
         return options.criterion(
-            student,
+            self.model,
             scoring,
             sites=self.prepared.sites,
             seed=seed,

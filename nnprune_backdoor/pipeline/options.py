@@ -39,7 +39,7 @@ class Options:
         repair: Repair | None,
         **others: Any,
     ) -> Self:
-        """As `purify` was given them; None where the others decide."""
+        """From the arguments of `purify`, of which None means that the others decide."""
         criterion = _criterion(method, hyperparameters)
         if repair is None:
             repair = "distil" if selector is None else "none"

@@ -145,7 +145,7 @@ def _pruned(job: Job, clock: Clock, seed: int) -> Pruned:
     """Score once, select once, silence, and repair where that was asked for."""
     frozen, options = job.prepared.model, job.options
     with counting_what_was_given(job.parts):
-        scores = job.ranked(job.model, seed)
+        scores = job.scored(seed)
     clock.lap("scoring")
     held_out = HeldOut(
         frozen,
