@@ -37,8 +37,7 @@ from nnprune_backdoor.core.scores import Selection
 from nnprune_backdoor.core.splits import equal_images, stratified
 from nnprune_backdoor.demo import normalise
 from nnprune_backdoor.errors import PurifyError
-from nnprune_backdoor.pipeline.options import SHARE
-from nnprune_backdoor.selectors import LowestFraction
+from nnprune_backdoor.selectors.agreement import Agreeing
 from nnprune_backdoor.training import Distillation, distil
 
 METHODS = ("rnp", "anp", "cnp", "mnp", "tac", "random", "magnitude")
@@ -105,7 +104,7 @@ def purified(row: str, case: Case, seed: int) -> nn.Module:
     """The network after the call, or after a part of it."""
     if row in METHODS:
         return purify(case.model, case.clean, row, seed=seed, progress=False).model
-    deep = LowestFraction(SHARE)
+    deep = Agreeing()
     cut = purify(
         case.model, case.clean, "rnp", selector=deep, removal="none", seed=seed, progress=False
     )

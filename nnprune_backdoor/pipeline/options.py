@@ -10,10 +10,8 @@ from ..core.masks import Silencing
 from ..core.measures import Removal, Repair
 from ..criteria.base import Criterion, create_criterion
 from ..errors import DataError
-from ..selectors.amounts import LowestFraction
+from ..selectors.agreement import Agreeing
 from ..selectors.base import Selector, create_selector
-
-SHARE = 0.05  # of the neurons that go where nothing else is asked for (docs/results/distilling.md)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Options:
         if repair is None:
             repair = "distil" if selector is None else "none"
         if selector is None:
-            selector = LowestFraction(SHARE) if repair == "distil" else "accuracy"
+            selector = Agreeing() if repair == "distil" else "accuracy"
         if silencing is None:
             silencing = criterion.silencing
         return cls(criterion, _selector(selector), silencing, repair=repair, **others)

@@ -1,0 +1,55 @@
+"""How much goes before a network is distilled: what its answers bear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.held_out import HeldOut
+from ..core.scores import ChannelScores, Selection, lowest
+from ..errors import DataError
+from ..utils.statistics import isotonic
+from .accuracy import amounts_to_try
+from .base import Selector
+
+
+@dataclass(frozen=True)
+class Agreeing(Selector):
+    """The most, up to a share, at which few held-out images change their label.
+
+    Needs no labels. A wide network bears 5 %; of a small one that is more than distilling can give
+    back (docs/results/distilling.md).
+
+    Attributes:
+        max_changed: Largest share of the images whose label changes, before anything is distilled.
+        max_fraction: Largest share of all neurons.
+        points: Number of amounts tried, dense at the small end.
+    """
+
+    max_changed: float = 0.15
+    max_fraction: float = 0.05
+    points: int = 20
+
+    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
+        if held_out is None:
+            raise DataError("Agreeing needs held-out clean images")
+        images = held_out.clean.images
+        given = held_out.predict(lowest(scores, 0), images)
+        amounts = amounts_to_try(len(scores.flat), self.max_fraction, self.points)
+        changed = [
+            (held_out.predict(lowest(scores, amount), images) != given).double().mean().item()
+            for amount in amounts
+        ]
+        fitting = [
+            amount
+            for amount, share in zip(amounts, isotonic(changed), strict=True)
+            if share <= self.max_changed
+        ]
+        count = max(fitting, default=amounts[0])
+        share = dict(zip(amounts, changed, strict=True))[count]
+        return lowest(
+            scores,
+            count,
+            f"silent, they change the label of {share:.1%} of {len(images)} held-out images, before "
+            f"distilling; up to {self.max_changed:.0%} and {self.max_fraction:.0%} of the neurons "
+            "are taken",
+        )
