@@ -95,8 +95,8 @@ def _add_purification(parser: argparse.ArgumentParser) -> None:
         "--selector",
         choices=("trigger", "auto", "accuracy"),
         help="how much is pruned. trigger: until recovered triggers fail; auto: until there is no "
-        "evidence of a backdoor; accuracy: as much as --max-drop allows (default: the lowest 5%% "
-        "of the neurons)",
+        "evidence of a backdoor; accuracy: as much as --max-drop allows (default: at most the "
+        "lowest 5%% of the neurons)",
     )
     group.add_argument(
         "--max-drop",

@@ -93,7 +93,7 @@ def _add_selector(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--selector",
         metavar="NAME",
-        help=f"{', '.join(SELECTORS)} (default: the lowest 5%% of the neurons, or the "
+        help=f"{', '.join(SELECTORS)} (default: at most the lowest 5%% of the neurons, or the "
         "selector that an option below belongs to)",
     )
     for name, kind, what in (

@@ -68,8 +68,8 @@ def purify(
             labels takes the model's own answers where there are none.
         method: name of a criterion (`list_criteria()`), or one already made.
         selector: how much goes; name of a selector that needs no settings, or one already made.
-            None: the lowest 5 % of the neurons, more than can go without distilling; "accuracy"
-            with another repair.
+            None: at most the lowest 5 % of the neurons (`selectors.agreement.Agreeing`) before
+            distilling; "accuracy" with another repair.
         silencing: "zero" switches a neuron's weight and bias off, as removing it would;
             "constant" keeps the bias. None: as the criterion means it (`Criterion.silencing`).
         removal: "exact" takes silent neurons out of the tensors where that changes nothing;

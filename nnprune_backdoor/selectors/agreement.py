@@ -49,7 +49,7 @@ class Agreeing(Selector):
         return lowest(
             scores,
             count,
-            f"silent, they change the label of {share:.1%} of {len(images)} held-out images, before "
-            f"distilling; up to {self.max_changed:.0%} and {self.max_fraction:.0%} of the neurons "
-            "are taken",
+            f"silent, they change the label of {share:.1%} of {len(images)} held-out images before "
+            f"distilling; up to {self.max_changed:.0%} are allowed, and {self.max_fraction:.0%} of "
+            "the neurons",
         )

@@ -251,7 +251,7 @@ def test_the_plain_command_is_the_plain_call(
     arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --json"
     report = answer(capsys, arguments, shop.stranger, shop.flat, tmp_path / "out")["report"]
     assert report["criterion"]["name"] == "RNP" and report["given"]["repair"] == "distil"
-    assert report["selection"]["settings"] == {"fraction": 0.05}
+    assert report["selection"]["selector"] == "Agreeing"
     assert any("took the model's own answers" in line for line in report["cautions"])
     arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --max-drop 0.1"
     assert run(arguments, shop.stranger, shop.flat, tmp_path / "other") == 2
