@@ -85,14 +85,12 @@ def each(rows: list[Row]) -> str:
 def main() -> None:
     rows = json.loads(RESULT.read_text())
     full = [row for row in rows if row["images"] == 500]
-    fewer = [row for row in rows if row["images"] != 500]
     chosen = [row for row in full if row["network"] in DEVELOPMENT]
     others = [row for row in full if row["network"] not in DEVELOPMENT]
     names = [*METHODS, *CONTROLS]
     fill(PAGE, "others", table(others, names))
     fill(PAGE, "development", table(chosen, names))
-    fill(PAGE, "fewer", each(fewer))
-    fill(PAGE, "networks", each(full))
+    fill(PAGE, "networks", each(rows))
     attacked = [row for row in full if row["row"] == "rnp" and backdoored(row) and "after" in row]
     before = mean(row["before"]["asr"] for row in attacked)
     acc = mean(row["before"]["acc"] for row in attacked)
