@@ -136,7 +136,7 @@ def run(name: str, case: Case, row: str, draw: int, out: Path) -> None:
     except PurifyError as error:
         record["refused"] = str(error)
     record["cpu_seconds"] = round(time.process_time() - start)
-    record["commit"] = _commit()
+    record["commit"] = COMMIT
     file.write_text(json.dumps(record) + "\n")
     print(json.dumps(record), flush=True)
 
@@ -146,6 +146,9 @@ def _commit() -> str:
     here = Path(__file__).parent
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+COMMIT = _commit()  # of the code that was read, whatever is checked out while it runs
 
 
 def collect(out: Path) -> None:

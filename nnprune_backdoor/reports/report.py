@@ -339,8 +339,9 @@ def _limits(record: Record) -> list[str]:
         limits.append(f"A repair was asked for and rejected: {record.repair_rejected}.")
     if record.repaired and record.given.repair == "distil":
         limits.append(
-            "All weights were trained towards the given model's answers on clean images, which say "
-            "nothing of a trigger. A backdoor that the neurons taken out did not carry can be left."
+            "All weights were trained towards the given model's answers on clean images, and "
+            "against triggers recovered meanwhile. So a recovered trigger that fails afterwards "
+            "says little about the attacker's."
         )
     elif record.repaired:
         limits.append(

@@ -59,7 +59,10 @@ def _repair(record: Record) -> list[str]:
     if not record.repaired:
         return []
     if record.given.repair == "distil":
-        return ["repair     all weights trained towards the given model's answers"]
+        return [
+            "repair     all weights trained towards the given model's answers, and against "
+            "triggers recovered meanwhile"
+        ]
     count = len(triggers_of(record.scores, record.selection))
     return [
         f"repair     all weights trained further to unlearn {count} recovered trigger(s), and "

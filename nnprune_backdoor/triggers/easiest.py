@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..core.data import CleanData
-from ..core.predictions import predict_logits
+from ..core.prepared import Prepared
 from ..core.recovered import RecoveredTrigger
 from ..errors import DataError
 from .inversion import Inversion
@@ -21,7 +21,7 @@ from .perturbation import RecoveredPerturbation, UniversalPerturbation
 
 @dataclass(frozen=True, kw_only=True)
 class EasiestLabels:
-    """How they are chosen and recovered.
+    """How they are chosen and recovered. Ours; what the searches are is told in their classes.
 
     Attributes:
         labels: Number of labels that are kept.
@@ -49,14 +49,16 @@ class EasiestLabels:
         Args:
             model: a classifier; it is left as it was.
             clean: clean images, normalised as the model expects. Labels are not looked at.
+            seed: of the labels that are tried, and of the searches.
 
         Raises:
             DataError, UnsupportedModelError, ScoringError: see `Inversion.recover`.
         """
-        classes = predict_logits(model, clean.images[:1]).shape[1]
+        prepared = Prepared.of(model, clean, labels="ignored")
+        model, clean = prepared.model, prepared.clean
         generator = torch.Generator().manual_seed(seed)
-        tried = torch.randperm(classes, generator=generator)[: self.tried].tolist()
-        found = self.glance.recover(model, clean, tried, seed=seed)
+        order = torch.randperm(prepared.classes, generator=generator, device="cpu")
+        found = self.glance.recover(model, clean, order[: self.tried].tolist(), seed=seed)
         easiest = sorted(found, key=lambda one: -one.success)[: self.labels]
         labels = [one.target for one in easiest]
         return (
