@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.statistics import Rate
-from ..utils.tensors import at_least_float32
+from .copies import eval_mode
 from .predictions import predict_logits
 
 
@@ -28,11 +28,13 @@ class Agreement:
 
     @classmethod
     def of(cls, teacher: nn.Module, student: nn.Module, images: Tensor) -> Self:
-        """Of two networks with the same classes on images (N, C, H, W)."""
-        wanted, given = (
-            F.log_softmax(at_least_float32(predict_logits(model, images)), 1)
-            for model in (teacher, student)
-        )
+        """Of two networks with the same classes on images (N, C, H, W), both in eval mode.
+
+        Their modes come back.
+        """
+        with eval_mode(teacher), eval_mode(student):
+            logits = [predict_logits(model, images) for model in (teacher, student)]
+        wanted, given = (F.log_softmax(found, 1) for found in logits)
         same = int((wanted.argmax(1) == given.argmax(1)).sum())
         divergence = F.kl_div(given, wanted, reduction="batchmean", log_target=True).item()
         return cls(Rate(same, len(images)), max(0.0, divergence))

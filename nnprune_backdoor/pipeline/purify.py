@@ -12,7 +12,7 @@ from torch import nn
 from ..core.agreement import Agreement
 from ..core.checks import check_label_order, counting_what_was_given
 from ..core.compute import Compute
-from ..core.copies import clone, eval_mode, frozen_copy, refuse_computed_weights
+from ..core.copies import clone, eval_mode, refuse_computed_weights
 from ..core.data import CleanData
 from ..core.drift import allowed_drift, logit_drift
 from ..core.held_out import HeldOut
@@ -122,7 +122,7 @@ def _run(
         if report is not None:
             clock.lap("removing")
         accuracy = PairedAccuracy.of(frozen, product, measuring)
-        agreement = Agreement.of(frozen, frozen_copy(product), measuring.images)
+        agreement = Agreement.of(frozen, product, measuring.images)
         proxies = ProxySuccess.of(done.scores, done.selection, frozen, product, measuring)
         clock.lap("certifying")
     return Purified(

@@ -97,6 +97,11 @@ def test_agreement_is_of_answers(before: Any) -> None:
     divergence = (wanted.exp() * (wanted - given)).sum(1).mean().item()
     assert found.divergence == pytest.approx(divergence, rel=1e-4)
 
+    before = state_of(other.train())
+    assert Agreement.of(model, other, images) == found
+    assert_same_state(before, state_of(other))
+    assert other.training
+
 
 def test_a_criterion_gets_the_models_answers_where_there_are_no_labels(quick: Any) -> None:
     model, clean = quick
