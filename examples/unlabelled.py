@@ -1,6 +1,6 @@
 """Clean images without labels, pruning alone: CNP, and the selectors that can go with it.
 
-`purify(model, images)` needs no labels: it silences a fixed share of the neurons and distils. This
+`purify(model, images)` needs no labels: it silences a few of the neurons and distils. This
 script trains nothing. Recovering a trigger and ranking neurons by what it works through needs no
 labels either. Deciding how many go is harder: selectors that measure accuracy need labels, and
 `purify` refuses them where there are none. So an amount is named beforehand. Other amounts are then
