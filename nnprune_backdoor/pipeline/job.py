@@ -70,9 +70,13 @@ class Job:
     def distilled(self, silenced: nn.Module, silent: Selection, seed: int) -> nn.Module:
         """A silenced network that has learned from the given one: far first, then closer.
 
-        The selecting images, whose work is done, teach as well.
+        The selecting images, whose work is done, teach as well; not after a selector that recovers
+        triggers, which counts once more on them what is left.
         """
-        images = CleanData(torch.cat([self.scoring.images, self.selecting.images]))
+        parts = [self.scoring.images]
+        if not self.options.selector.recovers_triggers:
+            parts.append(self.selecting.images)
+        images = CleanData(torch.cat(parts))
         silencing = self.options.silencing
         student = silenced
         for number, settings in enumerate(

@@ -81,8 +81,9 @@ def purify(
             recovers triggers, and is rejected if it costs accuracy on the selecting images beyond
             chance (`Purified.repair_rejected` says why); "none" trains nothing. None: "distil"
             if no selector is given, else "none".
-        shares: of the clean images, for scoring, selecting and measuring; a repair by "distil" has
-            the first two. Equal images come into the same part.
+        shares: of the clean images, for scoring, selecting and measuring. A repair by "distil" has
+            the first two; the first alone with a selector that recovers triggers. Equal images come
+            into the same part.
         seed: same seed, same machine, same number of threads, same result.
         progress: show progress bars on a terminal.
         compute: how the criterion's passes are run.

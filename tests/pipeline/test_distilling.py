@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from nnprune_backdoor.core.predictions import predict, predict_logits
 from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.core.sites import Site
 from nnprune_backdoor.errors import DataError
+from nnprune_backdoor.pipeline import job
 from nnprune_backdoor.reports import Report
 from nnprune_backdoor.selectors import AccuracyBudget, LowestCount, LowestFraction
 from nnprune_backdoor.selectors.agreement import Agreeing
@@ -146,6 +148,32 @@ def test_selector_and_repair_where_one_is_not_given(
     model, clean = quick
     purified = purify(model, clean, "magnitude", progress=False, **given)
     assert purified.given.selector == selector and purified.given.repair == repair
+
+
+@dataclass(frozen=True)
+class Recovering(LowestCount):
+    """Counts on the selecting images what a repair left, as `trigger` does."""
+
+    recovers_triggers: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize(("selector", "count"), [(LowestCount(2), 68), (Recovering(2), 48)])
+def test_what_is_counted_on_once_more_does_not_teach(
+    selector: Selector, count: int, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = []
+
+    def watched(
+        student: nn.Module, teacher: nn.Module, clean: CleanData, *_: Any, **__: Any
+    ) -> Any:
+        taught.append(len(clean))
+        return student
+
+    monkeypatch.setattr(job, "distil", watched)
+    model, clean = quick
+    purified = purify(model, clean, "magnitude", selector=selector, repair="distil", progress=False)
+    assert taught == [count, count]
+    assert purified.given.parts == (48, 20, 12)
 
 
 class Changing:
