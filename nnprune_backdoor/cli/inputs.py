@@ -97,7 +97,7 @@ def _load_checkpoint(options: argparse.Namespace, path: Path) -> Model:
         raise MisuseError(
             f"{path} does not name its architecture; give --arch NAME, timm's name for it"
         )
-    network, arch, arguments = built(weights, options.arch, arguments, what=str(path))
+    network, arch, arguments, weights = built(weights, options.arch, arguments, what=str(path))
     return Model(network, arch, arguments, {})
 
 

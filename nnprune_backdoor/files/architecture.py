@@ -6,7 +6,8 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from ..utils.randomness import private_randomness
 from ..utils.time_limit import within
-from .checkpoint import MAX_BYTES, Weights, load_weights
+from .checkpoint import Weights, load_weights
+from .fitting import Converter, fitted
+from .limits import MAX_BYTES
+from .state_dicts import Kind
 
 _SIZES = ("num_classes", "in_chans", "img_size")  # may be large, since memory is checked
 
@@ -33,11 +37,18 @@ _FORBIDDEN = (
 )
 
 
+# what timm's modules call their function for weights with other names
+_CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+
+
 def load_model(
     path: str | os.PathLike[str],
     arch: str | None = None,
     *,
     key: str | None = None,
+    prefix: str | None = None,
+    drop: Sequence[str] = (),
+    weights: Kind | None = None,
     max_bytes: int = MAX_BYTES,
     **model_args: Any,
 ) -> nn.Module:
@@ -46,7 +57,7 @@ def load_model(
     Args:
         path: the file, of one of the kinds that `load_weights` reads.
         arch: timm name of the architecture; by default the file's entry "arch".
-        key: entry of the file that holds the weights; see `load_weights`.
+        key, prefix, drop, weights: which tensors of the file are taken; see `load_weights`.
         max_bytes: largest file, and largest model, that is loaded.
         **model_args: arguments of `timm.create_model`. num_classes, in_chans and img_size are
             read from the shapes of the weights (classifier, first convolution, position
@@ -59,8 +70,10 @@ def load_model(
         CheckpointError: the file cannot be read (see `load_weights`), or its weights do not fit.
         UnknownNameError: timm has no such architecture.
     """
-    weights = load_weights(path, key=key, max_bytes=max_bytes)
-    return built(weights, arch, model_args, what=str(path), max_bytes=max_bytes)[0]
+    read = load_weights(
+        path, key=key, prefix=prefix, drop=drop, weights=weights, max_bytes=max_bytes
+    )
+    return built(read, arch, model_args, what=str(path), max_bytes=max_bytes)[0]
 
 
 def built(
@@ -70,7 +83,7 @@ def built(
     *,
     what: str,
     max_bytes: int = MAX_BYTES,
-) -> tuple[nn.Module, str, dict[str, Any]]:
+) -> tuple[nn.Module, str, dict[str, Any], Weights]:
     """Build a timm model and load weights into it.
 
     Args:
@@ -81,7 +94,8 @@ def built(
         max_bytes: largest model.
 
     Returns:
-        the model in eval mode, its timm name, and all arguments it was built with.
+        the model in eval mode, its timm name, all arguments it was built with, and the weights
+        with the names of the model; their notes say how they were found.
 
     Raises:
         CheckpointError, UnknownNameError: see `load_model`.
@@ -89,10 +103,16 @@ def built(
     arch = arch or weights.arch
     if arch is None:
         raise CheckpointError(f"{what}: the file does not name its architecture; give arch='...'")
-    arguments = complete(arch, model_args, weights)
-    model = create(arch, arguments, max_bytes=max_bytes)
-    fill_(model, weights, f"{what} as {arch!r}")
-    return model, arch, arguments
+    converter = _converter(arch)
+    try:
+        named = fitted(weights, _build_empty(arch, model_args), converter)
+        arguments = complete(arch, model_args, named)
+        model = create(arch, arguments, max_bytes=max_bytes)
+        named = fitted(weights, model, converter)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {error}") from error
+    fill_(model, named, f"{what} as {arch!r}")
+    return model, arch, arguments, named
 
 
 def create(arch: str, model_args: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> nn.Module:
@@ -247,6 +267,16 @@ def _check_name(arch: str) -> None:
         raise UnknownNameError(
             f"timm has no architecture {arch[:100]!r}{hint} (hubs, folders and paths are not read)"
         )
+
+
+def _converter(arch: str) -> Converter | None:
+    """timm's function that renames weights of the architecture's authors, or of older versions."""
+    import timm
+
+    _check_name(arch)
+    module = sys.modules[timm.models.model_entrypoint(arch).__module__]
+    found: list[Converter] = [vars(module)[name] for name in _CONVERTERS if name in vars(module)]
+    return found[0] if found else None
 
 
 def _layer_names(entry: Any) -> tuple[str, ...]:

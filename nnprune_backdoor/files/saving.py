@@ -33,8 +33,9 @@ from ..reports.purified import Purified
 from ..utils.randomness import private_randomness
 from ..utils.tensors import placement
 from .architecture import complete, create, fill_
-from .checkpoint import MAX_BYTES, read_safetensors
+from .limits import MAX_BYTES
 from .record_file import LIBRARY, RECORD, REPORT, read_record, record_of, to_json
+from .safetensors_file import read_safetensors
 
 try:
     import fcntl

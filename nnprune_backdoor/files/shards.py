@@ -1,0 +1,108 @@
+"""Folders as hubs have them: a weights file, or several with an index, beside config.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+# what a folder may hold, most wanted first
+_USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+_SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.(safetensors|bin|pt|pth)", re.IGNORECASE)
+
+_MAX_JSON = 64 * 2**20  # bytes
+
+_MAX_SHARDS = 1000
+
+
+@dataclass(frozen=True)
+class Index:
+    """Which file of several holds a tensor.
+
+    Attributes:
+        files: In the order of their names.
+        places: Name of a tensor -> the file that holds it.
+    """
+
+    files: tuple[Path, ...]
+    places: Mapping[str, Path]
+
+
+def usual_file(folder: Path) -> Path:
+    """The weights file, or the index of several, in a folder; CheckpointError if there is none."""
+    for name in _USUAL:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder}: a folder without {', '.join(_USUAL[:3])}; give the file that holds the weights"
+    )
+
+
+def arch_of(folder: Path) -> str | None:
+    """The timm name that a hub's config.json gives; None if it gives none."""
+    path = folder / "config.json"
+    if not path.is_file() or path.stat().st_size > _MAX_JSON:
+        return None
+    name = _json(path).get("architecture")
+    return name if isinstance(name, str) else None
+
+
+def read_index(path: Path) -> Index:
+    """The index of a model in several files.
+
+    Raises:
+        CheckpointError: it is no such index, or names files that do not lie beside it.
+    """
+    if path.stat().st_size > _MAX_JSON:
+        raise CheckpointError(f"{path}: over {_MAX_JSON:,} bytes, more than any index needs")
+    given = _json(path).get("weight_map")
+    if not isinstance(given, dict) or not given:
+        raise CheckpointError(
+            f"{path}: JSON, not the weights; if it is an error message, get the file again, and if "
+            "it is a configuration, give the weights beside it"
+        )
+    places = {name: path.parent / _plain_name(path, file) for name, file in given.items()}
+    files = tuple(sorted(set(places.values())))
+    if len(files) > _MAX_SHARDS:
+        raise CheckpointError(f"{path}: {len(files):,} files, over the limit of {_MAX_SHARDS:,}")
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{path}: {file.name!r} is missing; get all files of the model")
+    return Index(files, places)
+
+
+def refuse_shard(path: Path) -> None:
+    """Raise CheckpointError for one of several files of a model."""
+    match = _SHARD.fullmatch(path.name)
+    if match and int(match[1]) > 1:
+        raise CheckpointError(
+            f"{path}: one of {int(match[1])} files that hold a model; give the folder, or the "
+            "file ending in .index.json beside it"
+        )
+
+
+def _plain_name(path: Path, name: Any) -> str:
+    if type(name) is not str or name != Path(name).name or not _SHARD.fullmatch(name):
+        raise CheckpointError(
+            f"{path}: it names {str(name)[:100]!r}, which is no part of a model beside it"
+        )
+    return name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: no readable JSON ({str(error)[:100]})") from error
+    return content if isinstance(content, dict) else {}
