@@ -183,12 +183,16 @@ def _check(options: argparse.Namespace) -> None:
 def _start(options: argparse.Namespace) -> Model:
     """The model to train further, or one of --arch from which only the input's size is read."""
     from ..files.architecture import create
+    from ..files.record_file import purified_folder
     from .inputs import Model, load
     from .name_value import read_plain
 
     if options.model is not None:
-        if options.model.is_dir():
-            raise MisuseError(f"{options.model} is a folder; give --model a checkpoint file")
+        if purified_folder(options.model):
+            raise MisuseError(
+                f"--model {options.model} is a purified model, whose layers may be smaller than "
+                "those of its architecture, and attack writes weights alone; give a checkpoint"
+            )
         return load(options, options.model)
     arguments = read_plain(options.arch_arg)
     return Model(create(options.arch, arguments), options.arch, arguments, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from ..files.checkpoint import load_weights
 from ..files.datasets import list_datasets, read_dataset
 from ..files.images import FolderImages, read_classes, read_images, shown
 from ..files.preprocessing import Preprocessing, refuse_other_channels
-from ..files.record_file import read_record
+from ..files.record_file import purified_folder, read_record
 from ..files.saving import load_purified
+from ..removal.recipe import Recipe
 from .base import MisuseError, note
 from .name_value import read_plain
 
@@ -34,6 +35,8 @@ class Model:
         arguments: Of timm.create_model.
         source: What a purified model's record says of preprocessing and classes; else empty.
         shape: Of an image, (C, H, W), from a purified model's record; else empty.
+        earlier: What was cut out of it when it was purified before; None if it was not.
+        mapping: Which tensors of the file were taken (see `Weights`).
     """
 
     network: nn.Module
@@ -41,6 +44,8 @@ class Model:
     arguments: dict[str, Any]
     source: dict[str, Any]
     shape: tuple[int, ...] = ()
+    earlier: Recipe | None = None
+    mapping: dict[str, Any] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -63,19 +68,21 @@ def device_of(options: argparse.Namespace) -> torch.device:
 
 
 def load(options: argparse.Namespace, path: Path) -> Model:
-    """A checkpoint, or a folder that `purify` wrote, on the device asked for."""
+    """A checkpoint, or what `purify` wrote (folder or weights), on the device asked for."""
     device = device_of(options)
-    found = _load_folder(options, path) if path.is_dir() else _load_checkpoint(options, path)
+    folder = purified_folder(path)
+    found = _load_checkpoint(options, path) if folder is None else _load_folder(options, folder)
     found.network.to(device)
     return found
 
 
 def _load_folder(options: argparse.Namespace, path: Path) -> Model:
-    if options.arch is not None or options.arch_arg or options.key is not None:
-        raise MisuseError(
-            f"{path} is a folder, and its record has the architecture; leave out --arch, "
-            "--arch-arg and --key"
-        )
+    for name in ("arch", "arch_arg", "key", "prefix", "drop", "weights"):
+        if getattr(options, name):
+            raise MisuseError(
+                f"{path} is a purified model, and its record says how to build it; leave out "
+                f"--{name.replace('_', '-')}"
+            )
     record = read_record(path)
     architecture = record["architecture"]
     shape = tuple(n for n in record["input"] or () if isinstance(n, int))
@@ -85,20 +92,29 @@ def _load_folder(options: argparse.Namespace, path: Path) -> Model:
         architecture["arguments"],
         record.get("source", {}),
         shape if len(shape) == 3 else (),
+        Recipe.from_dict(record["recipe"]),
     )
 
 
 def _load_checkpoint(options: argparse.Namespace, path: Path) -> Model:
     arguments = read_plain(options.arch_arg)
-    weights = load_weights(path, key=options.key)
+    weights = load_weights(
+        path,
+        key=options.key,
+        prefix=options.prefix,
+        drop=options.drop,
+        weights=options.weights,
+    )
     for line in weights.notes:
         note(options, f"{path.name}: {shown(line)}")
     if options.arch is None and weights.arch is None:
         raise MisuseError(
             f"{path} does not name its architecture; give --arch NAME, timm's name for it"
         )
-    network, arch, arguments, weights = built(weights, options.arch, arguments, what=str(path))
-    return Model(network, arch, arguments, {})
+    network, arch, arguments, fitted = built(weights, options.arch, arguments, what=str(path))
+    for line in fitted.notes[len(weights.notes) :]:
+        note(options, f"{path.name}: {shown(line)}")
+    return Model(network, arch, arguments, {}, mapping=fitted.mapping)
 
 
 def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing:

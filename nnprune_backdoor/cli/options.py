@@ -72,6 +72,25 @@ def add_architecture(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="entry of the checkpoint that holds the weights, such as model_ema",
     )
+    group.add_argument(
+        "--weights",
+        choices=("plain", "ema"),
+        help="where the checkpoint holds both: the weights as they were trained, or their moving "
+        "average (default: plain)",
+    )
+    group.add_argument(
+        "--prefix",
+        metavar="TEXT",
+        help="take the tensors whose names begin with TEXT, such as encoder_q. (default: found by "
+        "the names of the network)",
+    )
+    group.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out tensors of such names, such as 'head_dist.*'; may be repeated",
+    )
 
 
 def add_images(parser: argparse.ArgumentParser, most: int | None) -> None:

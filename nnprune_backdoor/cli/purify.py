@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..files.images import FolderImages
     from ..reports.purified import Purified
     from ..selectors.base import Selector
+    from .inputs import Model
 
 
 def add(commands: Commands) -> None:
@@ -35,7 +36,7 @@ def add(commands: Commands) -> None:
         "purify",
         run,
         does="silence the neurons that a backdoor seems to use, and save the model",
-        usage="CHECKPOINT --clean DIR --out OUT",
+        usage="MODEL --clean DIR --out OUT",
         more="Only tensors are read from the checkpoint: no code in it runs, and the file is not "
         "changed. OUT becomes a folder with model.safetensors, record.json and report.json. "
         "Exit code 3: the model was written, but --selector auto still found evidence of a "
@@ -46,8 +47,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "checkpoint",
         type=Path,
-        metavar="CHECKPOINT",
-        help="file of weights: .pth, .pt, .bin, .safetensors, ...",
+        metavar="MODEL",
+        help="a checkpoint: a file of PyTorch's or safetensors, or a hub's folder; or a folder "
+        "that purify wrote",
     )
     parser.add_argument(
         "--clean",
@@ -153,8 +155,6 @@ def run(options: argparse.Namespace) -> Result:
     check_repair(options, criterion, selector)
     _check_paths(options, out)
     model = load(options, options.checkpoint)
-    with options.checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     preprocessing = preprocessing_of(options, model)
     images = read_folder(options, options.clean, model, preprocessing)
     if images.data.labels is None:
@@ -171,10 +171,15 @@ def run(options: argparse.Namespace) -> Result:
         seed=options.seed,
         progress=not options.quiet,
     )
-    source = _source(options, sha256, images, preprocessing.to_dict())
+    source = _source(options, model, images, preprocessing.to_dict())
     purified = dataclasses.replace(purified, source=source)
     save_purified(
-        purified, out, arch=model.arch, model_args=model.arguments, overwrite=options.overwrite
+        purified,
+        out,
+        arch=model.arch,
+        model_args=model.arguments,
+        earlier=model.earlier,
+        overwrite=options.overwrite,
     )
     return _result(options, purified)
 
@@ -189,8 +194,9 @@ def _check_paths(options: argparse.Namespace, out: Path) -> None:
             f"--report {page} lies in --out; give a name beside it, such as {out.name}.html"
         )
     check_page(page)
-    if options.checkpoint.is_dir():
-        raise MisuseError(f"{options.checkpoint} is a folder; give a checkpoint file")
+    given = options.checkpoint.resolve()
+    if out in (given, given.parent):
+        raise MisuseError(f"--out {options.out} holds the model itself; give another folder")
     clean = options.clean.resolve()
     if options.data_root is None and (out.is_relative_to(clean) or clean.is_relative_to(out)):
         raise MisuseError(
@@ -216,12 +222,20 @@ def _check_needs_no_labels(options: argparse.Namespace, selector: Selector | Non
 
 
 def _source(
-    options: argparse.Namespace, sha256: str, images: FolderImages, preprocessing: dict[str, Any]
+    options: argparse.Namespace, model: Model, images: FolderImages, preprocessing: dict[str, Any]
 ) -> dict[str, Any]:
     """Where model and images came from, for the record."""
+    from ..files.shards import files_of
+
+    sums = hashlib.sha256()
+    for path in files_of(options.checkpoint):
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                sums.update(block)
     return {
         "checkpoint": options.checkpoint.name,
-        "checkpoint sha256": sha256,
+        "checkpoint sha256": sums.hexdigest(),
+        **({"weights": model.mapping} if model.mapping else {}),
         "images": options.clean.resolve().name,
         "classes": list(images.classes),
         "preprocessing": preprocessing,

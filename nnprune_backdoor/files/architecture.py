@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..utils.time_limit import within
 from .checkpoint import Weights, load_weights
 from .fitting import Converter, fitted
 from .limits import MAX_BYTES
+from .record_file import purified_folder
 from .state_dicts import Kind
 
 _SIZES = ("num_classes", "in_chans", "img_size")  # may be large, since memory is checked
@@ -36,6 +38,8 @@ _FORBIDDEN = (
     "cache_dir",
 )
 
+
+_DROP = "; what is no part of the network is left out by --drop PATTERN (drop=[...])"
 
 # what timm's modules call their function for weights with other names
 _CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
@@ -70,6 +74,10 @@ def load_model(
         CheckpointError: the file cannot be read (see `load_weights`), or its weights do not fit.
         UnknownNameError: timm has no such architecture.
     """
+    if folder := purified_folder(Path(path)):
+        raise CheckpointError(
+            f"{path}: a purified model; read it by load_purified({str(folder)!r})"
+        )
     read = load_weights(
         path, key=key, prefix=prefix, drop=drop, weights=weights, max_bytes=max_bytes
     )
@@ -103,9 +111,11 @@ def built(
     arch = arch or weights.arch
     if arch is None:
         raise CheckpointError(f"{what}: the file does not name its architecture; give arch='...'")
-    converter = _converter(arch)
+    empty, converter = _build_empty(arch, model_args), _converter(arch)
+    if weights.purified:
+        what += ", of a purified model whose record.json is not beside it"
     try:
-        named = fitted(weights, _build_empty(arch, model_args), converter)
+        named = fitted(weights, empty, converter)
         arguments = complete(arch, model_args, named)
         model = create(arch, arguments, max_bytes=max_bytes)
         named = fitted(weights, model, converter)
@@ -195,7 +205,7 @@ def fill_(
         )
         raise CheckpointError(
             f"the weights of {what} do not fit the model: {text}. Check the architecture and its "
-            "arguments"
+            f"arguments{_DROP if mismatches['unexpected'] else ''}"
         )
     if keep_dtype:
         for name, tensor in state.items():
@@ -273,7 +283,8 @@ def _converter(arch: str) -> Converter | None:
     """timm's function that renames weights of the architecture's authors, or of older versions."""
     import timm
 
-    _check_name(arch)
+    if not timm.is_model(arch):
+        return None
     module = sys.modules[timm.models.model_entrypoint(arch).__module__]
     found: list[Converter] = [vars(module)[name] for name in _CONVERTERS if name in vars(module)]
     return found[0] if found else None

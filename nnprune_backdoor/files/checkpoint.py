@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from .file_kinds import JSON, SAFETENSORS, kind_of
 from .limits import MAX_BYTES, size_of
 from .names import choose
-from .safetensors_file import read_safetensors
+from .safetensors_file import PURIFIED, read_with_texts
 from .shards import arch_of, read_index, refuse_shard, usual_file
 from .state_dicts import LEAF, Kind, listed, short, unwrap
 from .torch_file import read_torch_file
@@ -32,11 +32,13 @@ class Weights(dict[str, Tensor]):
     Attributes:
         notes: What was unwrapped, renamed or left out while reading, a sentence each.
         arch: The architecture that the file, or config.json beside it, names; None if none does.
+        purified: Whether `save_purified` wrote the file, so that layers may be smaller.
         mapping: The same as plain data: which entry, prefix and names of the file were taken.
     """
 
     notes: tuple[str, ...] = ()
     arch: str | None = None
+    purified: bool = False
     mapping: dict[str, Any]
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -47,6 +49,7 @@ class Weights(dict[str, Tensor]):
         """Other tensors out of these, with further notes."""
         other = Weights(tensors)
         other.notes, other.arch = (*self.notes, *notes), self.arch
+        other.purified = self.purified
         other.mapping = dict(self.mapping)
         return other
 
@@ -63,12 +66,14 @@ class _Opened:
         content: As the file has it.
         size: Of the file or files, in bytes.
         named: What became stand-ins.
+        purified: Whether `save_purified` wrote it.
     """
 
     content: Any
     size: int
     notes: list[str] = field(default_factory=list)
     named: set[str] = field(default_factory=set)
+    purified: bool = False
 
 
 def load_weights(
@@ -120,6 +125,7 @@ def load_weights(
     skipped = [name for name in found.entries if name not in leaves]
     notes = [*opened.notes, *found.notes]
     notes += [f"skipped, no tensors: {listed(skipped)}"] if skipped else []
+    notes += ["these are weights of a purified model"] if opened.purified else []
     if opened.named:
         notes.append(
             f"read as inert stand-ins, nothing of them was run: {listed(sorted(opened.named))}"
@@ -136,6 +142,7 @@ def load_weights(
     result.arch = found.arch if isinstance(found.arch, str) else None
     if result.arch is None and path.name.startswith(("model.safetensors", "pytorch_model.bin")):
         result.arch = arch_of(folder)
+    result.purified = opened.purified
     result.mapping = {
         "entry": found.path,
         "averaged": found.averaged or chosen.averaged,
@@ -158,7 +165,8 @@ def _open(path: Path, max_bytes: int) -> _Opened:
 
 def _open_one(path: Path, kind: str, size: int, max_bytes: int) -> _Opened:
     if kind == SAFETENSORS:
-        opened = _Opened(read_safetensors(path, max_bytes=max_bytes), size)
+        tensors, texts = read_with_texts(path, max_bytes=max_bytes)
+        opened = _Opened(tensors, size, purified=PURIFIED in texts)
     else:
         file = read_torch_file(path, kind, size)
         opened = _Opened(file.content, size, named=file.named)

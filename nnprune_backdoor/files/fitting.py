@@ -101,9 +101,10 @@ def _converted(
     if not wanted <= new.keys():
         return weights
     name = f"{converter.__module__}.{converter.__qualname__}"
-    other = [n for n in new if n in weights and new[n].numel() != weights[n].numel()]
+    sizes = {tensor.numel() for tensor in weights.values()}
+    made = [n for n, tensor in new.items() if tensor.numel() not in sizes]
     notes = [f"named as the network by {name}"]
-    notes += [f"changed in size by it: {listed(other)}"] if other else []
+    notes += [f"joined, resized or made by it: {listed(made)}"] if made else []
     result = weights.like({n: t.contiguous() for n, t in new.items()}, *notes)
     result.mapping["converted_by"] = name
     return result

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, DataError
 from ..removal.compaction import RemovalReport
+from ..removal.recipe import Recipe
 from ..reports.purified import Purified
 from ..reports.report import Report, plain
 
@@ -19,6 +20,8 @@ FORMAT = 1  # of the records written; records of lower formats can be read too
 LIBRARY = "nnprune_backdoor"
 
 RECORD = "record.json"  # file name
+
+WEIGHTS = "model.safetensors"  # file name
 
 REPORT = "report.json"  # file name; the report's pages are made from it
 
@@ -78,6 +81,19 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     _check_entry(path, record["architecture"], "arguments", (dict,))
     _check_entry(path, record["weights"], "sha256", (str,))
     return record
+
+
+def purified_folder(path: Path) -> Path | None:
+    """The folder of a purified model, given it or the weights in it; None for all else."""
+    folder = path if path.is_dir() else path.parent
+    if path not in (folder, folder / WEIGHTS) or not (folder / RECORD).is_file():
+        return None
+    if path == folder:
+        return folder
+    try:
+        return folder if _read_json(folder / RECORD).get("library") == LIBRARY else None
+    except CheckpointError:
+        return None
 
 
 def read_report(folder: str | os.PathLike[str]) -> Report:
@@ -150,7 +166,9 @@ def record_of(
     report: dict[str, Any],
     arch: str | None,
     arguments: dict[str, Any],
+    *,
     sha256: str,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """The record of a purified model; see `_ENTRIES`.
 
@@ -159,11 +177,12 @@ def record_of(
         arch: timm name of the original architecture, or None.
         arguments: of `timm.create_model`.
         sha256: of the weights file.
+        recipe: from that architecture to the purified model.
     """
     entries = {
         "architecture": {"name": arch, "arguments": arguments},
         "weights": {"sha256": sha256},
-        "recipe": purified.recipe.to_dict(),
+        "recipe": recipe.to_dict(),
         "silenced": purified.selection.by_site(),
         "silencing": purified.silencing,
         "criterion": report["criterion"],

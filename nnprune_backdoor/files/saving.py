@@ -34,8 +34,17 @@ from ..utils.randomness import private_randomness
 from ..utils.tensors import placement
 from .architecture import complete, create, fill_
 from .limits import MAX_BYTES
-from .record_file import LIBRARY, RECORD, REPORT, read_record, record_of, to_json
-from .safetensors_file import read_safetensors
+from .record_file import (
+    LIBRARY,
+    RECORD,
+    REPORT,
+    WEIGHTS,
+    purified_folder,
+    read_record,
+    record_of,
+    to_json,
+)
+from .safetensors_file import PURIFIED, read_safetensors
 
 try:
     import fcntl
@@ -44,9 +53,7 @@ except ImportError:  # Windows, where drafts that a killed process left are not 
 
 _PROBE = 2**16  # bytes written to see whether the disk takes any
 
-_WEIGHTS = "model.safetensors"
-
-_FILES = (_WEIGHTS, RECORD, REPORT)
+_FILES = (WEIGHTS, RECORD, REPORT)
 
 
 def save_purified(
@@ -55,6 +62,7 @@ def save_purified(
     *,
     arch: str | None,
     model_args: Mapping[str, Any] | None = None,
+    earlier: Recipe | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a purified model, with a record of how it was made, to a folder.
@@ -69,6 +77,7 @@ def save_purified(
             `load_purified` needs a network of that architecture.
         model_args: other arguments of `timm.create_model`, as plain data. num_classes, in_chans and
             img_size are read from the weights where they are not given.
+        earlier: for a model that was purified before: the recipe in the record of that.
         overwrite: replace a folder that this function wrote.
 
     Returns:
@@ -90,10 +99,11 @@ def save_purified(
         arguments = _plain_arguments(complete(arch, arguments, state))
     elif arguments:
         raise CheckpointError("model_args are for a timm architecture; give arch too")
+    recipe = purified.recipe.after(earlier or Recipe())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _draft(folder) as draft:
-            _write(purified, draft, state, arch, arguments)
+            _write(purified, draft, state, arch, arguments, recipe=recipe)
             _move(draft, folder, overwrite)
             _sync(folder.parent)
     except (OSError, SafetensorError, UnicodeError) as error:
@@ -109,14 +119,17 @@ def _write(
     state: dict[str, Tensor],
     arch: str | None,
     arguments: dict[str, Any],
+    *,
+    recipe: Recipe,
 ) -> None:
     """Write all files into the draft, and load the model back from there."""
-    save_file(state, os.fspath(draft / _WEIGHTS), {"format": "pt"})
+    save_file(state, os.fspath(draft / WEIGHTS), {"format": "pt", PURIFIED: "purified"})
     report = purified.to_dict()
-    record = record_of(purified, report, arch, arguments, _sha256(draft / _WEIGHTS))
+    sha256 = _sha256(draft / WEIGHTS)
+    record = record_of(purified, report, arch, arguments, sha256=sha256, recipe=recipe)
     for name, content in ((RECORD, record), (REPORT, report)):
         (draft / name).write_text(to_json(content), encoding="utf-8")
-    (draft / _WEIGHTS).chmod((draft / RECORD).stat().st_mode)  # safetensors: owner only
+    (draft / WEIGHTS).chmod((draft / RECORD).stat().st_mode)  # safetensors: owner only
     if arch is not None:
         _check_logits(purified, draft)
     for path in (*(draft / name for name in _FILES), draft):
@@ -129,7 +142,7 @@ def load_purified(
     """The model that `save_purified` wrote; on the same machine, with exactly the same logits.
 
     Args:
-        folder: the folder that `save_purified` wrote.
+        folder: the folder that `save_purified` wrote, or model.safetensors in it.
         model: a network of the original architecture with any weights, used instead of the recorded
             architecture; needed if timm does not have it. It is copied. It must not be on the
             device "meta", since tensors outside its state dict could not be filled.
@@ -145,12 +158,12 @@ def load_purified(
         UnsupportedModelError: the recipe is for another architecture, or the model cannot be copied
             (see `core.copies.clone`).
     """
-    folder = Path(folder)
+    folder = purified_folder(Path(folder)) or Path(folder)
     record = read_record(folder)
-    weights = read_safetensors(folder / _WEIGHTS, max_bytes=max_bytes)
-    if _sha256(folder / _WEIGHTS) != record["weights"].get("sha256"):
+    weights = read_safetensors(folder / WEIGHTS, max_bytes=max_bytes)
+    if _sha256(folder / WEIGHTS) != record["weights"].get("sha256"):
         raise CheckpointError(
-            f"{folder / _WEIGHTS}: the SHA-256 is not the one in the record, so the file is "
+            f"{folder / WEIGHTS}: the SHA-256 is not the one in the record, so the file is "
             "damaged or was replaced; get the folder again"
         )
     recipe = Recipe.from_dict(record["recipe"])
@@ -233,7 +246,7 @@ def check_free(folder: Path, *, overwrite: bool = False, size: int = 0) -> None:
             _check_replaceable(folder, overwrite)
         # to ask for access rights is not enough: the disk may be read-only, the name too long
         with _draft(parent / folder.name) as draft:
-            (draft / _WEIGHTS).write_bytes(bytes(_PROBE))  # a full disk still makes folders
+            (draft / WEIGHTS).write_bytes(bytes(_PROBE))  # a full disk still makes folders
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise CheckpointError(

@@ -49,6 +49,12 @@ def usual_file(folder: Path) -> Path:
     )
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the weights of a model: one, or those of an index after it."""
+    path = usual_file(path) if path.is_dir() else path
+    return [path, *read_index(path).files] if path.suffix == ".json" else [path]
+
+
 def arch_of(folder: Path) -> str | None:
     """The timm name that a hub's config.json gives; None if it gives none."""
     path = folder / "config.json"

@@ -74,6 +74,13 @@ class Recipe(ShortRepr):
             _apply_(modules[name], cut)
         return model
 
+    def after(self, first: Recipe) -> Recipe:
+        """The recipe that cuts as `first` and then this one do, for a network cut twice."""
+        layers = dict(first.layers)
+        for name, cut in self.layers.items():
+            layers[name] = _joined(layers[name], cut) if name in layers else cut
+        return Recipe(layers)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON."""
         return {
@@ -105,6 +112,21 @@ class Recipe(ShortRepr):
                     "again"
                 ) from error
         return cls(layers)
+
+
+def _joined(first: Cut, second: Cut) -> Cut:
+    """Both cuts as one; the indices of the second are those of the layer after the first."""
+    kept = {tensor: dict(sides) for tensor, sides in first.kept.items()}
+    for tensor, sides in second.kept.items():
+        for dim, indices in sides.items():
+            before = first.kept.get(tensor, {}).get(dim)
+            joined = indices if before is None else tuple(before[index] for index in indices)
+            kept.setdefault(tensor, {})[dim] = joined
+    inputs = first.kept.get("weight", {}).get(1)
+    constants = {
+        index if inputs is None else inputs[index]: v for index, v in second.constants.items()
+    }
+    return Cut(kept, {**first.attributes, **second.attributes}, {**first.constants, **constants})
 
 
 def _parse(entry: Mapping[str, Any]) -> Cut:

@@ -268,20 +268,20 @@ def test_what_runs_code_is_told_from_what_checkpoints_hold() -> None:
         "os system|nt system|builtins eval|builtins __import__|subprocess check_output|sys modules"
         "|torch load|torch.serialization load|torch.hub load|torch.jit load|torch.package Importer"
         "|torch.utils.collect_env run|torch.utils.cpp_extension load_inline|torch.storage os.system"
-        "|torch.utils._config_module ConfigModule.load_config|torch._inductor.codecache compile_file"
+        "|torch.utils._config_module ConfigModule.load_config|torch._inductor.codecache compile"
         "|torch.fx.experimental.symbolic_shapes ShapeEnv.evaluate_guards_expression"
         "|torch._dynamo.guards GuardBuilder.get|torch.distributed.run main|numpy load"
         "|numpy.f2py.crackfortran getlincoef|pandas read_pickle|joblib load|ctypes CDLL"
         "|multiprocessing.util spawnv_passfds|asyncio.unix_events _UnixSubprocessTransport._start"
         "|pip main|pydoc pipepager|webbrowser open|socket create_connection|urllib.request urlopen"
-        "|types FunctionType|marshal loads|copyreg add_extension|code InteractiveInterpreter.runcode"
+        "|types FunctionType|marshal loads|copyreg add_extension|code InteractiveConsole.push"
         "|idlelib.run Executive.runcode|lib2to3.pgen2.grammar Grammar.loads|pkgutil resolve_name"
     )
     harmless = (
         "argparse Namespace|collections OrderedDict|numpy dtype|numpy._core.multiarray scalar"
         "|numpy.core.multiarray _reconstruct|pathlib PosixPath|types SimpleNamespace|enum Enum"
         "|torch._utils _rebuild_tensor_v2|torch.optim.adamw AdamW|datetime datetime|uuid UUID"
-        "|omegaconf.dictconfig DictConfig|lightning_fabric.utilities.data AttributeDict|builtins set"
+        "|omegaconf.dictconfig DictConfig|builtins set"
         "|torch.nn.parallel.distributed DistributedDataParallel|functools partial|builtins print"
         "|torch._dynamo.eval_frame OptimizedModule|models.common Conv|my.os.layers System"
     )
