@@ -194,15 +194,14 @@ def _check_paths(options: argparse.Namespace, out: Path) -> None:
             f"--report {page} lies in --out; give a name beside it, such as {out.name}.html"
         )
     check_page(page)
-    given = options.checkpoint.resolve()
-    if out in (given, given.parent):
-        raise MisuseError(f"--out {options.out} holds the model itself; give another folder")
     clean = options.clean.resolve()
     if options.data_root is None and (out.is_relative_to(clean) or clean.is_relative_to(out)):
         raise MisuseError(
             f"--out {options.out} and --clean {options.clean} overlap, so that the next run would "
             "read the output as a class of images; give a folder beside the images"
         )
+    if out in (options.checkpoint.resolve(), options.checkpoint.resolve().parent):
+        raise MisuseError(f"--out {options.out} holds the model itself; give another folder")
     if not options.overwrite and out.is_dir() and any(out.iterdir()):
         raise MisuseError(f"--out {options.out} is not empty; give another folder, or --overwrite")
     check_free(out, overwrite=options.overwrite)

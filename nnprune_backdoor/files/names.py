@@ -133,22 +133,30 @@ def _dropped_by(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
 
 
 def split_averaged(names: Iterable[str]) -> tuple[set[str], set[str]]:
-    """The plain names, and those of an average beside them, as in `model.a` and `model_ema.a`.
+    """The plain names, and those of an average beside them, as in `net.a` and `net_ema.a`.
 
     The second set is empty unless it has all that the first one has, since a network may also have
     a layer of such a name.
     """
-    plain, averaged = {}, {}
+    plain, averaged, tails = set(), set(), set()
     for name in names:
-        first, _, rest = name[len(wrappers([name])) :].partition(".")
+        start = wrappers([name])
+        first, _, rest = name[len(start) :].partition(".")
         if _AVERAGED.fullmatch(first) and rest:
-            averaged[name] = rest[len(wrappers([rest])) :]
+            averaged.add(name)
+            tails.add(_bare(rest))
         else:
-            plain[name] = name[len(wrappers([name])) :]
-    twins = {tail for tail in plain.values() if not is_beside(tail)}
-    if averaged and twins and twins <= set(averaged.values()):
-        return set(plain), set(averaged)
-    return {*plain, *averaged}, set()
+            plain.add(name)
+    twins = {_bare(name) for name in plain if not is_beside(_bare(name))}
+    if len({name.partition(".")[0] for name in twins}) == 1:  # the network has a name of its own
+        twins = {_bare(name.partition(".")[2]) for name in twins}
+    if averaged and twins and twins <= tails:
+        return plain, averaged
+    return plain | averaged, set()
+
+
+def _bare(name: str) -> str:
+    return name[len(wrappers([name])) :]
 
 
 def wrappers(names: Iterable[str]) -> str:

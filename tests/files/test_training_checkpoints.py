@@ -164,8 +164,9 @@ def test_an_average_beside_the_network(tmp_path: Path, state: State) -> None:
 
 def test_a_layer_called_ema_is_no_average(tmp_path: Path) -> None:
     """Efficient multi-scale attention is called so."""
-    torch.save({"conv.weight": torch.ones(1), "ema.weight": torch.ones(1)}, tmp_path / "w.pt")
-    assert list(load_weights(tmp_path / "w.pt")) == ["conv.weight", "ema.weight"]
+    names = ["conv.weight", "fc.weight", "ema.weight"]
+    torch.save(dict.fromkeys(names, torch.ones(1)), tmp_path / "w.pt")
+    assert list(load_weights(tmp_path / "w.pt")) == names
     with pytest.raises(CheckpointError, match="holds no averaged weights"):
         load_weights(tmp_path / "w.pt", weights="ema")
     with pytest.raises(CheckpointError, match="expected 'plain' or 'ema'"):
