@@ -114,6 +114,9 @@ def _load_checkpoint(options: argparse.Namespace, path: Path) -> Model:
     network, arch, arguments, fitted = built(weights, options.arch, arguments, what=str(path))
     for line in fitted.notes[len(weights.notes) :]:
         note(options, f"{path.name}: {shown(line)}")
+    if arch == weights.config.get("architecture"):  # which says how images are prepared
+        known = {**getattr(network, "pretrained_cfg", {}), **weights.config["pretrained_cfg"]}
+        network.pretrained_cfg = known  # type: ignore[assignment]
     return Model(network, arch, arguments, {}, mapping=fitted.mapping)
 
 

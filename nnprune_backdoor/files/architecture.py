@@ -111,6 +111,8 @@ def built(
     arch = arch or weights.arch
     if arch is None:
         raise CheckpointError(f"{what}: the file does not name its architecture; give arch='...'")
+    if arch == weights.config.get("architecture"):
+        model_args = {**weights.config["model_args"], **model_args}
     empty, converter = _build_empty(arch, model_args), _converter(arch)
     if weights.purified:
         what += ", of a purified model whose record.json is not beside it"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from .file_kinds import JSON, SAFETENSORS, kind_of
 from .limits import MAX_BYTES, size_of
 from .names import choose
 from .safetensors_file import PURIFIED, read_with_texts
-from .shards import arch_of, read_index, refuse_shard, usual_file
+from .shards import hub_config, read_index, refuse_shard, usual_file
 from .state_dicts import LEAF, Kind, listed, short, unwrap
 from .torch_file import read_torch_file
 from .unpickling import StandIn
@@ -32,12 +33,14 @@ class Weights(dict[str, Tensor]):
     Attributes:
         notes: What was unwrapped, renamed or left out while reading, a sentence each.
         arch: The architecture that the file, or config.json beside it, names; None if none does.
+        config: What a hub's config.json beside the file says (see `shards.hub_config`).
         purified: Whether `save_purified` wrote the file, so that layers may be smaller.
         mapping: The same as plain data: which entry, prefix and names of the file were taken.
     """
 
     notes: tuple[str, ...] = ()
     arch: str | None = None
+    config: Mapping[str, Any] = MappingProxyType({})
     purified: bool = False
     mapping: dict[str, Any]
 
@@ -49,7 +52,7 @@ class Weights(dict[str, Tensor]):
         """Other tensors out of these, with further notes."""
         other = Weights(tensors)
         other.notes, other.arch = (*self.notes, *notes), self.arch
-        other.purified = self.purified
+        other.config, other.purified = self.config, self.purified
         other.mapping = dict(self.mapping)
         return other
 
@@ -141,7 +144,9 @@ def load_weights(
     result.notes = (*notes, *chosen.notes)
     result.arch = found.arch if isinstance(found.arch, str) else None
     if result.arch is None and path.name.startswith(("model.safetensors", "pytorch_model.bin")):
-        result.arch = arch_of(folder)
+        result.config = hub_config(folder)
+        result.arch = result.config.get("architecture")
+        result.notes += ("took the architecture from config.json",) if result.config else ()
     result.purified = opened.purified
     result.mapping = {
         "entry": found.path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,15 @@ _USUAL = (
 )
 
 _SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.(safetensors|bin|pt|pth)", re.IGNORECASE)
+
+# entries of timm's configuration that say how images are prepared -> whether a value is one
+_PREPROCESSING: dict[str, Callable[[Any], bool]] = {
+    "input_size": lambda v: _numbers(v, int) and len(v) == 3,
+    "mean": lambda v: _numbers(v, int, float),
+    "std": lambda v: _numbers(v, int, float),
+    "interpolation": lambda v: v in ("bilinear", "bicubic", "nearest"),
+    "crop_pct": lambda v: type(v) in (int, float),
+}
 
 _MAX_JSON = 64 * 2**20  # bytes
 
@@ -55,13 +64,31 @@ def files_of(path: Path) -> list[Path]:
     return [path, *read_index(path).files] if path.suffix == ".json" else [path]
 
 
-def arch_of(folder: Path) -> str | None:
-    """The timm name that a hub's config.json gives; None if it gives none."""
+def hub_config(folder: Path) -> dict[str, Any]:
+    """What the config.json of a timm model on a hub says; empty where there is none.
+
+    Returns:
+        "architecture", its timm name; "model_args" of `timm.create_model`; and "pretrained_cfg",
+        the preprocessing; each only if it is there and has the right form.
+    """
     path = folder / "config.json"
     if not path.is_file() or path.stat().st_size > _MAX_JSON:
-        return None
-    name = _json(path).get("architecture")
-    return name if isinstance(name, str) else None
+        return {}
+    try:
+        given = _json(path)
+    except CheckpointError:  # it lies beside the weights, and need not be timm's
+        return {}
+    if not isinstance(given.get("architecture"), str):
+        return {}
+    config: dict[str, Any] = {"architecture": given["architecture"]}
+    for name in ("model_args", "pretrained_cfg"):
+        config[name] = entries if isinstance(entries := given.get(name), dict) else {}
+    config["pretrained_cfg"] = {
+        name: value
+        for name, value in config["pretrained_cfg"].items()
+        if name in _PREPROCESSING and _PREPROCESSING[name](value)
+    }
+    return config
 
 
 def read_index(path: Path) -> Index:
@@ -96,6 +123,10 @@ def refuse_shard(path: Path) -> None:
             f"{path}: one of {int(match[1])} files that hold a model; give the folder, or the "
             "file ending in .index.json beside it"
         )
+
+
+def _numbers(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and all(type(item) in kinds for item in value)
 
 
 def _plain_name(path: Path, name: Any) -> str:

@@ -83,6 +83,17 @@ def test_which_tensors_were_taken_is_printed_and_recorded(
     assert "w.pth: removed the prefix 'net.' as asked" in notes
 
 
+def test_a_folder_of_a_hub_says_how_images_are_prepared(
+    tmp_path: Path, model: nn.Module, clean: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    prepared = {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": "x", "crop_pct": 1.0}
+    config = {"architecture": "test_resnet", "pretrained_cfg": {**prepared, "url": "http://x"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, notes = answer(capsys, evaluated(tmp_path, clean))
+    assert "32 x 32" in notes and "0.1, 0.2, 0.3" in notes
+
+
 def test_a_purified_folder_or_the_weights_in_it_is_a_model_everywhere(
     tmp_path: Path, purified: Path, clean: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

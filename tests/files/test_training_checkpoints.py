@@ -394,12 +394,22 @@ def sharded(folder: Path, state: State, *, pickled: bool) -> Path:
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_folder_of_a_hub(tmp_path: Path, state: State, pickled: bool) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": ARCH, "num_classes": 10}))
+    config = {"architecture": ARCH, "model_args": {"layers": [1, 1, 1, 1]}, "pretrained_cfg": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     if pickled:
         torch.save(state, tmp_path / "pytorch_model.bin")
     else:
         save_file(state, tmp_path / "model.safetensors")
-    assert_got(loaded(tmp_path, None)[0], state)
+    got, weights = loaded(tmp_path, None)
+    assert_got(got, state)
+    assert "took the architecture from config.json" in weights.notes
+    for broken in ("[]", "{", json.dumps({"architecture": 3})):
+        (tmp_path / "config.json").write_text(broken)
+        assert load_weights(tmp_path / name_of(pickled)).arch is None
+
+
+def name_of(pickled: bool) -> str:
+    return "pytorch_model.bin" if pickled else "model.safetensors"
 
 
 @pytest.mark.parametrize("pickled", [False, True])
