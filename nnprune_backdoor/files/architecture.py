@@ -6,7 +6,6 @@ import difflib
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from ..utils.randomness import private_randomness
 from ..utils.time_limit import within
 from .checkpoint import Weights, load_weights
-from .fitting import Converter, fitted
+from .fitting import fitted, timm_converter
 from .limits import MAX_BYTES
 from .record_file import purified_folder
 from .state_dicts import Kind
@@ -40,9 +39,6 @@ _FORBIDDEN = (
 
 
 _DROP = "; what is no part of the network is left out by --drop PATTERN (drop=[...])"
-
-# what timm's modules call their function for weights with other names
-_CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 
 
 def load_model(
@@ -113,7 +109,7 @@ def built(
         raise CheckpointError(f"{what}: the file does not name its architecture; give arch='...'")
     if arch == weights.config.get("architecture"):
         model_args = {**weights.config["model_args"], **model_args}
-    empty, converter = _build_empty(arch, model_args), _converter(arch)
+    empty, converter = _build_empty(arch, model_args), timm_converter(arch)
     if weights.purified:
         what += ", of a purified model whose record.json is not beside it"
     try:
@@ -279,17 +275,6 @@ def _check_name(arch: str) -> None:
         raise UnknownNameError(
             f"timm has no architecture {arch[:100]!r}{hint} (hubs, folders and paths are not read)"
         )
-
-
-def _converter(arch: str) -> Converter | None:
-    """timm's function that renames weights of the architecture's authors, or of older versions."""
-    import timm
-
-    if not timm.is_model(arch):
-        return None
-    module = sys.modules[timm.models.model_entrypoint(arch).__module__]
-    found: list[Converter] = [vars(module)[name] for name in _CONVERTERS if name in vars(module)]
-    return found[0] if found else None
 
 
 def _layer_names(entry: Any) -> tuple[str, ...]:

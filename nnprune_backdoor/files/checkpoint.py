@@ -19,12 +19,12 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .file_kinds import JSON, SAFETENSORS, kind_of
 from .limits import MAX_BYTES, size_of
-from .names import choose
+from .pickle_objects import StandIn
 from .safetensors_file import PURIFIED, read_with_texts
 from .shards import hub_config, read_index, refuse_shard, usual_file
 from .state_dicts import LEAF, Kind, listed, short, unwrap
+from .tensor_names import choose
 from .torch_file import read_torch_file
-from .unpickling import StandIn
 
 
 class Weights(dict[str, Tensor]):

@@ -49,6 +49,8 @@ def kind_of(path: Path) -> tuple[str | None, str]:
     instead = next((what for begin, what in _OTHERS if head.startswith(begin)), "")
     if not head:
         instead = "empty; get the file again"
+    elif path.suffix.lower() == ".onnx":  # its first bytes may be anything
+        instead = "an ONNX model; only PyTorch's weights are read"
     elif text.startswith(_PAGES):
         instead = (
             "a web page, not the weights: a log-in, an error, or a page that links to the file; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .names import is_beside
 from .state_dicts import listed
+from .tensor_names import is_beside
 
 if TYPE_CHECKING:
     from .checkpoint import Weights
@@ -24,6 +25,9 @@ _COUNTER = "num_batches_tracked"  # of BatchNorm; no output depends on it in eva
 
 # what profilers leave in every layer, by the last part of the name
 _LEFT_BY_TOOLS = re.compile(r"total_ops|total_params")
+
+# what timm's modules call their function for weights with other names
+_CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 
 _ANCHORS = 5  # names of the network that prefixes are looked for with
 
@@ -52,6 +56,20 @@ def fitted(weights: Weights, network: nn.Module, converter: Converter | None = N
     if wanted <= found.keys():
         found = _without_others(found, network)
     return _with_counters(found, network)
+
+
+def timm_converter(arch: str) -> Converter | None:
+    """timm's function that renames weights of the architecture's authors, or of older versions.
+
+    None where it has none, or does not know the architecture.
+    """
+    import timm
+
+    if not timm.is_model(arch):
+        return None
+    module = sys.modules[timm.models.model_entrypoint(arch).__module__]
+    found: list[Converter] = [vars(module)[name] for name in _CONVERTERS if name in vars(module)]
+    return found[0] if found else None
 
 
 def _without_prefix(weights: Weights, wanted: set[str]) -> Weights:
@@ -91,18 +109,22 @@ def _without_prefix(weights: Weights, wanted: set[str]) -> Weights:
 def _converted(
     weights: Weights, wanted: set[str], network: nn.Module, converter: Converter
 ) -> Weights:
-    """By the names that the converter gives, where these are what the network needs."""
+    """By the names that the converter gives, where these are more of what the network needs.
+
+    Zeros that it makes up are left out, so that `fill_` says what is missing.
+    """
     try:
         with torch.no_grad():
             given = converter(*(dict(weights), network)[: len(signature(converter).parameters)])
+        read = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
         new = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
+        made = [n for n, t in new.items() if t.untyped_storage().data_ptr() not in read]
+        new = {name: t for name, t in new.items() if name not in made or t.any()}
     except Exception:  # written for files of certain authors, and fails on others in any way
         return weights
-    if not wanted <= new.keys():
+    if len(wanted & new.keys()) <= len(wanted & weights.keys()):
         return weights
     name = f"{converter.__module__}.{converter.__qualname__}"
-    sizes = {tensor.numel() for tensor in weights.values()}
-    made = [n for n, tensor in new.items() if tensor.numel() not in sizes]
     notes = [f"named as the network by {name}"]
     notes += [f"joined, resized or made by it: {listed(made)}"] if made else []
     result = weights.like({n: t.contiguous() for n, t in new.items()}, *notes)

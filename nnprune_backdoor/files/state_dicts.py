@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .torch_file import StoredTensor
-from .unpickling import StandIn
+from .pickle_objects import StandIn
+from .stored_tensors import StoredTensor
 
 Kind = Literal["plain", "ema"]
 
@@ -122,13 +122,14 @@ def _chosen(found: Found, entries: Mapping[Any, Any], weights: Kind | None) -> s
             f"taken; for the averaged ones give --weights ema (in Python weights='ema')"
         )
     order = averaged if weights == "ema" and averaged else plain or averaged
-    if weights == "plain" and not plain and averaged:
+    here = any(isinstance(value, LEAF) for value in entries.values())
+    if weights == "plain" and averaged and not plain and not here:
         raise CheckpointError(
             f"it holds averaged weights alone, under {averaged[0]!r}; leave out weights='plain'"
         )
-    if order:
+    if order and (plain or weights == "ema" or not here):
         return order[0]
-    if any(isinstance(value, LEAF) for value in entries.values()):
+    if here:
         return None
     # under a name that is not usual, but is the only one with tensors
     others = [

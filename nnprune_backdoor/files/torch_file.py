@@ -8,115 +8,23 @@ place where they lie.
 from __future__ import annotations
 
 import io
-import math
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from ..errors import CheckpointError
 from .file_kinds import ZIP, kind_of_zip, text_like
-from .unpickling import MAX_BYTES, BadPickleError, ForbiddenNameError, Maker, Name, Unpickler
+from .pickle_objects import BadPickleError, ForbiddenNameError
+from .stored_tensors import TENSOR_MAKERS, Storage, TorchFile, dtype_of_storage, whole
+from .unpickling import MAX_BYTES, Unpickler
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file from before PyTorch 1.6
 
-_MAX_DIMENSIONS = 64
-
 _BLOCK = 2**20  # bytes read at once for a checksum
-
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-}
-
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-}
-
-
-@dataclass(frozen=True, eq=False)
-class _Storage:
-    """Where tensors have their numbers: elements from `first` on, of the part `key` of a file."""
-
-    file: TorchFile
-    key: str
-    dtype: torch.dtype | None
-    first: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor that is still in the file; sizes are what the file claims."""
-
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Size of the tensor in memory."""
-        return math.prod(self.size) * self.dtype.itemsize
-
-    @property
-    def span(self) -> int:
-        """Bytes from its first element to its last one."""
-        steps = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
-        return (steps + 1) * self.dtype.itemsize if self.bytes else 0
-
-    def read(self) -> Tensor:
-        """The tensor, contiguous; CheckpointError where it does not lie in its place."""
-        file = self.storage.file
-        start, length = file.places.get(self.storage.key, (0, -1))
-        begin = (self.storage.first + self.offset) * self.dtype.itemsize
-        if begin + self.span > length:
-            raise CheckpointError(
-                f"{file.path}: damaged, a tensor of shape {self.size} lies outside of its "
-                f"{max(length, 0):,} bytes; get the file again"
-            )
-        if not self.bytes:
-            return torch.empty(self.size, dtype=self.dtype)
-        content = bytearray(self.span)
-        with file.path.open("rb") as stream:
-            stream.seek(start + begin)
-            if stream.readinto(content) != self.span:
-                raise CheckpointError(f"{file.path}: it became shorter; get the file again")
-        flat = torch.frombuffer(content, dtype=self.dtype)
-        return flat.as_strided(self.size, self.stride).contiguous()
-
-
-@dataclass
-class TorchFile:
-    """The content of a file that `torch.save` wrote.
-
-    Attributes:
-        content: Plain data, `StandIn` and `StoredTensor`, as `Unpickler.load` gives them.
-        named: What became stand-ins.
-        places: Part of the file -> its first byte and its length.
-    """
-
-    path: Path
-    content: Any = None
-    named: set[str] = field(default_factory=set)
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_torch_file(path: Path, kind: str, size: int) -> TorchFile:
@@ -154,7 +62,7 @@ def _runs_code(name: str) -> str:
 
 
 def _unpickle(found: TorchFile, file: IO[bytes], persistent: Callable[[Any], Any]) -> Any:
-    return Unpickler(file, makers=_MAKERS, persistent=persistent, named=found.named).load()
+    return Unpickler(file, makers=TENSOR_MAKERS, persistent=persistent, named=found.named).load()
 
 
 # --- archives, since PyTorch 1.6 -------------------------------------------------------------
@@ -189,7 +97,7 @@ def _read_archive(found: TorchFile, size: int) -> None:
         kind, name, key, _, _ = identity
         if kind != "storage":
             raise BadPickleError("an outside object that is no storage")
-        return _Storage(found, _text(key), _dtype_of_storage(name))
+        return Storage(found, _text(key), dtype_of_storage(name))
 
     found.content = _unpickle(found, io.BytesIO(data), storage)
 
@@ -265,11 +173,11 @@ def _read_legacy(found: TorchFile, size: int) -> None:
         if kind != "storage":
             raise BadPickleError("an outside object that is no storage")
         view = rest[2] if len(rest) > 2 else None  # (key, first element, number of elements)
-        dtype = _dtype_of_storage(name)
+        dtype = dtype_of_storage(name)
         if dtype is None:
             raise BadPickleError(f"numbers of the kind {str(name)[:60]}, which is not read")
         sizes.setdefault(_text(key), dtype)
-        return _Storage(found, _text(key), dtype, 0 if view is None else _whole(view[1]))
+        return Storage(found, _text(key), dtype, 0 if view is None else whole(view[1]))
 
     with found.path.open("rb") as file:
         first = _unpickle(found, file, storage)
@@ -291,86 +199,6 @@ def _read_legacy(found: TorchFile, size: int) -> None:
                 raise BadPickleError("it ends too early")
             found.places[key] = (start, length)
             file.seek(length, io.SEEK_CUR)
-
-
-# --- what stands for calls in pickles ---------------------------------------------------------
-
-
-def _tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None
-) -> StoredTensor | None:
-    """A tensor in a storage; None where there is another storage than of this file."""
-    if not isinstance(storage, _Storage) or dtype is None:
-        return None
-    if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
-        raise BadPickleError("a tensor with other strides than sizes")
-    return StoredTensor(
-        storage, _whole(offset), tuple(map(_whole, size)), tuple(map(_whole, stride)), dtype
-    )
-
-
-def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor | None:
-    """torch._utils._rebuild_tensor and _rebuild_tensor_v2."""
-    if any(rest[2:]):  # conjugated or negated: the numbers stored are others
-        return None
-    return _tensor(storage, offset, size, stride, getattr(storage, "dtype", None))
-
-
-def _rebuild_v3(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    _grad: Any,
-    _hooks: Any,
-    dtype: Any,
-    *rest: Any,
-) -> StoredTensor | None:
-    """torch._utils._rebuild_tensor_v3: the storage is of bytes, and the dtype stands beside it."""
-    if any(rest) or not isinstance(dtype, Name) or dtype.module != "torch":
-        return None
-    return _tensor(storage, offset, size, stride, _DTYPES.get(dtype.name))
-
-
-def _rebuild_typed(function: Any, kind: Any, arguments: Any, *_: Any) -> StoredTensor | None:
-    """torch._tensor._rebuild_from_type_v2: a tensor with attributes, or of a subclass."""
-    maker = _MAKERS.get(str(function)) if isinstance(function, Name) else None
-    plain = isinstance(kind, Name) and str(kind) in _PLAIN_TENSORS
-    if maker is None or maker is _rebuild_typed or not plain:
-        return None  # numbers of a subclass may mean anything
-    made: StoredTensor | None = maker(*arguments)
-    return made
-
-
-def _first(tensor: Any, *_: Any) -> StoredTensor | None:
-    """A parameter, or a tensor of another device, of this tensor."""
-    return tensor if isinstance(tensor, StoredTensor) else None
-
-
-_PLAIN_TENSORS = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
-
-_MAKERS: Mapping[str, Maker] = {
-    "torch._utils._rebuild_tensor": _rebuild,
-    "torch._utils._rebuild_tensor_v2": _rebuild,
-    "torch._utils._rebuild_tensor_v3": _rebuild_v3,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
-    "torch.nn.parameter.Parameter": _first,
-    "torch._tensor._rebuild_from_type_v2": _rebuild_typed,
-}
-
-
-def _dtype_of_storage(name: Any) -> torch.dtype | None:
-    if not isinstance(name, Name) or not name.module.startswith("torch"):
-        raise BadPickleError("a storage of unknown kind")
-    return _STORAGES.get(name.name)
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise BadPickleError(f"expected a size, got {type(value).__name__}")
-    return value
 
 
 def _text(value: Any) -> str:

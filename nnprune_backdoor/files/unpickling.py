@@ -8,57 +8,22 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import IO, Any
 
-from .pickle_names import is_forbidden
+from .pickle_objects import (
+    PLAIN_MAKERS,
+    BadPickleError,
+    ForbiddenNameError,
+    Maker,
+    Name,
+    StandIn,
+    checked_name,
+    pairs,
+)
 
 MAX_BYTES = 32 * 2**20  # of one pickle, which holds names and shapes; tensors lie elsewhere
 
 _MAX_STEPS = 5_000_000  # each may take some hundred bytes; 10,000 tensors take half a million
-
-_MAX_INTEGER_KEY = 2**16  # larger ones can be chosen so that a dictionary becomes slow
-
-
-class ForbiddenNameError(Exception):
-    """A pickle asks for something that no checkpoint needs; the text is its name."""
-
-
-class BadPickleError(Exception):
-    """What is there is no pickle, or one that is damaged or too large."""
-
-
-@dataclass(frozen=True)
-class Name:
-    """Something that a pickle would import."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False)  # compared by identity, so that it can be a key whatever is in it
-class StandIn:
-    """Something that a pickle would make by a call.
-
-    Attributes:
-        name: What it would call.
-        arguments: What it would be called with.
-        state: What would be set afterwards; None if nothing.
-        entries: What would be stored in it by key.
-        items: What would be appended to it.
-    """
-
-    name: str
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-    entries: dict[Any, Any] = field(default_factory=dict, repr=False)
-    items: list[Any] = field(default_factory=list, repr=False)
-
-
-Maker = Callable[..., Any]
 
 
 class Unpickler:
@@ -81,7 +46,7 @@ class Unpickler:
         named: set[str],
     ) -> None:
         self._file: Any = _Bounded(file)
-        self._makers = {**_PLAIN, **makers}
+        self._makers = {**PLAIN_MAKERS, **makers}
         self._persistent = persistent
         self._named = named
         self._stack: list[Any] = []
@@ -154,13 +119,13 @@ class Unpickler:
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self._stack.append(_checked(module, name))
+        self._stack.append(checked_name(module, name))
 
     def _stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if type(name) is not str or type(module) is not str:
             raise BadPickleError("a name that is no text")
-        self._stack.append(_checked(module, name))
+        self._stack.append(checked_name(module, name))
 
     def _reduce(self, _: Any) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
@@ -178,7 +143,7 @@ class Unpickler:
     def _instance(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
         arguments = self._since_mark()
-        self._call(_checked(module, name), tuple(arguments))
+        self._call(checked_name(module, name), tuple(arguments))
 
     def _object(self, _: Any) -> None:
         kind, *arguments = self._since_mark()
@@ -226,11 +191,11 @@ class Unpickler:
     def _update(self, items: list[Any]) -> None:
         target = self._stack[-1]
         entries = target.entries if isinstance(target, StandIn) else _of_type(target, dict)
-        entries.update(_pairs(items[::2], items[1::2]))
+        entries.update(pairs(items[::2], items[1::2]))
 
     def _dictionary(self, _: Any) -> None:
         items = self._since_mark()
-        self._stack.append(_pairs(items[::2], items[1::2]))
+        self._stack.append(pairs(items[::2], items[1::2]))
 
     def _persistent_text(self, argument: str) -> None:
         self._stack.append(self._persistent(argument))
@@ -267,12 +232,6 @@ class _Bounded:
         return line
 
 
-def _checked(module: str, name: str) -> Name:
-    if is_forbidden(module, name):
-        raise ForbiddenNameError(f"{module}.{name}")
-    return Name(module, name)
-
-
 def _kind(value: Any) -> str:
     return value.name if isinstance(value, StandIn) else type(value).__name__
 
@@ -287,74 +246,11 @@ def _of_type(value: Any, kind: type) -> Any:
     return value
 
 
-def _pairs(keys: list[Any], values: list[Any]) -> dict[Any, Any]:
-    return {_key(key): value for key, value in zip(keys, values, strict=True)}
-
-
-def _key(key: Any) -> Any:
-    """The key if its hash is quick and cannot be chosen, else a stand-in.
-
-    A tuple of two of a tuple of two, forty deep, takes for ever to hash.
-    """
-    quick = type(key) in (str, bytes, bool, type(None), Name, StandIn)
-    if quick or (type(key) is int and abs(key) < _MAX_INTEGER_KEY):
-        return key
-    return StandIn(type(key).__name__, (key,))
-
-
-def _as_dict(*arguments: Any) -> dict[Any, Any] | None:
-    """For dictionaries with arguments: another one, or a list of pairs, or a default."""
-    entries: dict[Any, Any] = {}
-    for argument in arguments:
-        if isinstance(argument, dict):
-            entries.update(argument)
-        elif isinstance(argument, list | tuple):
-            entries.update(_pairs([pair[0] for pair in argument], [pair[1] for pair in argument]))
-    return entries
-
-
-def _as_list(items: Any = ()) -> list[Any]:
-    return list(items) if isinstance(items, list | tuple) else []
-
-
-def _as_tuple(items: Any = ()) -> tuple[Any, ...]:
-    return tuple(items) if isinstance(items, list | tuple) else ()
-
-
-def _as_bytes(value: Any = b"", encoding: Any = "latin1") -> bytes | None:
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    plain = isinstance(value, str) and encoding in ("latin1", "latin-1", "utf-8", "utf8", "ascii")
-    return value.encode(encoding) if plain else None
-
-
 _RECONSTRUCTORS = frozenset(
     f"{module}.{name}"
     for module in ("copyreg", "copy_reg")
     for name in ("_reconstructor", "__newobj__", "__newobj_ex__")
 )
-
-# plain data that pickles make by a call
-_PLAIN: dict[str, Maker] = {
-    "collections.OrderedDict": _as_dict,
-    "collections.defaultdict": _as_dict,
-    "collections.Counter": _as_dict,
-    "torch.Size": _as_tuple,
-    "_codecs.encode": _as_bytes,
-    **{
-        f"{module}.{name}": maker
-        for module in ("builtins", "__builtin__")
-        for name, maker in (
-            ("dict", _as_dict),
-            ("list", _as_list),
-            ("set", _as_list),
-            ("frozenset", _as_list),
-            ("tuple", _as_tuple),
-            ("bytes", _as_bytes),
-            ("bytearray", _as_bytes),
-        )
-    },
-}
 
 _LITERALS = frozenset(
     """

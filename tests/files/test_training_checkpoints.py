@@ -162,6 +162,13 @@ def test_an_average_beside_the_network(tmp_path: Path, state: State) -> None:
     assert_got(loaded(tmp_path / "last.ckpt", weights="ema")[0], averaged(state))
 
 
+def test_tensors_beside_an_average_are_the_plain_ones(tmp_path: Path, state: State) -> None:
+    torch.save({**state, "ema": averaged(state)}, tmp_path / "w.pt")
+    for weights in (None, "plain"):
+        assert_got(load_weights(tmp_path / "w.pt", weights=weights), state)
+    assert_got(load_weights(tmp_path / "w.pt", weights="ema"), averaged(state))
+
+
 def test_a_layer_called_ema_is_no_average(tmp_path: Path) -> None:
     """Efficient multi-scale attention is called so."""
     names = ["conv.weight", "fc.weight", "ema.weight"]
@@ -209,9 +216,8 @@ def test_what_lies_beside_the_weights_does_not_matter(
     path = tmp_path / "w.pth"
     torch.save(content, path, pickle_protocol=protocol)
     assert_got(load_weights(path), state)
-    if protocol == 2:
-        torch.save(content, path, _use_new_zipfile_serialization=False)
-        assert_got(load_weights(path), state)
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    assert_got(load_weights(path), state)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +382,23 @@ def test_densenet_as_torchvision_publishes_it(tmp_path: Path) -> None:
     assert_got(dict(model.state_dict()), dict(densenet.state_dict()))
 
 
+def test_what_timm_makes_up_does_not_count_and_what_it_resizes_is_named(tmp_path: Path) -> None:
+    """Its function for ConvNeXt gives CLIP's towers a classifier with zeros for its bias."""
+    args = {"dims": (4, 4, 8, 8), "depths": (1, 1, 1, 1)}
+    convnext = timm.create_model("convnext_atto", num_classes=3, **args)
+    names = {f"visual.trunk.{name}": tensor for name, tensor in convnext.state_dict().items()}
+    head = {"visual.head.proj.weight": names.pop("visual.trunk.head.fc.weight")}
+    del names["visual.trunk.head.fc.bias"]
+    torch.save({**names, **head}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"missing: .*head\.fc\.bias"):
+        load_model(tmp_path / "w.pth", "convnext_atto", **args)
+    vit = timm.create_model("test_vit", num_classes=3, img_size=32)
+    weights = Weights({f"visual.trunk.{name}": t for name, t in vit.state_dict().items()})
+    model, _, _, found = built(weights, "test_vit", {"img_size": 64, "num_classes": 3}, what="w")
+    assert model.pos_embed.shape != vit.pos_embed.shape
+    assert found.notes[-1] == "joined, resized or made by it: pos_embed"
+
+
 # --- hubs and other files --------------------------------------------------------------------
 
 
@@ -466,6 +489,7 @@ OTHERS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "HDF5": (lambda _: b"\x89HDF\r\n\x1a\n" + bytes(30), "an HDF5 file, as Keras writes them"),
     "JSON": (lambda _: b'{"error": "Repository not found"}', "JSON, not the weights"),
     "text": (lambda _: b"Not Found", "it begins with 'Not Found'"),
+    "RAR": (lambda _: b"Rar!\x1a\x07" + bytes(30), "a RAR archive; unpack it"),
     "nothing": (lambda _: b"", "empty; get the file again"),
     "zip": (lambda path: archive_of(path, zipfile.ZipFile), r"a zip archive \(of inner\.pth\)"),
     "tar": (lambda path: archive_of(path, tarfile.open), r"a tar archive \(of inner\.pth\)"),
