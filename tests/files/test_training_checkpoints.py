@@ -328,6 +328,8 @@ def test_buffers_that_a_network_computes_itself(tmp_path: Path) -> None:
         load_model(tmp_path / "w.pth", "swin_tiny_patch4_window7_224", **SWIN)
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")  # of timm's function
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 def test_swin_as_its_authors_and_older_versions_name_it(tmp_path: Path) -> None:
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **SWIN)
     old = {
