@@ -22,7 +22,7 @@ from .limits import MAX_BYTES, size_of
 from .pickle_objects import StandIn
 from .safetensors_file import PURIFIED, read_with_texts
 from .shards import hub_config, read_index, refuse_shard, usual_file
-from .state_dicts import LEAF, Kind, listed, short, unwrap
+from .state_dicts import LEAF, Found, Kind, listed, short, unwrap
 from .tensor_names import choose
 from .torch_file import read_torch_file
 
@@ -116,7 +116,6 @@ def load_weights(
     if weights not in (None, "plain", "ema"):
         raise CheckpointError(f"weights={weights!r}: expected 'plain' or 'ema'")
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
     path = usual_file(path) if path.is_dir() else path
     opened = _open(path, max_bytes)
     try:
@@ -125,14 +124,7 @@ def load_weights(
         chosen = choose(leaves, found, prefix=prefix, drop=drop, weights=weights)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    skipped = [name for name in found.entries if name not in leaves]
-    notes = [*opened.notes, *found.notes]
-    notes += [f"skipped, no tensors: {listed(skipped)}"] if skipped else []
-    notes += ["these are weights of a purified model"] if opened.purified else []
-    if opened.named:
-        notes.append(
-            f"read as inert stand-ins, nothing of them was run: {listed(sorted(opened.named))}"
-        )
+    notes = _notes(opened, found, [name for name in found.entries if name not in leaves])
     if not chosen.names:
         raise CheckpointError(
             f"{path}: no weights in it ({'; '.join(notes) or 'it is empty'}); give a file that "
@@ -141,13 +133,8 @@ def load_weights(
     taken = {name: leaves[name] for name in chosen.names}
     tensors = _read(path, taken, opened.size, max_bytes)
     result = Weights({new: tensors[old] for old, new in chosen.names.items()})
-    result.notes = (*notes, *chosen.notes)
-    result.arch = found.arch if isinstance(found.arch, str) else None
-    if result.arch is None and path.name.startswith(("model.safetensors", "pytorch_model.bin")):
-        result.config = hub_config(folder)
-        result.arch = result.config.get("architecture")
-        result.notes += ("took the architecture from config.json",) if result.config else ()
-    result.purified = opened.purified
+    result.notes, result.purified = (*notes, *chosen.notes), opened.purified
+    _set_architecture(result, found.arch, path)
     result.mapping = {
         "entry": found.path,
         "averaged": found.averaged or chosen.averaged,
@@ -155,6 +142,29 @@ def load_weights(
         "left_out": [short(name) for name in leaves if name not in chosen.names],
     }
     return result
+
+
+def _set_architecture(weights: Weights, named: Any, path: Path) -> None:
+    """What the entry "arch" names, else config.json beside a hub's file."""
+    if isinstance(named, str):
+        weights.arch = named
+    elif path.name.startswith(("model.safetensors", "pytorch_model.bin")):
+        weights.config = hub_config(path.parent)
+        weights.arch = weights.config.get("architecture")
+        weights.notes += ("took the architecture from config.json",) if weights.config else ()
+
+
+def _notes(opened: _Opened, found: Found, skipped: list[Any]) -> list[str]:
+    """What was read and unwrapped, a sentence each."""
+    notes = [*opened.notes, *found.notes]
+    if skipped:
+        notes.append(f"skipped, no tensors: {listed(skipped)}")
+    if opened.purified:
+        notes.append("these are weights of a purified model")
+    if opened.named:
+        names = listed(sorted(opened.named))
+        notes.append(f"read as inert stand-ins, nothing of them was run: {names}")
+    return notes
 
 
 def _open(path: Path, max_bytes: int) -> _Opened:
