@@ -44,7 +44,7 @@ class Weights(dict[str, Tensor]):
     purified: bool = False
     mapping: dict[str, Any]
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         super().__init__(tensors)
         self.mapping = {}
 

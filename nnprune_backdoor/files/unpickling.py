@@ -225,7 +225,6 @@ class _Bounded:
 
     def readline(self) -> bytes:
         line = self._file.readline(self._left + 1)
-        self.read(0)
         self._left -= len(line)
         if self._left < 0:
             raise BadPickleError(f"over the limit of {MAX_BYTES:,} bytes for names and shapes")
