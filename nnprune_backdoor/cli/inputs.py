@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,19 +106,23 @@ def _load_checkpoint(options: argparse.Namespace, path: Path) -> Model:
         drop=options.drop,
         weights=options.weights,
     )
-    for line in weights.notes:
-        note(options, f"{path.name}: {shown(line)}")
+    _say(options, path, weights.notes)
     if options.arch is None and weights.arch is None:
         raise MisuseError(
             f"{path} does not name its architecture; give --arch NAME, timm's name for it"
         )
     network, arch, arguments, fitted = built(weights, options.arch, arguments, what=str(path))
-    for line in fitted.notes[len(weights.notes) :]:
-        note(options, f"{path.name}: {shown(line)}")
+    _say(options, path, fitted.notes[len(weights.notes) :])
     if arch == weights.config.get("architecture"):  # which says how images are prepared
         known = {**getattr(network, "pretrained_cfg", {}), **weights.config["pretrained_cfg"]}
         network.pretrained_cfg = known  # type: ignore[assignment]
     return Model(network, arch, arguments, {}, mapping=fitted.mapping)
+
+
+def _say(options: argparse.Namespace, path: Path, notes: Iterable[str]) -> None:
+    """Print what was taken from a checkpoint, whole; a name in it cannot begin a line."""
+    for line in notes:
+        note(options, f"{path.name}: {line}".replace("\n", "?"))
 
 
 def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing:

@@ -66,7 +66,8 @@ def test_which_tensors_were_taken_is_printed_and_recorded(
 ) -> None:
     plain = {f"net.{name}": t for name, t in model.state_dict().items() if "tracked" not in name}
     ema = {f"net_ema.{name.removeprefix('net.')}": t + 1 for name, t in plain.items()}
-    torch.save({"state_dict": {**plain, **ema, "queue": torch.ones(2)}}, tmp_path / "w.pth")
+    content = {"state_dict": {**plain, **ema, "queue": torch.ones(2)}, "a\nb": 1}
+    torch.save(content, tmp_path / "w.pth")
     path, out = tmp_path / "w.pth", tmp_path / "out"
     command = ["purify", str(path), "--clean", str(clean), "--out", str(out), *PURIFY]
     command += ["--arch", "test_resnet", "--weights", "ema", "--drop", "queue"]
@@ -75,7 +76,13 @@ def test_which_tensors_were_taken_is_printed_and_recorded(
     assert taken["entry"] == ["state_dict"] and taken["prefix"] == "net_ema." and taken["averaged"]
     assert set(taken["left_out"]) == {*plain, "queue"}
     assert all("num_batches_tracked" in name for name in taken["set_to_0"])
-    for note in ("removed the prefix 'net_ema.'", "dropped as asked: queue", "set to 0"):
+    assert "; --weights plain or ema (weights=...) says which" in notes, "a note is cut off"
+    for note in (
+        "took 'state_dict' of state_dict, a?b",
+        "removed the prefix 'net_ema.'",
+        "dropped as asked: queue",
+        "set to 0",
+    ):
         assert f"w.pth: {note}" in notes
     _, notes = answer(
         capsys, evaluated(path, clean, *SIZE, "--arch", "test_resnet", "--prefix", "net.")
