@@ -13,6 +13,7 @@ from ..errors import DataError, UnsupportedModelError
 from ..utils.tensors import placement
 from .data import CleanData
 from .drift import logit_drift
+from .outputs import run_once
 
 _ENOUGH = 100  # labelled images that do, however many classes there are
 _RENAMED = 0.3  # share of the images, and 1 / sqrt(images) more: guessing gains up to .34 of 50
@@ -46,7 +47,7 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
         UnsupportedModelError: NaN or inf in its logits; output not (N, classes).
         DataError: it does not accept these images.
     """
-    logits = _try(model, images[:2].to(**placement(model)).clone())
+    logits = run_once(model, images[:2].to(**placement(model)).clone())
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         advice = "wrap the model so that its forward returns the logits alone"
@@ -83,32 +84,6 @@ def _check_finite_weights(model: nn.Module) -> None:
                 f"the model's {name!r} holds NaN or inf; it cannot be scored. Check how the "
                 "checkpoint was loaded"
             )
-
-
-def _try(model: nn.Module, images: Tensor) -> object:
-    """What the model gives for images (N, C, H, W), which it must not write into."""
-    written = images._version
-    try:
-        with torch.no_grad():
-            logits: object = model(images)
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise DataError(
-            f"the model does not accept images of shape {tuple(images.shape[1:])}: "
-            f"{error}. Give images of the channels and size that it was trained on"
-        ) from error
-    if images._version != written:
-        raise UnsupportedModelError(
-            "the model writes into the images that it is given, so that they are others the "
-            "next time; have its forward pass work on a copy (x = x - mean in place of x.sub_)"
-        )
-    return logits
 
 
 def check_repeatable(model: nn.Module, images: Tensor) -> None:

@@ -14,6 +14,7 @@ from ..utils.progress import progress_bar
 from ..utils.randomness import as_integer
 from ..utils.tensors import at_least_float32, placement
 from .copies import eval_mode
+from .outputs import logits_alone, wants_name
 
 _LARGEST_BATCH = 256  # images a forward pass
 
@@ -32,15 +33,21 @@ def predict_logits(
         images: cut into batches by `images_per_pass`, or given in batches.
         run: what is run in place of the model, a masked view of it for example.
     """
-    place, run = placement(model), model if run is None else run
+    place, given = placement(model), run
     if isinstance(images, Tensor):
         images = images.split(max(16, images_per_pass(images, model)))
     batches = list(images)
+    if run is None:
+        run = logits_alone(model, batches[0]) if wants_name(model) else model
     found = []
     with progress_bar(sum(map(len, batches)), "predicting", progress) as bar:
         for batch in batches:
             copied = batch.to(**place, copy=True)  # a model may write into what it is given
-            found.append(at_least_float32(run(copied)).cpu())
+            logits = run(copied)
+            if not isinstance(logits, Tensor) and given is None:  # a model may give more than them
+                run = logits_alone(model, batch)
+                logits = run(batch.to(**place, copy=True))
+            found.append(at_least_float32(logits).cpu())
             bar.update(len(batch))
     return torch.cat(found)
 

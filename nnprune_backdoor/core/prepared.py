@@ -15,6 +15,7 @@ from .checks import check_repeatable, validate_model
 from .copies import frozen_copy, refuse_recomputing
 from .data import CleanData
 from .originals import refuse_originals
+from .outputs import give_logits_alone_, take_images_by_name_
 from .sites import Site, find_sites
 
 Labels = Literal["needed", "used", "ignored"]
@@ -25,7 +26,7 @@ class Prepared(ShortRepr):
     """A model and clean images that fit each other.
 
     Attributes:
-        model: A frozen copy in eval mode.
+        model: A frozen copy in eval mode, which returns its logits alone (see `core.outputs`).
         clean: The clean images; on the CPU.
         classes: Number of classes of the model.
     """
@@ -45,7 +46,8 @@ class Prepared(ShortRepr):
         """Copy the model, read the images, and check that they fit.
 
         Args:
-            model: (N, C, H, W) -> (N, classes); it is left as it was.
+            model: (N, C, H, W) -> (N, classes), or an output with these logits in it; it is left
+                as it was.
             clean: a loader of clean images, normalised as the model expects.
             labels: needed: refuse images without; used: check them where there are any; ignored:
                 leave them out.
@@ -60,7 +62,9 @@ class Prepared(ShortRepr):
         elif labels == "needed":
             data.targets  # noqa: B018 - raises where there are none
         frozen = frozen_copy(model)
+        take_images_by_name_(frozen)
         refuse_originals(model, frozen, data.images[:2].to(**placement(frozen)))
+        give_logits_alone_(frozen, data.images)
         return cls(frozen, data, validate_model(frozen, data))
 
     def check_runs(self, *, gradients: bool = True) -> None:

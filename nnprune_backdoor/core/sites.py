@@ -16,6 +16,7 @@ from ..errors import UnsupportedModelError
 from ..utils.tensors import check_default_device
 from .copies import refuse_unusual_weights
 from .logits import find_logit_layers
+from .outputs import logits_alone, wants_name
 from .products import layers_in_products
 from .trace import LAYERS, NORMS, Call, Trace, layers_without_effect
 
@@ -61,7 +62,7 @@ def find_sites(model: nn.Module, example: Tensor) -> tuple[Site, ...]:
     """
     check_default_device()
     refuse_unusual_weights(model)
-    trace = Trace.of(model, example)
+    model, trace = _traced(model, example)
     layers = {call.module for call in trace.calls if isinstance(call.module, LAYERS)}
     if not layers:
         raise _no_neuron(trace)
@@ -86,7 +87,8 @@ def find_classifiers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     Raises:
         UnsupportedModelError: no layer gives the logits, or it cannot be told which ones do.
     """
-    logits = find_logit_layers(model, example, Trace.of(model, example))
+    model, trace = _traced(model, example)
+    logits = find_logit_layers(model, example, trace)
     names = {module: name for name, module in model.named_modules()}
     found = [names[m] for m in reversed(logits.classifiers) if m not in logits.calibrating]
     if not found:
@@ -95,6 +97,16 @@ def find_classifiers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
             "channel a class"
         )
     return tuple(found)
+
+
+def _traced(model: nn.Module, example: Tensor) -> tuple[nn.Module, Trace]:
+    """What one pass did, and in which model: a copy where the given one gives more than logits."""
+    if not wants_name(model):
+        trace = Trace.of(model, example)
+        if isinstance(trace.output, Tensor):
+            return model, trace
+    model = logits_alone(model, example)
+    return model, Trace.of(model, example)
 
 
 def _sites(model: nn.Module, trace: Trace, left_out: set[nn.Module]) -> tuple[Site, ...]:

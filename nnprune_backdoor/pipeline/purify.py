@@ -18,6 +18,7 @@ from ..core.drift import allowed_drift, logit_drift
 from ..core.held_out import HeldOut
 from ..core.masks import MaskedModel, Silencing, silence_
 from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
+from ..core.outputs import give_same_output_, same_hooks
 from ..core.predictions import predict_labels
 from ..core.prepared import Labels, Prepared
 from ..core.scores import ChannelScores, Selection
@@ -62,7 +63,8 @@ def purify(
     triggered image is needed, and none can be given.
 
     Args:
-        model: (N, C, H, W) -> (N, classes); left exactly as it was.
+        model: (N, C, H, W) -> (N, classes), or an object, dict or tuple that holds these logits,
+            as a classifier of `transformers` gives (`core.outputs`); left exactly as it was.
         clean_loader: a few hundred clean images, normalised as the model expects, without
             augmentation, with labels unless selector and repair need none. A criterion that needs
             labels takes the model's own answers where there are none.
@@ -113,7 +115,8 @@ def _run(
 ) -> Purified:
     clock = Clock()
     with private_randomness(seed):
-        job = Job(model, _prepare(model, clean_loader, options), options, seed)
+        prepared = _prepare(model, clean_loader, options)
+        job = Job(same_hooks(model, prepared.model), prepared, options, seed)
         frozen, measuring = job.prepared.model, job.measuring
         probe = job.scoring.images[:_PROBE].to(**placement(frozen))
         given = _given(job, len(probe))
@@ -125,6 +128,7 @@ def _run(
         accuracy = PairedAccuracy.of(frozen, product, measuring)
         agreement = Agreement.of(frozen, product, measuring.images)
         proxies = ProxySuccess.of(done.scores, done.selection, frozen, product, measuring)
+        give_same_output_(product, model)
         clock.lap("certifying")
     return Purified(
         product,
@@ -186,7 +190,8 @@ def _prepare(
         check_label_order(clean.labels, predict_labels(prepared.model, clean.images))
     refuse_computed_weights(prepared.model, [site.name for site in prepared.sites])
     some = clean.take(torch.arange(min(_PROBE, len(clean))))
-    _silenced(model, prepared.model, _spread(prepared.sites), some, options.silencing)
+    tried = same_hooks(model, prepared.model)
+    _silenced(tried, prepared.model, _spread(prepared.sites), some, options.silencing)
     return prepared
 
 

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core.copies import clone, frozen_copy
 from ..core.drift import allowed_drift, logit_drift
 from ..core.originals import refuse_originals
+from ..core.outputs import give_logits_alone_, take_images_by_name_
 from ..core.scores import Selection
 from ..core.sites import Neuron
 from ..errors import DataError
@@ -145,7 +146,9 @@ def compact(
         raise DataError(f"expected two images (N, C, H, W) or more, got {tuple(example.shape)}")
     example = _detached(example)
     silenced = frozen_copy(model)
+    take_images_by_name_(silenced)
     refuse_originals(model, silenced, example)
+    give_logits_alone_(silenced, example)
     probed = copy.deepcopy(silenced).float()  # noise of large scale would overflow half precision
     comparison = _Comparison(silenced, {m: name for name, m in probed.named_modules()}, example)
     removable, reasons = Removable.none(), dict[Neuron, str]()

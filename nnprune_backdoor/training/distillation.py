@@ -24,6 +24,7 @@ from ..core.copies import frozen_copy, restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import Statistics, use_statistics_
+from ..core.outputs import give_same_output_
 from ..core.prepared import Prepared
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import Selection
@@ -148,6 +149,7 @@ def distil(
         student = _Student(model, settings, selection or Selection((), ()))
         student.learn(given.model, prepared.clean, torch.Generator().manual_seed(seed), progress)
     restore_modes_(model, pruned)
+    give_same_output_(model, pruned)
     restore_precision_(model, pruned)
     return model
 

@@ -20,6 +20,7 @@ from ..core.copies import restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import Statistics, use_statistics_
+from ..core.outputs import give_same_output_
 from ..core.prepared import Prepared
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import Selection
@@ -126,6 +127,7 @@ def fine_tune(
         trainer.forget_gradients()
     _check_finite(tuned)
     restore_modes_(tuned, model)
+    give_same_output_(tuned, model)
     return tuned
 
 

@@ -1,0 +1,278 @@
+"""Models whose output is more than a tensor: find the logits in it, and take them alone.
+
+Classifiers of `transformers` return an object with `.logits`; others return tuples or dicts. All
+other code works on models that return the logits alone, so a private copy gets a hook that takes
+them out. Names, layers and weights stay as they are, and the hook is taken off what is given back.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, UnsupportedModelError
+from ..utils.tensors import placement
+from .copies import clone, frozen_copy
+from .trace import edges_of, nodes_before
+
+Step = tuple[str, Any]  # how an entry is reached: "item" and a key or index, "attribute" and a name
+Path = tuple[Step, ...]
+
+_NAME = "logits"
+_IMAGES = "pixel_values"  # what models of `transformers` call their images
+_DEEPEST = 4  # nested containers that are looked into
+_LISTED = 6  # entries that a message names
+
+_ALONE = "have its forward return the logits alone, or in a dict under the name 'logits'"
+
+
+@dataclass(frozen=True)
+class TakeLogits:
+    """A forward hook: of the model's output only the tensor at this path."""
+
+    path: Path
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
+        for kind, name in self.path:
+            output = getattr(output, name) if kind == "attribute" else output[name]
+        taken: Tensor = output
+        return taken
+
+
+@dataclass(frozen=True)
+class ByKeyword:
+    """A forward pre-hook: the images go in under the name that the model has for them."""
+
+    name: str = _IMAGES
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return ((), {**kwargs, self.name: args[0]}) if args else (args, kwargs)
+
+
+_OURS = (TakeLogits, ByKeyword)
+
+
+def run_once(model: nn.Module, images: Tensor) -> object:
+    """What the model gives for images (N, C, H, W), which it must not write into.
+
+    Raises:
+        DataError: it does not accept them.
+        UnsupportedModelError: it writes into them.
+    """
+    written = images._version
+    try:
+        with torch.no_grad():
+            output: object = model(images)
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise DataError(
+            f"the model does not accept images of shape {tuple(images.shape[1:])}: "
+            f"{error}. Give images of the channels and size that it was trained on"
+        ) from error
+    if images._version != written:
+        raise UnsupportedModelError(
+            "the model writes into the images that it is given, so that they are others the "
+            "next time; have its forward pass work on a copy (x = x - mean in place of x.sub_)"
+        )
+    return output
+
+
+def take_images_by_name_(model: nn.Module) -> None:
+    """Have a copy take images as its first argument where its forward wants them by name."""
+    if wants_name(model):
+        model.register_forward_pre_hook(ByKeyword(), with_kwargs=True)
+
+
+def give_logits_alone_(model: nn.Module, images: Tensor) -> None:
+    """Have a copy, in eval mode, return its logits alone.
+
+    Args:
+        model: nothing is done where its output is a tensor.
+        images: (N, C, H, W), two are enough; the model is run on two.
+
+    Raises:
+        DataError: it does not accept these images.
+        UnsupportedModelError: its output holds no logits, or several tensors that could be them.
+    """
+    images = images[:2].to(**placement(model)).detach()
+    output = run_once(model, images.clone())
+    if not isinstance(output, Tensor):
+        model.register_forward_hook(TakeLogits(_find(model, images, output)))
+
+
+def same_hooks(model: nn.Module, like: nn.Module) -> nn.Module:
+    """The model itself, or where another one has hooks of this module a copy that has them too."""
+    hooks = _hooks(like)
+    if hooks == _hooks(model):
+        return model
+    model = clone(model)
+    for hook in hooks:
+        if isinstance(hook, ByKeyword):
+            model.register_forward_pre_hook(hook, with_kwargs=True)
+        else:
+            model.register_forward_hook(hook)
+    return model
+
+
+def give_same_output_(model: nn.Module, as_given: nn.Module) -> None:
+    """Take the hooks of this module off a copy, unless the model that it is of has them too."""
+    if _hooks(as_given):
+        return
+    for hooks in (model._forward_hooks, model._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _OURS)]:
+            del hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def logits_alone(model: nn.Module, images: Tensor) -> nn.Module:
+    """A frozen copy, in eval mode, that takes images as its first argument and returns logits.
+
+    Raises:
+        DataError, UnsupportedModelError: see `give_logits_alone_` and `frozen_copy`.
+    """
+    frozen = frozen_copy(model)
+    take_images_by_name_(frozen)
+    give_logits_alone_(frozen, images)
+    return frozen
+
+
+def _hooks(model: nn.Module) -> list[TakeLogits | ByKeyword]:
+    """The hooks of this module that a model has."""
+    hooks = (*model._forward_hooks.values(), *model._forward_pre_hooks.values())
+    return [hook for hook in hooks if isinstance(hook, _OURS)]
+
+
+def wants_name(model: nn.Module) -> bool:
+    """Whether forward takes `pixel_values`, not as its first argument, and no hook sees to it."""
+    if any(isinstance(hook, ByKeyword) for hook in model._forward_pre_hooks.values()):
+        return False
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return False
+    images = parameters.get(_IMAGES)
+    if images is None:
+        return False
+    return images.kind is images.KEYWORD_ONLY or next(iter(parameters)) != _IMAGES
+
+
+def _find(model: nn.Module, images: Tensor, output: object) -> Path:
+    """Where the logits are: by their name, or since nothing else can be them."""
+    found: dict[Path, Tensor] = {}
+    for path, tensor in _entries(output):
+        if not any(tensor is other for other in found.values()):
+            found[path] = tensor
+    named = [path for path in found if path[-1][1] == _NAME]
+    if len(named) == 1:
+        return named[0]
+    if not named and len(found) == 1:
+        return next(iter(found))
+    fitting = {path: found[path] for path in named or found if _fits(found[path], len(images))}
+    if len(fitting) == 1:
+        return next(iter(fitting))
+    if not fitting:
+        raise UnsupportedModelError(
+            f"the model returns {type(output).__name__} with {_listed(found)}, of which nothing "
+            f"is (N, classes); {_ALONE}"
+        )
+    last = _last(model, images, list(fitting))
+    if last is None:
+        raise UnsupportedModelError(
+            f"the model returns {type(output).__name__} in which several tensors could be the "
+            f"logits: {_listed(fitting)}; {_ALONE}"
+        )
+    return last
+
+
+def _entries(value: object, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """All tensors in containers and in attributes of plain objects, with their paths."""
+    if isinstance(value, Tensor):
+        yield path, value
+    if isinstance(value, (Tensor, nn.Module, str, bytes, type)) or len(path) == _DEEPEST:
+        return
+    inner: dict[Step, object]
+    if isinstance(value, Mapping):
+        inner = {("item", key): entry for key, entry in value.items()}
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        inner = {("attribute", name): getattr(value, name) for name in value._fields}
+    elif isinstance(value, (tuple, list)):
+        inner = {("item", index): entry for index, entry in enumerate(value)}
+    else:
+        inner = (
+            {("attribute", name): entry for name, entry in vars(value).items()}
+            if hasattr(value, "__dict__")
+            else {}
+        )
+        if hasattr(value, _NAME):  # a property or a slot
+            inner["attribute", _NAME] = getattr(value, _NAME)
+    for step, entry in inner.items():
+        yield from _entries(entry, (*path, step))
+
+
+def _fits(tensor: Tensor, count: int) -> bool:
+    """Whether it could be logits of so many images."""
+    return (
+        tensor.is_floating_point()
+        and tensor.ndim == 2
+        and len(tensor) == count
+        and tensor.shape[1] >= 2
+    )
+
+
+def _last(model: nn.Module, images: Tensor, paths: list[Path]) -> Path | None:
+    """The one tensor that is computed from all others; None if that cannot be told.
+
+    Features are what logits are computed from. What the images do not reach is left out, and so
+    are probabilities, which are computed from logits in turn.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        output = model(images.clone().requires_grad_().clone())
+    found = dict(_entries(output))
+    tensors = {path: found[path] for path in paths if path in found}
+    reached = {path: tensor for path, tensor in tensors.items() if tensor.requires_grad}
+    logits = {
+        path: tensor
+        for path, tensor in reached.items()
+        if not any(_is_probability(tensor, other) for other in reached.values())
+    }
+    for path, tensor in logits.items():
+        others = [other for key, other in logits.items() if key != path]
+        before = nodes_before(edges_of(tensor))
+        earlier = all(edges_of(other)[0].node in before for other in others)
+        if earlier and all(other.shape != tensor.shape for other in others):
+            return path
+    return None
+
+
+def _is_probability(tensor: Tensor, logits: Tensor) -> bool:
+    """Whether a tensor is softmax, its logarithm or sigmoid of another one."""
+    if tensor is logits or tensor.shape != logits.shape:
+        return False
+    functions: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: x.softmax(1),
+        lambda x: x.log_softmax(1),
+        torch.sigmoid,
+    )
+    return any(torch.allclose(tensor, f(logits), rtol=1e-3, atol=1e-5) for f in functions)
+
+
+def _listed(found: Mapping[Path, Tensor]) -> str:
+    """Entries with their shapes, for messages."""
+    parts = [
+        "".join(f".{name}" if kind == "attribute" else f"[{name!r}]" for kind, name in path)
+        + f" {tuple(tensor.shape)}"
+        for path, tensor in found.items()
+    ]
+    more = [f"{len(parts) - _LISTED} more"] if len(parts) > _LISTED else []
+    return ", ".join([*parts[:_LISTED], *more]) or "no tensor"
