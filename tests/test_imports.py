@@ -39,6 +39,7 @@ DEFENCE = [folder for folder in FLOOR if folder not in ATTACKER | {"__main__"}]
 # who may import a heavy package; all others do without
 DOORS = {
     "timm": {"files", "demo"},
+    "transformers": {"files"},
     "torch_pruning": {"importance"},
     "matplotlib": {"reports", "demo"},
 }

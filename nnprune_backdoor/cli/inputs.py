@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.outputs import logits_alone
 from ..errors import DataError, unknown_name
-from ..files.architecture import built, create
+from ..files import torchvision_models
+from ..files.architecture import built, create, load_model
 from ..files.checkpoint import load_weights
 from ..files.datasets import list_datasets, read_dataset
+from ..files.image_processor import preprocessing_of as preprocessing_of_processor
+from ..files.image_processor import read_processor
 from ..files.images import FolderImages, read_classes, read_images, shown
 from ..files.preprocessing import Preprocessing, refuse_other_channels
 from ..files.record_file import purified_folder, read_record
+from ..files.remote import refuse_address
 from ..files.saving import load_purified
+from ..files.transformers_models import CONFIG, HF, PROCESSOR, config_of
 from ..removal.recipe import Recipe
 from .base import MisuseError, note
 from .name_value import read_plain
@@ -32,8 +38,8 @@ class Model:
     """A network and what is known of it.
 
     Attributes:
-        arch: Its name in timm.
-        arguments: Of timm.create_model.
+        arch: Its name, as for `load_model`.
+        arguments: What it was made with; of transformers "config" and "processor".
         source: What a purified model's record says of preprocessing and classes; else empty.
         shape: Of an image, (C, H, W), from a purified model's record; else empty.
         earlier: What was cut out of it when it was purified before; None if it was not.
@@ -51,8 +57,14 @@ class Model:
     @property
     def channels(self) -> int:
         """Number of channels of the images that it takes."""
-        given = self.arguments.get("in_chans", self.shape[0] if self.shape else 3)
+        known = self.shape[0] if self.shape else self.config.get("num_channels", 3)
+        given = self.arguments.get("in_chans", known)
         return given if isinstance(given, int) else 3
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json; empty where it is no model of transformers."""
+        return self.arguments.get("config") or {}
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
@@ -69,12 +81,29 @@ def device_of(options: argparse.Namespace) -> torch.device:
 
 
 def load(options: argparse.Namespace, path: Path) -> Model:
-    """A checkpoint, or what `purify` wrote (folder or weights), on the device asked for."""
+    """A checkpoint, a folder of transformers, or what `purify` wrote, on the device asked for."""
+    refuse_address(path)
     device = device_of(options)
     folder = purified_folder(path)
-    found = _load_checkpoint(options, path) if folder is None else _load_folder(options, folder)
+    if options.arch == HF:
+        found = _load_transformers(options, path)
+    else:
+        found = _load_checkpoint(options, path) if folder is None else _load_folder(options, folder)
     found.network.to(device)
     return found
+
+
+def _load_transformers(options: argparse.Namespace, path: Path) -> Model:
+    for name in ("arch_arg", "key", "prefix", "drop", "weights"):
+        if getattr(options, name):
+            raise MisuseError(
+                f"{path}: with --arch {HF}, {CONFIG} says all; leave out --{name.replace('_', '-')}"
+            )
+    network = load_model(path, HF)
+    arguments: dict[str, Any] = {"config": config_of(network)}
+    if (path / PROCESSOR).is_file():
+        arguments["processor"] = read_processor(path)
+    return Model(network, HF, arguments, {})
 
 
 def _load_folder(options: argparse.Namespace, path: Path) -> Model:
@@ -109,7 +138,8 @@ def _load_checkpoint(options: argparse.Namespace, path: Path) -> Model:
     _say(options, path, weights.notes)
     if options.arch is None and weights.arch is None:
         raise MisuseError(
-            f"{path} does not name its architecture; give --arch NAME, timm's name for it"
+            f"{path} does not name its architecture; give --arch NAME, timm's name for it, "
+            f"or --arch {HF} if transformers wrote it"
         )
     network, arch, arguments, fitted = built(weights, options.arch, arguments, what=str(path))
     _say(options, path, fitted.notes[len(weights.notes) :])
@@ -126,7 +156,7 @@ def _say(options: argparse.Namespace, path: Path, notes: Iterable[str]) -> None:
 
 
 def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing:
-    """That of the record, else timm's, changed as the options say; a note prints it."""
+    """That of the record or folder, else the library's, as the options change it; with a note."""
     size = options.size
     if size is not None and len(size) > 2:
         raise MisuseError(
@@ -139,19 +169,31 @@ def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing
         "interpolation": options.interpolation,
         "crop_pct": options.crop_pct,
     }
-    recorded = model.source.get("preprocessing")
-    if recorded is not None:
-        base = Preprocessing.from_dict(recorded)
+    recorded, processor = model.source.get("preprocessing"), model.arguments.get("processor")
+    if recorded is not None or processor is not None:
+        base = (
+            preprocessing_of_processor(processor or {})
+            if recorded is None
+            else Preprocessing.from_dict(recorded)
+        )
         changed = {name: value for name, value in overrides.items() if value is not None}
         refuse_other_channels(changed, base.channels)
         made = Preprocessing(**{**vars(base), **changed})
     else:
-        side = model.arguments.get("img_size")
+        if model.arch == HF and None in (options.mean, options.std):
+            raise MisuseError(
+                f"no {PROCESSOR} beside {CONFIG}; give the --mean and --std that the model was "
+                "trained with"
+            )
+        names = (model.arguments.get(name) for name in ("img_size", "image_size"))
+        side = next((n for n in names if n is not None), model.config.get("image_size"))
         if overrides["size"] is None and (model.shape or isinstance(side, int)):
             overrides["size"] = model.shape[1:] or (side, side)
         config = getattr(model.network, "pretrained_cfg", None)
-        if config is None and model.arch is not None:
-            config = getattr(create(model.arch, model.arguments), "pretrained_cfg", None)
+        if model.arch is not None and model.arch.startswith(torchvision_models.PREFIX):
+            config = torchvision_models.config_of(model.arch)
+        elif config is None and model.arch not in (None, HF):
+            config = getattr(create(str(model.arch), model.arguments), "pretrained_cfg", None)
         made = Preprocessing.of(config, channels=model.channels, **overrides)
     note(options, f"preprocessing: {made}")
     return made
@@ -163,8 +205,7 @@ def classes_of(model: Model, preprocessing: Preprocessing) -> int:
     blank = torch.zeros(2, preprocessing.channels, *preprocessing.size).to(weight)
     try:
         with torch.no_grad():
-            logits = model.network(blank)
-        count = logits.shape[1]
+            count = logits_alone(model.network, blank)(blank).shape[1]
     except Exception as error:  # whatever a network does with images it was not made for
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(

@@ -57,7 +57,10 @@ def add_architecture(parser: argparse.ArgumentParser) -> None:
     """How a checkpoint is read."""
     group = parser.add_argument_group("the model")
     group.add_argument(
-        "--arch", metavar="NAME", help="name of the architecture in timm, such as resnet18"
+        "--arch",
+        metavar="NAME",
+        help="name of the architecture in timm, such as resnet18; torchvision:resnet18 is "
+        "torchvision's; hf: a folder of transformers, with config.json and weights",
     )
     group.add_argument(
         "--arch-arg",

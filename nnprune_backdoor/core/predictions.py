@@ -54,6 +54,8 @@ def predict_logits(
 
 def predict_labels(model: nn.Module, images: Tensor | Iterable[Tensor], **how: Any) -> Tensor:
     """Labels (N,) that the model gives images (N, C, H, W), int64; see `predict_logits`."""
+    if isinstance(images, Tensor) and not len(images):
+        return torch.empty(0, dtype=torch.int64)  # some networks cannot reshape nothing
     return predict_logits(model, images, **how).argmax(1)
 
 

@@ -2,6 +2,7 @@
 
 from .architecture import load_model
 from .checkpoint import Weights, load_weights
+from .image_processor import read_preprocessing
 from .images import FolderImages, read_images
 from .preprocessing import Preprocessing
 from .record_file import read_record, read_report
@@ -15,6 +16,7 @@ __all__ = [
     "load_purified",
     "load_weights",
     "read_images",
+    "read_preprocessing",
     "read_record",
     "read_report",
     "save_purified",

@@ -1,4 +1,7 @@
-"""Build a timm architecture by name and fill it with weights from a file."""
+"""Build an architecture by name and fill it with weights from a file.
+
+Names are timm's; "torchvision:NAME" is torchvision's, and "hf" a folder of `transformers`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +21,14 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from ..utils.randomness import private_randomness
 from ..utils.time_limit import within
+from . import torchvision_models, transformers_models
 from .checkpoint import Weights, load_weights
 from .fitting import fitted, timm_converter
 from .limits import MAX_BYTES
 from .record_file import purified_folder
+from .remote import refuse_address
 from .state_dicts import Kind
+from .transformers_models import HF
 
 _SIZES = ("num_classes", "in_chans", "img_size")  # may be large, since memory is checked
 
@@ -28,13 +36,15 @@ _MAX_NUMBER = 2**16  # limit of every other number among the arguments, such as 
 
 _MAX_SECONDS = 60.0  # for building an architecture; the largest in timm takes a few seconds
 
-# arguments of timm.create_model that read files or use the network
+# arguments of timm.create_model and torchvision that read files or use the network
 _FORBIDDEN = (
     "pretrained",
     "pretrained_cfg",
     "pretrained_cfg_overlay",
     "checkpoint_path",
     "cache_dir",
+    "weights",
+    "weights_backbone",
 )
 
 
@@ -52,11 +62,13 @@ def load_model(
     max_bytes: int = MAX_BYTES,
     **model_args: Any,
 ) -> nn.Module:
-    """A timm model with the weights of a file. No code from the file runs, nothing is downloaded.
+    """A model with the weights of a file. No code from the file runs, nothing is downloaded.
 
     Args:
-        path: the file, of one of the kinds that `load_weights` reads.
-        arch: timm name of the architecture; by default the file's entry "arch".
+        path: the file, of one of the kinds that `load_weights` reads; with "hf" the folder.
+        arch: timm name of the architecture; "torchvision:NAME" for one of torchvision; "hf" for
+            an image classifier of `transformers` in a folder with config.json, for which nothing
+            else is given. By default the file's entry "arch".
         key, prefix, drop, weights: which tensors of the file are taken; see `load_weights`.
         max_bytes: largest file, and largest model, that is loaded.
         **model_args: arguments of `timm.create_model`. num_classes, in_chans and img_size are
@@ -67,9 +79,15 @@ def load_model(
         The model in eval mode, on the CPU, in single precision.
 
     Raises:
-        CheckpointError: the file cannot be read (see `load_weights`), or its weights do not fit.
-        UnknownNameError: timm has no such architecture.
+        CheckpointError: the file cannot be read (see `load_weights`), or its weights do not fit;
+            the path is an address.
+        UnknownNameError: there is no such architecture, or transformers is not installed.
     """
+    refuse_address(path)
+    if arch == HF:
+        if key or prefix or drop or weights or model_args:
+            raise CheckpointError(f"{path}: config.json says all; give arch={HF!r} alone")
+        return _load_folder(Path(path), max_bytes)
     if folder := purified_folder(Path(path)):
         raise CheckpointError(
             f"{path}: a purified model; read it by load_purified({str(folder)!r})"
@@ -124,20 +142,31 @@ def built(
 
 
 def create(arch: str, model_args: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> nn.Module:
-    """A timm model with new weights, in eval mode; global random generators are left as they were.
+    """A model with new weights, in eval mode; global random generators are left as they were.
+
+    Args:
+        arch: timm name; "torchvision:NAME"; or "hf".
+        model_args: of `timm.create_model` or torchvision's function; of "hf" the entry "config",
+            with the content of config.json.
+        max_bytes: largest model.
 
     Raises:
-        UnknownNameError: timm has no such architecture.
+        UnknownNameError: there is no such architecture.
         CheckpointError: an argument does not fit, would read files, or makes the model too large.
     """
+    check_size(arch, model_args, max_bytes=max_bytes)
+    return _build(arch, model_args, "cpu").eval()
+
+
+def check_size(arch: str, model_args: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> None:
+    """Raise what `create` raises; no memory is taken for weights."""
     empty = _build_empty(arch, model_args)
     size = sum(t.numel() * t.element_size() for t in (*empty.parameters(), *empty.buffers()))
     if size > max_bytes:
         raise CheckpointError(
-            f"{arch!r} with {dict(model_args)} takes {size:,} bytes, over the limit of "
+            f"{arch!r} with {_shown(model_args)} takes {size:,} bytes, over the limit of "
             f"{max_bytes:,}; raise max_bytes if the model is meant to be that large"
         )
-    return _build(arch, model_args, "cpu").eval()
 
 
 def complete(
@@ -148,6 +177,11 @@ def complete(
     Raises:
         UnknownNameError, CheckpointError: see `create`.
     """
+    if arch == HF:
+        return dict(model_args)
+    if _is_torchvision(arch):
+        empty_one = partial(_build_empty, arch)
+        return {**torchvision_models.sizes_in(empty_one, model_args, weights), **model_args}
     others = {name: value for name, value in model_args.items() if name != "num_classes"}
     empty = _build_empty(arch, others)
     config: Mapping[str, Any] = getattr(empty, "pretrained_cfg", {})
@@ -226,7 +260,7 @@ def _build_empty(arch: str, model_args: Mapping[str, Any]) -> nn.Module:
         # time is limited, because an untrusted record may ask for many layers
         return within(
             _MAX_SECONDS,
-            f"building {arch!r} with {dict(model_args)}",
+            f"building {arch!r} with {_shown(model_args)}",
             lambda: _build(arch, model_args, "meta"),
         )
     except UnsupportedModelError as error:
@@ -252,21 +286,55 @@ def _largest_number(value: Any) -> float:
 
 
 def _build(arch: str, model_args: Mapping[str, Any], device: str) -> nn.Module:
-    import timm
+    maker: Callable[..., nn.Module]
+    if arch == HF:
+        library, maker = "transformers", transformers_models.build
+    elif _is_torchvision(arch):
+        library, maker = "torchvision", partial(torchvision_models.build, arch)
+    else:
+        import timm
 
+        library, maker = "timm", partial(timm.create_model, arch, pretrained=False)
     try:
         with private_randomness(0), torch.device(device):
-            model: nn.Module = timm.create_model(arch, pretrained=False, **model_args)
-    except Exception as error:  # arguments may be untrusted, and timm hardly checks them
+            return maker(**model_args)
+    except CheckpointError:
+        raise
+    except Exception as error:  # arguments may be untrusted, and hardly any are checked
         raise CheckpointError(
-            f"timm cannot build {arch!r} with {dict(model_args)} ({type(error).__name__}: "
+            f"{library} cannot build {arch!r} with {_shown(model_args)} ({type(error).__name__}: "
             f"{error}); check the arguments"
         ) from error
-    return model
+
+
+def _shown(model_args: Mapping[str, Any]) -> str:
+    """Arguments in messages; a whole configuration would fill the screen."""
+    return reprlib.repr(dict(model_args)) if "config" in model_args else str(dict(model_args))
+
+
+def _is_torchvision(arch: str) -> bool:
+    return arch.startswith(torchvision_models.PREFIX)
+
+
+def _load_folder(folder: Path, max_bytes: int) -> nn.Module:
+    """A model of transformers, of which everything in the folder is data."""
+    config = transformers_models.read_config(folder)
+    check_size(HF, {"config": config}, max_bytes=max_bytes)
+    weights = load_weights(folder, max_bytes=max_bytes)
+    return transformers_models.filled(config, weights, str(folder), torch.float32)
 
 
 def _check_name(arch: str) -> None:
-    """Refuse names that timm has not registered; timm would look for some in a folder or a hub."""
+    """Refuse names that are not registered; timm would look for some in a folder or a hub."""
+    if arch == HF:
+        transformers_models.check_installed()
+    elif _is_torchvision(arch):
+        torchvision_models.check_name(arch)
+    else:
+        _check_timm_name(arch)
+
+
+def _check_timm_name(arch: str) -> None:
     import timm
 
     if not re.fullmatch(r"\w+(\.\w+)?", arch, re.ASCII) or not timm.is_model(arch):

@@ -30,6 +30,7 @@ class Preprocessing:
         interpolation: "bilinear", "bicubic" or "nearest".
         crop_pct: Share of the resized image that the crop keeps along each side, in [0.1, 1].
         crop_mode: timm's "center", "squash" or "border".
+        channel_order: "RGB" or "BGR", in which the model takes colours; mean and std are in it too.
 
     Raises:
         DataError: a value is out of range.
@@ -41,6 +42,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    channel_order: str = "RGB"
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -58,6 +60,7 @@ class Preprocessing:
         for name, value, known in (
             ("interpolation", self.interpolation, ("bilinear", "bicubic", "nearest")),
             ("crop_mode", self.crop_mode, ("center", "squash", "border")),
+            ("channel_order", self.channel_order, ("RGB", "BGR")),
         ):
             if value not in known:
                 raise DataError(f"expected {name} to be one of {', '.join(known)}, got {value!r}")
@@ -110,6 +113,7 @@ class Preprocessing:
                 interpolation=str(data["interpolation"]),
                 crop_pct=float(data["crop_pct"]),
                 crop_mode=str(data["crop_mode"]),
+                channel_order=str(data.get("channel_order", "RGB")),  # older records have none
             )
         except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
             raise DataError(
@@ -128,27 +132,36 @@ class Preprocessing:
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """A function from a PIL image in mode L or RGB to a normalised tensor (C, H, W)."""
         from timm.data.transforms_factory import create_transform
+        from torchvision.transforms import Compose
 
         transform: Callable[[Image.Image], Tensor] = create_transform(
             (self.channels, *self.size),
             is_training=False,
-            mean=self.mean,
-            std=self.std,
+            mean=self._ordered(self.mean),
+            std=self._ordered(self.std),
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
-        return transform
+        return Compose([transform, self._ordered]) if self.channel_order == "BGR" else transform
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels (N, C, H, W) in [0, 1], normalised as the model expects."""
         mean, std = self._statistics(pixels)
-        return (pixels - mean) / std
+        ordered: Tensor = self._ordered(pixels)
+        return (ordered - mean) / std
 
     def pixels(self, images: Tensor) -> Tensor:
         """The inverse of `normalise`, clamped to [0, 1]."""
         mean, std = self._statistics(images)
-        return (images * std + mean).clamp(0, 1)
+        pixels: Tensor = self._ordered((images * std + mean).clamp(0, 1))
+        return pixels
+
+    def _ordered(self, values: Any) -> Any:
+        """Values a channel, or images (..., C, H, W), from RGB to the model's order, or back."""
+        if self.channel_order == "RGB":
+            return values
+        return values.flip(-3) if isinstance(values, Tensor) else values[::-1]
 
     def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(x).to(images)[:, None, None] for x in (self.mean, self.std))
@@ -160,6 +173,7 @@ class Preprocessing:
         return (
             f"{self.channels} x {height} x {width}, {self.interpolation}, crop "
             f"{self.crop_pct:g} ({self.crop_mode}), mean {mean}, std {std}"
+            + (", BGR" if self.channel_order == "BGR" else "")
         )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from ..removal.compaction import RemovalReport
 from ..removal.recipe import Recipe
 from ..reports.purified import Purified
 from ..reports.report import Report, plain
+from .strict_json import read_json
 
 FORMAT = 1  # of the records written; records of lower formats can be read too
 
@@ -25,11 +24,11 @@ WEIGHTS = "model.safetensors"  # file name
 
 REPORT = "report.json"  # file name; the report's pages are made from it
 
-_MAX_RECORD = 64 * 2**20  # bytes
+_WHOSE = "a folder that save_purified wrote"
 
 # entries of a record and their types
 _ENTRIES: dict[str, tuple[type, ...]] = {
-    "architecture": (dict,),  # "name" in timm, or null; "arguments" of timm.create_model
+    "architecture": (dict,),  # "name" or null, and "arguments"; see `architecture.create`
     "weights": (dict,),  # "sha256" of the weights file
     "recipe": (dict,),  # see `Recipe.to_dict`
     "silenced": (dict,),  # site -> channels of the original model
@@ -63,7 +62,7 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
             wrong type, or its format is newer than this version of the library.
     """
     path = Path(folder) / RECORD
-    record = _read_json(path)
+    record = read_json(path, _WHOSE)
     if record.get("library") != LIBRARY:
         raise CheckpointError(
             f"{path}: not a record of a purified model; give a folder that save_purified wrote"
@@ -91,7 +90,7 @@ def purified_folder(path: Path) -> Path | None:
     if path == folder:
         return folder
     try:
-        return folder if _read_json(folder / RECORD).get("library") == LIBRARY else None
+        return folder if read_json(folder / RECORD, _WHOSE).get("library") == LIBRARY else None
     except CheckpointError:
         return None
 
@@ -108,33 +107,9 @@ def read_report(folder: str | os.PathLike[str]) -> Report:
     """
     path = Path(folder) / REPORT
     try:
-        return Report.from_dict(_read_json(path))
+        return Report.from_dict(read_json(path, _WHOSE))
     except DataError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of strict JSON; raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a folder that save_purified wrote")
-    if path.stat().st_size > _MAX_RECORD:
-        raise CheckpointError(
-            f"{path}: over {_MAX_RECORD:,} bytes, more than any record needs; get the folder again"
-        )
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8"),
-            parse_constant=_finite,
-            parse_float=_finite,
-            object_pairs_hook=_unique,
-        )
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: damaged, or no plain JSON ({error}); get the folder again"
-        ) from error
-    if type(content) is not dict:
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _check_entry(path: Path, holder: dict[str, Any], name: str, types: tuple[type, ...]) -> None:
@@ -142,23 +117,6 @@ def _check_entry(path: Path, holder: dict[str, Any], name: str, types: tuple[typ
         expected = " or ".join(t.__name__ for t in types)
         given = type(holder[name]).__name__ if name in holder else "nothing"
         raise CheckpointError(f"{path}: expected {name!r} to be {expected}, got {given}")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without names that stand twice, of which one would win unsaid."""
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        twice = next(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"{twice[:100]!r} stands twice in one object")
-    return entries
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
 
 
 def record_of(
@@ -174,8 +132,8 @@ def record_of(
 
     Args:
         report: `Purified.to_dict()`.
-        arch: timm name of the original architecture, or None.
-        arguments: of `timm.create_model`.
+        arch: name of the original architecture, or None.
+        arguments: what it was made with.
         sha256: of the weights file.
         recipe: from that architecture to the purified model.
     """

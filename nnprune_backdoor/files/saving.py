@@ -25,14 +25,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core.copies import clone, frozen_copy
+from ..core.copies import clone
 from ..core.drift import allowed_drift, logit_drift
+from ..core.outputs import logits_alone
 from ..errors import CheckpointError
 from ..removal.recipe import Recipe
 from ..reports.purified import Purified
 from ..utils.randomness import private_randomness
 from ..utils.tensors import placement
-from .architecture import complete, create, fill_
+from .architecture import check_size, complete, create, fill_
+from .image_processor import preprocessing_of
 from .limits import MAX_BYTES
 from .record_file import (
     LIBRARY,
@@ -44,7 +46,9 @@ from .record_file import (
     record_of,
     to_json,
 )
+from .remote import refuse_address
 from .safetensors_file import PURIFIED, read_safetensors
+from .transformers_models import CONFIG, HF, PROCESSOR, config_of, dtype_of, filled, write_folder
 
 try:
     import fcntl
@@ -54,6 +58,8 @@ except ImportError:  # Windows, where drafts that a killed process left are not 
 _PROBE = 2**16  # bytes written to see whether the disk takes any
 
 _FILES = (WEIGHTS, RECORD, REPORT)
+
+_OF_TRANSFORMERS = (CONFIG, PROCESSOR)  # also there with arch="hf" where no shape has changed
 
 
 def save_purified(
@@ -73,9 +79,10 @@ def save_purified(
 
     Args:
         folder: a new folder, or with `overwrite` one that this function wrote.
-        arch: timm name of the original architecture. None if timm does not have it; then
-            `load_purified` needs a network of that architecture.
-        model_args: other arguments of `timm.create_model`, as plain data. num_classes, in_chans and
+        arch: name of the original architecture, as for `load_model`. None if it has none; then
+            `load_purified` needs a network of that architecture. With "hf", and nothing removed
+            from the tensors, the folder is also one that `from_pretrained` of transformers loads.
+        model_args: other arguments of the architecture, as plain data. num_classes, in_chans and
             img_size are read from the weights where they are not given.
         earlier: for a model that was purified before: the recipe in the record of that.
         overwrite: replace a folder that this function wrote.
@@ -87,7 +94,7 @@ def save_purified(
         CheckpointError: the folder exists or appears meanwhile, cannot be written, an argument is
             not plain data, or the model that is loaded back does not fit the weights or computes
             other logits.
-        UnknownNameError: timm has no such architecture.
+        UnknownNameError: there is no such architecture.
         UnsupportedModelError: `arch` is not the architecture that was purified.
     """
     check_encodable(Path(folder))
@@ -95,6 +102,8 @@ def save_purified(
     state = tensors_of(purified.model)
     check_free(folder, overwrite=overwrite, size=sum(tensor.nbytes for tensor in state.values()))
     arguments = _plain_arguments(model_args or {})
+    if arch == HF:
+        arguments = {"config": config_of(purified.model), **arguments}
     if arch is not None:
         arguments = _plain_arguments(complete(arch, arguments, state))
     elif arguments:
@@ -123,7 +132,10 @@ def _write(
     recipe: Recipe,
 ) -> None:
     """Write all files into the draft, and load the model back from there."""
-    save_file(state, os.fspath(draft / WEIGHTS), {"format": "pt", PURIFIED: "purified"})
+    if arch == HF and not recipe:
+        write_folder(clone(purified.model).cpu(), draft, _processor_of(purified, arguments))
+    else:
+        save_file(state, os.fspath(draft / WEIGHTS), {"format": "pt", PURIFIED: "purified"})
     report = purified.to_dict()
     sha256 = _sha256(draft / WEIGHTS)
     record = record_of(purified, report, arch, arguments, sha256=sha256, recipe=recipe)
@@ -132,8 +144,16 @@ def _write(
     (draft / WEIGHTS).chmod((draft / RECORD).stat().st_mode)  # safetensors: owner only
     if arch is not None:
         _check_logits(purified, draft)
-    for path in (*(draft / name for name in _FILES), draft):
+    for path in (*draft.iterdir(), draft):
         _sync(path)
+
+
+def _processor_of(purified: Purified, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What preprocessor_config.json is to say; None where the images were prepared otherwise."""
+    processor, used = arguments.get("processor"), purified.source.get("preprocessing")
+    if processor is None or used not in (None, preprocessing_of(processor).to_dict()):
+        return None
+    return dict(processor)
 
 
 def load_purified(
@@ -158,6 +178,7 @@ def load_purified(
         UnsupportedModelError: the recipe is for another architecture, or the model cannot be copied
             (see `core.copies.clone`).
     """
+    refuse_address(folder)
     folder = purified_folder(Path(folder)) or Path(folder)
     record = read_record(folder)
     weights = read_safetensors(folder / WEIGHTS, max_bytes=max_bytes)
@@ -175,8 +196,12 @@ def load_purified(
             f"{folder}: saved without an architecture; give a network of the original one: "
             "load_purified(folder, model=...)"
         )
+    elif name == HF and not recipe:
+        check_size(name, arguments, max_bytes=max_bytes)
+        return filled(arguments["config"], weights, str(folder), dtype_of(weights))
     else:
-        network = create(name, _tuples(arguments), max_bytes=max_bytes)
+        arguments = arguments if name == HF else _tuples(arguments)
+        network = create(name, arguments, max_bytes=max_bytes)
     smaller = recipe.apply_(network)
     fill_(smaller, weights, str(folder), keep_dtype=True)
     return smaller.eval()
@@ -203,13 +228,15 @@ def _tuples(value: Any) -> Any:
 
 def _check_logits(purified: Purified, draft: Path) -> None:
     """Raise CheckpointError unless the saved model computes the logits of the purified one."""
-    model, loaded = frozen_copy(purified.model).cpu(), load_purified(draft, max_bytes=sys.maxsize)
     shape = purified.given.example.shape
     with private_randomness(0), torch.no_grad():
-        images = torch.randn(2, *shape).to(**placement(model))
+        images = torch.randn(2, *shape)
+        model = logits_alone(purified.model, images).cpu()
+        loaded = load_purified(draft, max_bytes=sys.maxsize)
+        images = images.to(**placement(model))
         expected = model(images)
         try:
-            logits = loaded(images)
+            logits = logits_alone(loaded, images)(images)
             drift = logit_drift(expected, logits)
             wrong = f"computes something else (relative drift {drift:.1e})"
         except Exception as error:  # a network may raise anything on images of another size
@@ -340,7 +367,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f"{folder}: not empty; give another folder, or overwrite=True")
-    if others := sorted(names - set(_FILES)):
+    if others := sorted(names - {*_FILES, *_OF_TRANSFORMERS}):
         raise CheckpointError(
             f"{folder}: not replaced, since it holds {others[0]!r}; give another folder"
         )

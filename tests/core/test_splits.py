@@ -15,7 +15,7 @@ from helpers.images import noise_images
 from helpers.networks import build
 from nnprune_backdoor import CleanData, purify
 from nnprune_backdoor.core.held_out import HeldOut
-from nnprune_backdoor.core.predictions import predict
+from nnprune_backdoor.core.predictions import predict, predict_labels
 from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.evidence import Restoration
@@ -176,3 +176,11 @@ def test_predicting_leaves_the_images_as_they_are() -> None:
     before = images.clone()
     predict(Centres().eval(), images)
     assert torch.equal(images, before)
+
+
+def test_no_images_get_no_labels_whatever_the_network_does_with_nothing() -> None:
+    class Reshaping(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.reshape(len(images), -1)[:, :3]
+
+    assert predict_labels(Reshaping(), noise_images(0)).shape == (0,)

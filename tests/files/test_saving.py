@@ -517,7 +517,7 @@ def test_nan_anywhere_is_refused(folder: Path) -> None:
 def test_a_record_that_is_too_large_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnprune_backdoor.files.record_file._MAX_RECORD", 100)
+    monkeypatch.setattr("nnprune_backdoor.files.strict_json._MAX_BYTES", 100)
     with pytest.raises(CheckpointError, match="over 100 bytes"):
         read_record(folder)
 
