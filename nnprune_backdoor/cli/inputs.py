@@ -170,6 +170,8 @@ def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing
         "crop_pct": options.crop_pct,
     }
     recorded, processor = model.source.get("preprocessing"), model.arguments.get("processor")
+    if None not in (size, options.mean, options.std):
+        processor = None  # it may say what cannot be done here
     if recorded is not None or processor is not None:
         base = (
             preprocessing_of_processor(processor or {})

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..core.copies import clone
 from ..core.drift import allowed_drift, logit_drift
 from ..core.outputs import logits_alone
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DataError
 from ..removal.recipe import Recipe
 from ..reports.purified import Purified
 from ..utils.randomness import private_randomness
@@ -151,9 +151,13 @@ def _write(
 def _processor_of(purified: Purified, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """What preprocessor_config.json is to say; None where the images were prepared otherwise."""
     processor, used = arguments.get("processor"), purified.source.get("preprocessing")
-    if processor is None or used not in (None, preprocessing_of(processor).to_dict()):
+    if processor is None:
         return None
-    return dict(processor)
+    try:
+        alike = used in (None, preprocessing_of(processor).to_dict())
+    except DataError:  # it says what cannot be done here
+        alike = used is None
+    return dict(processor) if alike else None
 
 
 def load_purified(

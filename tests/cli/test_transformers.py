@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,32 @@ def test_other_preprocessing_is_not_written_beside_the_weights(given: Path, tmp_
     assert run(given, PURIFY, out, "--removal", "none", "--mean", "0.4", "0.4", "0.4") == 0
     assert not (out / "preprocessor_config.json").exists()
     assert read_record(out)["source"]["preprocessing"]["mean"] == [0.4, 0.4, 0.4]
+
+
+def test_preprocessing_that_cannot_be_done_is_replaced_by_hand(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(given / "model", tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"do_resize": false}')
+    command = PURIFY.replace("model", str(tmp_path / "model"))
+    by_hand = [
+        "--removal",
+        "none",
+        "--size",
+        "32",
+        "--mean",
+        "0.5",
+        "0.5",
+        "0.5",
+        "--std",
+        "0.5",
+        "0.5",
+        "0.5",
+    ]
+    assert run(given, command, tmp_path / "out") == 1
+    assert "give --size, --mean and --std" in capsys.readouterr().err
+    assert run(given, command, tmp_path / "out", *by_hand) == 0
+    assert not (tmp_path / "out" / "preprocessor_config.json").exists()
 
 
 def test_compacted_it_is_a_folder_of_purify(
