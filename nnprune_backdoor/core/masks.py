@@ -28,7 +28,8 @@ class MaskedModel:
 
     `masks` is one leaf (number of neurons,) of ones, in site order, then channel order. A norm
     site's mask multiplies gamma; a layer site's multiplies the output channel less its bias. With
-    `silencing="zero"` the bias (beta) is multiplied too. Masks of ones give the model's own
+    `silencing="zero"` the bias (beta) is multiplied too. A head's mask multiplies the weights that
+    read it; it has no bias. Masks of ones give the model's own
     logits, bit for bit. No gradient of a weight is ever computed: freeze the model's parameters.
     Gradient checkpointing must be off: it would compute blocks again without their masks
     (`copies.frozen_copy` sees to both).
@@ -75,6 +76,8 @@ class MaskedModel:
                     parameters[f"{site.name}.weight"] = module.weight * s.to(module.weight)
                     if t is not None and module.bias is not None:
                         parameters[f"{site.name}.bias"] = module.bias * t.to(module.bias)
+                elif site.kind == "heads":
+                    parameters[f"{site.name}.weight"] = _scale_columns(module, site.width, s)
                 else:
                     handle = module.register_forward_hook(_scale_output(s, t))
                     hooks.callback(handle.remove)
@@ -153,6 +156,13 @@ def _scale_output(scale: Tensor, shift: Tensor | None) -> Callable[..., Tensor]:
     return hook
 
 
+def _scale_columns(module: nn.Module, width: int, scale: Tensor) -> Tensor:
+    """The weight, of which `width` input channels at a time are multiplied by one scale."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    columns = scale.to(weight).repeat_interleave(width)
+    return weight * columns.reshape(-1, *(1,) * (weight.ndim - 2))
+
+
 def _along_channels(values: Tensor, module: nn.Module) -> Tensor:
     """(C,) -> (C, 1, ...) for a convolution, whose channels come before the spatial axes."""
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -163,18 +173,21 @@ def _along_channels(values: Tensor, module: nn.Module) -> Tensor:
 def silence_(model: nn.Module, selection: Selection, *, silencing: Silencing = "zero") -> None:
     """Set the selected neurons' weights to zero, in place; biases too with `silencing="zero"`.
 
-    Computes what a mask of exactly zero computes. Shapes stay as they are.
+    Computes what a mask of exactly zero computes. Of a head, the weights that read it are its
+    weights, and it has no bias. Shapes stay as they are.
 
     Raises:
         UnsupportedModelError: a selected layer's weight is parametrised (weight norm, ...), so
-            writing to it would change nothing; or it was made in inference mode.
+            writing to it would change nothing; it was made in inference mode; or it has another
+            width than the selection knows.
     """
     modules = {name: model.get_submodule(name) for name in selection.by_site()}
     refuse_computed_weights(model, modules)
     refuse_inference_weights(model, modules)
+    sites = {site.name: site for site in selection.sites}
     for name, channels in selection.by_site().items():
-        module = modules[name]
+        module, site = modules[name], sites[name]
         with torch.no_grad():
-            module.weight[channels] = 0  # type: ignore[operator]
-            if silencing == "zero" and module.bias is not None:
+            site.weights_of(module)[channels] = 0
+            if silencing == "zero" and site.kind != "heads" and module.bias is not None:
                 module.bias[channels] = 0  # type: ignore[operator]

@@ -41,6 +41,7 @@ class Call:
         given: Identifies its input (see `_key`).
         gave: Identifies its output as it was when the layer returned.
         shape: Of the output.
+        read: Shape of the input.
         edges: The output in the autograd graph, one or, where the pass has no gradient, none.
         inputs: What it was given, in the autograd graph.
     """
@@ -49,6 +50,7 @@ class Call:
     given: Key
     gave: Key
     shape: torch.Size
+    read: torch.Size
     edges: tuple[GradientEdge, ...]
     inputs: tuple[GradientEdge, ...]
 
@@ -66,6 +68,7 @@ class Product:
         given: What that module was given, in the autograd graph.
         factors: The factors, in the autograd graph.
         edges: The result in the autograd graph.
+        shape: Of the result.
         elementwise: Whether it works element by element.
         mixes: Whether it is a matrix product, attention, or a gate on what the module was given,
             and no factor is a parameter.
@@ -75,6 +78,7 @@ class Product:
     given: tuple[GradientEdge, ...]
     factors: tuple[tuple[GradientEdge, ...], ...]
     edges: tuple[GradientEdge, ...]
+    shape: torch.Size
     elementwise: bool
     mixes: bool
 
@@ -263,8 +267,9 @@ class _Recorder(TorchFunctionMode):
             )
         if isinstance(module, LAYERS + NORMS):
             given, gave = key_of(tensors[0]), key_of(output)
+            shapes = output.shape, tensors[0].shape
             edges = edges_of(output), edges_of(*tensors)
-            self._trace.calls.append(Call(module, given, gave, output.shape, *edges))
+            self._trace.calls.append(Call(module, given, gave, *shapes, *edges))
             self._kept += [inputs, output]
 
     def __torch_function__(
@@ -284,7 +289,8 @@ class _Recorder(TorchFunctionMode):
         before = edges_of(*given), tuple(map(edges_of, factors))
         result = func(*args, **(kwargs or {}))
         elementwise = name in _ELEMENTWISE
-        product = Product(module, *before, edges_of(result), elementwise, mixes)
+        shape = getattr(result, "shape", torch.Size())
+        product = Product(module, *before, edges_of(result), shape, elementwise, mixes)
         self._trace.products.append(product)
         return result
 
@@ -335,6 +341,13 @@ _NOTED = PRODUCTS | _ELEMENTWISE | {"scaled_dot_product_attention"}
 def key_of(tensor: Tensor) -> Key:
     """The same for a tensor and for views of all of it, until somebody writes into it."""
     return tensor.untyped_storage().data_ptr(), tensor._version, tensor.numel()
+
+
+def channel_axis(module: nn.Module, dimensions: int) -> int:
+    """Axis of the channels in what a convolution or linear layer reads or emits."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return dimensions - len(module.kernel_size) - 1
+    return dimensions - 1
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:

@@ -79,11 +79,14 @@ def mean_activations(model: nn.Module, clean: CleanData, sites: tuple[Site, ...]
 
 
 def last_convolution(model: nn.Module, sites: tuple[Site, ...]) -> int:
-    """Index of the last site to run whose channels a convolution makes.
+    """Index of the last site to run whose channels a convolution makes; heads do not count.
 
     In a block with a shortcut that can be either branch. Of the last site of all, if there is none
     but the first, which embeds a transformer's patches.
     """
     convolution = nn.modules.conv._ConvNd
-    made = [isinstance(model.get_submodule(site.producer), convolution) for site in sites]
+    made = [
+        site.kind != "heads" and isinstance(model.get_submodule(site.producer), convolution)
+        for site in sites
+    ]
     return max((i for i, yes in enumerate(made) if yes and i > 0), default=len(sites) - 1)

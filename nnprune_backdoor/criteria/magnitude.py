@@ -26,8 +26,9 @@ from .parts.layers import gammas, kernels, relative
 class Magnitude(Criterion):
     """L2 norm of a channel's kernel times |gamma|, as a multiple of its layer's mean: low = small.
 
-    The kernel is all weights of the site's producer that feed the channel, without its bias; gamma
-    is the norm layer's, and 1 where there is none. Running variances do not enter.
+    The kernel is all weights of the site's producer that feed the channel, without its bias, or
+    that read the head; gamma is the norm layer's, and 1 where there is none. Running variances do
+    not enter.
     """
 
     reference: ClassVar[str] = "Li et al., Pruning Filters, ICLR 2017, by L2 norm (baseline)"

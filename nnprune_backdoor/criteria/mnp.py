@@ -16,7 +16,7 @@ give.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -211,13 +211,13 @@ class MNP(Criterion):
 def magnitudes(model: nn.Module, sites: tuple[Site, ...]) -> Tensor:
     """M (number of neurons,), on the CPU: the size of the weights that feed each neuron.
 
-    The l1 norm of the filter (of the row, in a linear layer) before the norm layer, divided by its
-    mean over the site: sums over 27 weights and over 4608 do not compare.
+    The l1 norm of the filter (of the row, in a linear layer) before the norm layer, or of the
+    weights that read a head, divided by its mean over the site: sums over 27 weights and over 4608
+    do not compare.
     """
     found = []
     for site in sites:
-        producer: Any = model.get_submodule(site.producer)
-        filters: Tensor = producer.weight.float().flatten(1)
+        filters = site.weights_of(model.get_submodule(site.producer)).float().flatten(1)
         sizes: Tensor = filters.norm(p=1, dim=1)
         found.append((sizes / sizes.mean().clamp_min(torch.finfo(torch.float32).tiny)).cpu())
     return torch.cat(found)

@@ -42,6 +42,8 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
     of a group. A warning says so if the model has frozen parameters. Unfreeze all parameters
     before making the pruner, or take the groups from `importance.graph.trace`.
 
+    Scores of attention heads are not used: Torch-Pruning prunes channels within heads.
+
     Args:
         model: the model that will be pruned, not a copy of it.
         scores: of this model in its present state.
@@ -75,9 +77,14 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         GRAPH_FIXES.hold(self)
         self._ranks: dict[nn.Module, list[float]] = {}
         layers = dict(model.named_modules())
-        names = (name for site in scores.sites for name in (site.name, site.producer))
+        channels = [
+            pair
+            for pair in zip(scores.sites, _ranks(scores), strict=True)
+            if pair[0].kind != "heads"
+        ]
+        names = (name for site, _ in channels for name in (site.name, site.producer))
         self._scored = {name: layers[name] for name in names if name in layers}
-        for site, ranks in zip(scores.sites, _ranks(scores), strict=True):
+        for site, ranks in channels:
             layer = layers.get(site.name)
             width = None if layer is None else len(self._ledger.alive(layer))
             if layer is None or width != site.channels:

@@ -12,7 +12,7 @@ import copy
 import itertools
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,11 @@ from ..core.sites import Neuron
 from ..errors import DataError
 from ..utils.randomness import usual_passes
 from ..utils.short_repr import ShortRepr
+from .heads import NOT_SILENT, remove_heads
 from .liveness import Removable, find_coupled, find_removable, merge, split
 from .probing import OutOfTime, ProbedNetwork, is_dense
 from .recipe import Recipe
-from .recipes import recipe_of
+from .recipes import compose, recipe_of
 
 _TRIAL_IMAGES = 4  # on which each cut is tried; the result is compared on all images
 
@@ -39,8 +40,6 @@ _TIMINGS = 5  # of a batch
 _MAX_TIMING = 1.0  # seconds after which a batch is not timed again
 
 COUPLED = "read together with channels that stay (a residual sum, a norm over channels, attention)"
-
-NOT_SILENT = "it is not silent in the model; run silence_ on it before"
 
 
 @dataclass(frozen=True)
@@ -149,34 +148,68 @@ def compact(
     take_images_by_name_(silenced)
     refuse_originals(model, silenced, example)
     give_logits_alone_(silenced, example)
-    probed = copy.deepcopy(silenced).float()  # noise of large scale would overflow half precision
-    comparison = _Comparison(silenced, {m: name for name, m in probed.named_modules()}, example)
-    removable, reasons = Removable.none(), dict[Neuron, str]()
-    if len(selection):
+    selected_heads, others = _heads_apart(selection)
+    heads, reasons = _without_heads(silenced, selected_heads, example)
+    probed = heads.apply_(copy.deepcopy(silenced))
+    probed = probed.float()  # noise of large scale would overflow half precision
+    names = {module: name for name, module in probed.named_modules()}
+    comparison = _Comparison(silenced, names, example, heads)
+    removable = Removable.none()
+    if len(others):
         try:
             network = ProbedNetwork(probed, example[:2].float(), seconds)
-            removable, reasons = _decide(comparison.smaller(), network, selection, groups)
+            removable, why = _decide(comparison.smaller(), network, others, groups)
             problem = comparison.problem(removable, any_drift=groups)
         except OutOfTime as error:
             problem = str(error)
         except Exception as error:  # a network may raise anything on noise or NaN
             problem = f"the network cannot be analysed ({_first_line(error)})"
         if problem:
-            removable, reasons = Removable.none(), dict.fromkeys(selection.neurons, problem)
-    recipe = recipe_of(comparison.names, removable)
+            removable, why = Removable.none(), dict.fromkeys(others.neurons, problem)
+        reasons |= why
+    recipe = recipe_of(names, removable)
     drift = comparison.drift(recipe)
+    recipe = compose(heads, recipe)
     smaller = recipe.apply_(clone(model))
     before, after = (Size.of(frozen_copy(each), example) for each in (model, smaller))
     return smaller, RemovalReport(
         removed=tuple(neuron for neuron in selection.neurons if neuron not in reasons),
         silenced=reasons,
-        channels=sum(int(marks.sum()) for marks in removable.outputs.values()),
+        channels=_outputs(model) - _outputs(smaller),
         recipe=recipe,
         drift=drift,
         before=before,
         after=after,
         seconds=time.monotonic() - start,
     )
+
+
+def _outputs(model: nn.Module) -> int:
+    """Number of output channels of all dense layers together."""
+    weights = (m._parameters["weight"] for m in model.modules() if is_dense(m))
+    return sum(len(weight) for weight in weights if weight is not None)
+
+
+def _heads_apart(selection: Selection) -> tuple[Selection, Selection]:
+    """The selected attention heads, and the other neurons."""
+    with_heads = {site.name for site in selection.sites if site.kind == "heads"}
+    heads = tuple(neuron for neuron in selection.neurons if neuron.site in with_heads)
+    others = tuple(neuron for neuron in selection.neurons if neuron.site not in with_heads)
+    return Selection(selection.sites, heads), Selection(selection.sites, others)
+
+
+def _without_heads(
+    silenced: nn.Module, heads: Selection, example: Tensor
+) -> tuple[Recipe, dict[Neuron, str]]:
+    """The recipe that removes attention heads, and the reasons why some of them stay."""
+    if not len(heads):
+        return Recipe(), {}
+    comparison = _Comparison(silenced, {}, example)
+    try:
+        return remove_heads(silenced, heads, example, comparison.problem_of)
+    except Exception as error:  # a network may raise anything
+        why = f"the network cannot be analysed ({_first_line(error)})"
+        return Recipe(), dict.fromkeys(heads.neurons, why)
 
 
 def _decide(
@@ -199,22 +232,24 @@ class _Comparison:
         model: The silenced model, in eval mode.
         names: Names of the layers in a `Removable`, which are those of another copy.
         example: Images (N, C, H, W).
+        before: Is applied to each copy first.
     """
 
     model: nn.Module
     names: dict[nn.Module, str]
     example: Tensor
+    before: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         with torch.no_grad():
             self._expected = self.model(self.example)
-        self._latest = Recipe(), 0.0
+        self._latest = Recipe(), self._measure(Recipe()) if self.before else 0.0
 
     def smaller(self) -> _Comparison:
         """The same on few images."""
         if len(self.example) <= _TRIAL_IMAGES:
             return self
-        return _Comparison(self.model, self.names, self.example[:_TRIAL_IMAGES])
+        return _Comparison(self.model, self.names, self.example[:_TRIAL_IMAGES], self.before)
 
     def drift(self, recipe: Recipe) -> float:
         """How far the logits are apart after a cut."""
@@ -223,7 +258,7 @@ class _Comparison:
         return self._latest[1]
 
     def _measure(self, recipe: Recipe) -> float:
-        smaller = recipe.apply_(copy.deepcopy(self.model))
+        smaller = compose(self.before, recipe).apply_(copy.deepcopy(self.model))
         with torch.no_grad():
             logits = smaller(self.example)
         if logits.shape != self._expected.shape:
@@ -234,8 +269,12 @@ class _Comparison:
         """Why these channels cannot be removed; empty if they can."""
         if not removable.outputs:
             return ""
+        return self.problem_of(recipe_of(self.names, removable), any_drift=any_drift)
+
+    def problem_of(self, recipe: Recipe, *, any_drift: bool = False) -> str:
+        """Why this recipe cannot be applied; empty if it can."""
         try:
-            drift = self.drift(recipe_of(self.names, removable))
+            drift = self.drift(recipe)
         except Exception as error:  # a network may raise anything on shapes it does not expect
             return f"the network does not run without it ({_first_line(error)})"
         if not drift <= (float("inf") if any_drift else allowed_drift(self.example.dtype)):

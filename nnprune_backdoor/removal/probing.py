@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.trace import LAYERS
+from ..core.trace import LAYERS, channel_axis
 from ..utils.hooks import hooked
 
 # noise is drawn at each of these scales, in units of what a channel emits on the example: large
@@ -330,13 +330,6 @@ def is_depthwise(module: nn.Module) -> bool:
 def is_dense(module: nn.Module) -> bool:
     """A linear layer or convolution that is not depthwise."""
     return isinstance(module, LAYERS) and not is_depthwise(module)
-
-
-def channel_axis(module: nn.Module, dimensions: int) -> int:
-    """Axis of the channels in what a convolution or linear layer reads or emits."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return dimensions - len(module.kernel_size) - 1
-    return dimensions - 1
 
 
 def per_channel(tensor: Tensor, module: nn.Module) -> Tensor:

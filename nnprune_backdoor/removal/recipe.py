@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.copies import how_to_make_plain
+from ..core.trace import LAYERS
 from ..errors import DataError, UnsupportedModelError
 from ..utils.short_repr import ShortRepr
 
@@ -29,7 +30,7 @@ class Cut(ShortRepr):
     Attributes:
         kept: Tensor (weight, bias, running_mean, ...) -> dimension -> indices that stay. In the
             weight of a convolution or linear layer, dimension 0 is outputs and dimension 1 inputs.
-        attributes: New values of out_channels, groups and the like.
+        attributes: New values of out_channels, groups, num_heads and the like.
         constants: Removed inputs that are constant, but not zero -> their value. What they add to
             the output is added to the bias, which is made if there is none.
     """
@@ -140,10 +141,8 @@ def _parse(entry: Mapping[str, Any]) -> Cut:
             kept.setdefault(tensor, {})[_index(dim)] = tuple(indices)
     attributes = entry["attributes"]
     for name, value in attributes.items():
-        if name not in ATTRIBUTES or type(value) is not int or not 1 <= value < _MAX_WIDTH:
-            raise ValueError(
-                f"expected a width of {', '.join(ATTRIBUTES)}, got {name}={_short(value)}"
-            )
+        if name not in _KNOWN or type(value) is not int or not 1 <= value < _MAX_WIDTH:
+            raise ValueError(f"expected a width of {', '.join(_KNOWN)}, got {name}={_short(value)}")
     constants = {_index(index): value for index, value in entry["constants"].items()}
     for value in constants.values():
         # compared before it is converted, since an int may be too large for a float
@@ -164,7 +163,7 @@ _MAX_WIDTH = 2**31  # no layer is as wide
 _short = reprlib.Repr().repr  # data that are not trusted may be long or deep
 
 
-# attributes of layers with a number of channels; no other attribute is ever set
+# attributes of layers with a number of channels
 ATTRIBUTES = (
     "in_channels",
     "out_channels",
@@ -176,6 +175,12 @@ ATTRIBUTES = (
     "num_parameters",
     "channels",
 )
+
+# attributes of attention with its number of heads, or of the channels of all heads
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "heads")
+HEAD_WIDTHS = ("attn_dim", "key_attn_dim", "val_attn_dim", "all_head_size")
+
+_KNOWN = ATTRIBUTES + HEAD_COUNTS + HEAD_WIDTHS  # no other attribute is ever set
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
@@ -224,9 +229,11 @@ def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> N
 
 def _check_widths(name: str, module: nn.Module, cut: Cut) -> None:
     """Raise UnsupportedModelError unless the layer's widths are those of its tensors when cut."""
-    held = {a: v for a in ATTRIBUTES if type(v := getattr(module, a, None)) is int}
+    held = {a: v for a in _KNOWN if type(v := getattr(module, a, None)) is int}
     widths = {**held, **cut.attributes}
     wrong = [a for a, value in cut.attributes.items() if a not in held or value > held[a]]
+    # tensors of attention may happen to be as large as it has heads
+    held = {a: v for a, v in held.items() if a in ATTRIBUTES}
     sizes = {
         tensor_name: tuple(
             len(cut.kept.get(tensor_name, {}).get(dim, range(size)))
@@ -283,6 +290,10 @@ def _apply_(module: nn.Module, cut: Cut) -> None:
             module._buffers[name] = smaller
     for name, value in cut.attributes.items():
         setattr(module, name, value)
+    if not isinstance(module, LAYERS):
+        # attention that keeps what it computes from its tensors (LeViT's position biases) forgets
+        # it where tensors are moved to another device or type
+        module._apply(lambda tensor: tensor)
 
 
 def _fold_(module: nn.Module, constants: Mapping[int, float]) -> None:

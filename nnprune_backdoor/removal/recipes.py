@@ -23,6 +23,26 @@ def recipe_of(names: dict[nn.Module, str], removable: Removable) -> Recipe:
     return Recipe({name: cut for name, cut in layers.items() if cut.kept or cut.attributes})
 
 
+def compose(first: Recipe, second: Recipe) -> Recipe:
+    """The recipe for a network that does what two recipes do, of which the second is for its cut.
+
+    All indices of the result are those of the uncut network.
+    """
+    layers = dict(first.layers)
+    for name, later in second.layers.items():
+        cut = layers.get(name, Cut())
+        kept = {tensor: dict(sides) for tensor, sides in cut.kept.items()}
+        for tensor, sides in later.kept.items():
+            for dim, indices in sides.items():
+                old = kept.setdefault(tensor, {}).get(dim)
+                kept[tensor][dim] = indices if old is None else tuple(old[i] for i in indices)
+        inputs = cut.kept.get("weight", {}).get(1)
+        constants = {i if inputs is None else inputs[i]: v for i, v in later.constants.items()}
+        attributes = {**cut.attributes, **later.attributes}
+        layers[name] = Cut(kept, attributes, {**cut.constants, **constants})
+    return Recipe(layers)
+
+
 def _dense_cut(module: nn.Module, inputs: Tensor, outputs: Tensor, constants: Tensor | None) -> Cut:
     """The cut of a linear layer or convolution; marks are empty for a side that stays whole."""
     attributes: dict[str, int] = {}
@@ -40,19 +60,19 @@ def _dense_cut(module: nn.Module, inputs: Tensor, outputs: Tensor, constants: Te
         )
         for name, tensor in _tensors(module).items():
             if tensor.ndim and tensor.shape[0] == len(outputs):
-                kept[name] = {0: _stay(outputs)}
+                kept[name] = {0: stay_of(outputs)}
     if len(inputs):
         attributes["in_features" if isinstance(module, nn.Linear) else "in_channels"] = int(
             (~inputs).sum()
         )
         group_inputs = inputs.reshape(groups, -1)[~whole][0]  # the same in every group that stays
         if group_inputs.any():
-            kept.setdefault("weight", {})[1] = _stay(group_inputs)
+            kept.setdefault("weight", {})[1] = stay_of(group_inputs)
         if constants is not None:
             replaced = inputs & (constants != 0)
             values = {c: float(constants[c]) for c in replaced.nonzero().flatten().tolist()}
     if values and len(outputs):
-        kept["bias"] = {0: _stay(outputs)}  # also of a bias that is only made for the constants
+        kept["bias"] = {0: stay_of(outputs)}  # also of a bias that is only made for the constants
     return Cut(kept, attributes, values)
 
 
@@ -62,7 +82,7 @@ def _between_cut(module: nn.Module, before: Tensor, after: Tensor) -> Cut:
     for name, tensor in _tensors(module).items():
         dims = [dim for dim, size in enumerate(tensor.shape) if size == len(after)]
         if dims:
-            kept[name] = {dims[0]: _stay(after)}
+            kept[name] = {dims[0]: stay_of(after)}
     attributes = {}
     for name in ATTRIBUTES:
         marks = before if name in ("in_channels", "groups") else after
@@ -76,6 +96,6 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _stay(marks: Tensor) -> tuple[int, ...]:
+def stay_of(marks: Tensor) -> tuple[int, ...]:
     """Indices that are not marked."""
     return tuple((~marks).nonzero().flatten().tolist())

@@ -228,10 +228,12 @@ def check_fits(model: nn.Module, selection: Selection) -> None:
     layers: dict[str, Any] = dict(model.named_modules())
     for site in selection.sites:
         weight = getattr(layers.get(site.name), "weight", None)
-        found = "no such layer" if weight is None else f"{len(weight)}"
-        if found != f"{site.channels}":
+        known, found = site.channels * site.width, "no such layer"
+        if weight is not None:
+            found = f"{weight.shape[1] if site.kind == 'heads' else len(weight)}"
+        if found != f"{known}":
             raise UnsupportedModelError(
-                f"the selection knows {site.channels} channels of {site.name!r}, the model has "
+                f"the selection knows {known} channels of {site.name!r}, the model has "
                 f'{found}; fine-tune the model in its full shape (purify(..., removal="none"))'
             )
 

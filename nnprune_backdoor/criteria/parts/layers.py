@@ -26,17 +26,19 @@ def watch(
     Args:
         see: is given a site and what its layer reads or emits, (channels, images x positions),
             float64 on the model's device, whenever the layer runs. What a norm layer reads has the
-            channels of the site; for other layers only the output does.
+            channels of the site; for other layers only the output does. Of heads it is what the
+            layer reads, whatever `side`: (heads, images x positions x channels of a head).
     """
     watched = {model.get_submodule(site.name): site for site in sites}
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values = inputs[0] if side == "input" else output
+        site = watched[module]
+        values = inputs[0] if side == "input" or site.kind == "heads" else output
         # linear layers have their channels last, convolutions and norm layers after the images
         along = -1 if isinstance(module, nn.Linear) else 1
         # a copy: what comes next may write into it
-        values = values.movedim(along, 0).flatten(1).to(torch.float64, copy=True)
-        see(watched[module], values)
+        values = values.movedim(along, 0).to(torch.float64, copy=True)
+        see(site, values.reshape(site.channels, -1))
 
     with hooked(list(watched), hook):
         for part in images.split(_FEW):
@@ -48,17 +50,18 @@ def kernels(model: nn.Module, site: Site) -> Tensor:
     """Weights (channels, inputs a channel reads, kernel positions) of the producer, float64.
 
     As they are stored: a layer that standardises them in its forward (NFNet's) uses others. A
-    linear layer has one position, a depthwise convolution one input.
+    linear layer has one position, a depthwise convolution one input. Of a head they are the weights
+    that read it: (heads, outputs of the projection, channels of a head).
     """
-    weight: Any = model.get_submodule(site.producer).weight
-    return torch.as_tensor(weight).double().reshape(site.channels, weight.shape[1], -1)
+    weights = site.weights_of(model.get_submodule(site.producer)).double()
+    return weights.reshape(*weights.shape[:2], -1)
 
 
 @torch.no_grad()
 def gammas(model: nn.Module, site: Site) -> Tensor:
     """|gamma| (channels,) of the site's norm layer, float64; ones where it has none."""
     weight: Any = model.get_submodule(site.name).weight
-    if site.kind == "layer":
+    if site.kind != "norm":
         return torch.ones(site.channels, dtype=torch.float64, device=weight.device)
     return torch.as_tensor(weight).double().abs()
 

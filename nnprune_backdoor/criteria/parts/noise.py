@@ -43,9 +43,9 @@ def adversarial_noise(
 
     def passes(some: CleanData) -> tuple[tuple[Tensor, ...], None]:
         logits = masked(some.images, weight_noise=noise[0], bias_noise=noise[1])
-        return torch.autograd.grad(
-            F.cross_entropy(at_least_float32(logits), some.targets), noise
-        ), None
+        loss = F.cross_entropy(at_least_float32(logits), some.targets)
+        # heads have no bias, so the second may be unused
+        return torch.autograd.grad(loss, noise, materialize_grads=True), None
 
     with masked.frozen_masks():
         for _ in range(steps):
