@@ -6,13 +6,14 @@ channels of its own, side by side with those of the other heads.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .trace import LAYERS, Call, Product, Trace, channel_axis, last_before
+from .trace import LAYERS, Call, Product, Trace, channel_axis, last_before, nodes_before
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,20 @@ def find_heads(trace: Trace) -> tuple[Heads, ...]:
             first.setdefault(call.module, call)
     found = (_heads(trace, call, products, layers) for call in first.values())
     return tuple(heads for heads in found if heads is not None)
+
+
+def computing_only(trace: Trace, heads: Collection[Heads]) -> set[nn.Module]:
+    """Layers that do nothing but compute these heads, as those of queries, keys and values.
+
+    Also modules inside of the attention whose weights are used without a call of theirs.
+    """
+    reading = {h.layer for h in heads}
+    stops = {c.edges[0].node for c in trace.calls if c.module in reading and c.edges}
+    apart = nodes_before(trace.output_edges, stops)
+    called = {call.module for call in trace.calls}
+    elsewhere = {c.module for c in trace.calls if any(e.node in apart for e in c.edges)}
+    inside = {module for h in heads for module in h.module.modules()}
+    return (called - elsewhere) | (inside - called)
 
 
 def _heads(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -165,15 +165,19 @@ def _images_reach(start: Iterable[GradientEdge], images: Node | None) -> set[Nod
     return reached
 
 
-def nodes_before(start: Iterable[GradientEdge]) -> set[Node]:
-    """The nodes of the autograd graph that these depend on, themselves included."""
+def nodes_before(start: Iterable[GradientEdge], stops: Set[Node] = frozenset()) -> set[Node]:
+    """The nodes of the autograd graph that these depend on, themselves included.
+
+    What is only reached through `stops` does not count, but these do.
+    """
     seen: set[Node] = set()
     waiting = [edge.node for edge in start]
     while waiting:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            waiting += [earlier for earlier, _ in node.next_functions if earlier is not None]
+            if node not in stops:
+                waiting += [earlier for earlier, _ in node.next_functions if earlier is not None]
     return seen
 
 

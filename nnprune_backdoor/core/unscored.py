@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..utils.hooks import hooked
 from .copies import clone
+from .heads import computing_only, find_heads
 from .logits import find_logit_layers
 from .products import layers_in_products
 from .sites import Site
@@ -26,6 +27,8 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 def unscored(model: nn.Module, example: Tensor, sites: Iterable[Site]) -> tuple[str, ...]:
     """What is not scored, a phrase for each kind; the classifier is not counted.
+
+    Layers that only compute attention heads are scored with these.
 
     Kinds: projections inside attention, layers inside gates, and by class transposed convolutions,
     recurrent layers, and modules that multiply activations with a weight of their own of two or
@@ -47,6 +50,7 @@ def unscored(model: nn.Module, example: Tensor, sites: Iterable[Site]) -> tuple[
     if not logits.classifiers:
         own.forget_last()  # a bare product gives the logits
     scored = {copy.get_submodule(site.producer) for site in sites}
+    scored |= computing_only(trace, [h for h in find_heads(trace) if h.layer in scored])
     known = scored | {*logits.classifiers, *logits.last}
     attention = layers_in_products(copy, _only(trace, elementwise=False))
     gates = layers_in_products(copy, _only(trace, elementwise=True))

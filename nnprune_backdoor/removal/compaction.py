@@ -186,8 +186,9 @@ def compact(
 
 def _outputs(model: nn.Module) -> int:
     """Number of output channels of all dense layers together."""
-    weights = (m._parameters["weight"] for m in model.modules() if is_dense(m))
-    return sum(len(weight) for weight in weights if weight is not None)
+    widths = ("out_channels", "out_features")
+    layers = (module for module in model.modules() if is_dense(module))
+    return sum(getattr(layer, name, 0) for layer in layers for name in widths)
 
 
 def _heads_apart(selection: Selection) -> tuple[Selection, Selection]:

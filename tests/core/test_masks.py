@@ -134,7 +134,11 @@ def test_masks_and_noise_multiply_weights_and_biases(
         by_hand = copy.deepcopy(any_model)
         sizes = [site.channels for site in sites]
         for site, w, b in zip(sites, on_weight.split(sizes), on_bias.split(sizes), strict=True):
-            _scale_(by_hand.get_submodule(site.name), w, b)
+            module = by_hand.get_submodule(site.name)
+            if site.kind == "heads":
+                module.weight.mul_(w.repeat_interleave(site.width))
+            else:
+                _scale_(module, w, b)
         wanted = by_hand(IMAGES)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(got, any_model(IMAGES), rtol=1e-2, atol=1e-2)
@@ -334,7 +338,13 @@ def test_silencing_changes_the_selected_entries_and_no_other_bit(
     silence_(any_model, selection, silencing=silencing)
     after = any_model.state_dict()
     expected = {name: tensor.clone() for name, tensor in before.items()}
+    heads = {site.name: site for site in sites if site.kind == "heads"}
     for name, channels in selection.by_site().items():
+        if name in heads:
+            for head in channels:
+                first = head * heads[name].width
+                expected[f"{name}.weight"][:, first : first + heads[name].width] = 0
+            continue
         expected[f"{name}.weight"][channels] = 0
         if silencing == "zero" and f"{name}.bias" in expected:
             expected[f"{name}.bias"][channels] = 0

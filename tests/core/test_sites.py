@@ -71,12 +71,14 @@ def test_mobilenet_squeeze_excite_convolutions_are_no_sites() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_vit_sites_are_mlp_units_and_the_embedding_not_attention(fused: bool) -> None:
+def test_vit_sites_are_heads_mlp_units_and_the_embedding(fused: bool) -> None:
     model = build("test_vit")
     for block in model.blocks:
         block.attn.fused_attn = fused  # one kernel, or matmul and softmax
     expected = [Site("patch_embed.proj", 64, "layer", "patch_embed.proj")]
     for number in range(len(model.blocks)):
+        proj = f"blocks.{number}.attn.proj"
+        expected.append(Site(proj, 2, "heads", proj, width=32))
         for layer, channels in (("fc1", 192), ("fc2", 64)):
             name = f"blocks.{number}.mlp.{layer}"
             expected.append(Site(name, channels, "layer", name))
@@ -156,10 +158,11 @@ def test_laws_on_every_tiny_timm_model(name: str) -> None:
     for site in found:
         module, producer = modules[site.name], modules[site.producer]
         assert isinstance(producer, LAYERS)
-        assert (site.kind == "layer") == (module is producer)
-        assert len(module.weight) == len(producer.weight) == site.channels
+        assert (site.kind == "norm") == (module is not producer)
+        assert len(site.weights_of(module)) == len(site.weights_of(producer)) == site.channels
         assert classifier not in (module, producer)
-        assert not any(word in site.producer for word in (".se.", ".attn.qkv", ".attn.proj"))
+        assert not any(word in site.producer for word in (".se.", ".attn.qkv"))
+        assert site.producer.endswith(("attn.proj", "attn_pool.proj")) == (site.kind == "heads")
 
 
 # ---- data flow, not names or registration -------------------------------------------------------

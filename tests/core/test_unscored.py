@@ -169,10 +169,10 @@ def test_each_kind_is_counted(middle: nn.Module, width: int, said: list[str]) ->
 
 
 def test_attention_and_gates() -> None:
-    vit = build("test_vit")
-    blocks = [module for name, module in vit.named_modules() if name.endswith(".attn")]
-    width = 4 * vit.embed_dim * len(blocks)
-    assert lines(vit) == (
+    single = timm.create_model("test_vit", num_classes=10, img_size=32, num_heads=1)
+    blocks = [module for name, module in single.named_modules() if name.endswith(".attn")]
+    width = 4 * single.embed_dim * len(blocks)
+    assert lines(single) == (
         f"{width:,} channels of {2 * len(blocks)} projection layers inside attention",
     )
     gated = timm.create_model("seresnet18", num_classes=10)
@@ -180,6 +180,31 @@ def test_attention_and_gates() -> None:
     channels = sum(m.out_channels for m in gates)
     assert lines(gated) == (f"{channels:,} channels of {len(gates)} layers inside gates",)
     assert lines(build("test_resnet")) == ()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "beit_base_patch16_224"])
+def test_what_only_computes_heads_is_scored_with_them(name: str) -> None:
+    """BEiT uses the weight of its fused projection without calling the layer."""
+    settings = {} if name == "test_vit" else {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    assert lines(timm.create_model(name, num_classes=10, img_size=32, **settings)) == ()
+
+
+def test_what_also_serves_something_else_than_heads_is_not_scored_with_them() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+            self.aside = nn.Linear(24, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(2).mT[:, ::30]
+            qkv = self.qkv(x)
+            q, k, v = qkv.unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return (self.proj(heads) + self.aside(qkv)).mT
+
+    middle = nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(3)), Both())
+    assert lines(Classifier(middle, 8)) == ("32 channels of 2 projection layers inside attention",)
 
 
 def test_a_bare_product_that_gives_the_logits_is_the_classifier() -> None:
