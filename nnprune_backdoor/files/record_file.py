@@ -14,7 +14,7 @@ from ..reports.purified import Purified
 from ..reports.report import Report, plain
 from .strict_json import read_json
 
-FORMAT = 1  # of the records written; records of lower formats can be read too
+FORMAT = 2  # of the records written; records of lower formats, without heads, can be read too
 
 LIBRARY = "nnprune_backdoor"
 
@@ -31,7 +31,7 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "architecture": (dict,),  # "name" or null, and "arguments"; see `architecture.create`
     "weights": (dict,),  # "sha256" of the weights file
     "recipe": (dict,),  # see `Recipe.to_dict`
-    "silenced": (dict,),  # site -> channels of the original model
+    "silenced": (dict,),  # site -> channels, or attention heads, of the original model
     "silencing": (str,),
     "criterion": (dict,),
     "selector": (dict,),

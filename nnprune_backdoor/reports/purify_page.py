@@ -174,7 +174,7 @@ def _layers(report: Report) -> Section:
         ]
         for layer in report.layers
     ]
-    head = ["layer", "kind", "channels", "lowest", "median", "highest", "silenced", "removed"]
+    head = ["layer", "kind", "neurons", "lowest", "median", "highest", "silenced", "removed"]
     return Section(
         "Scores by layer",
         ["Neurons with low scores are silenced first. Each criterion has its own scale."],
@@ -195,9 +195,9 @@ def _neurons(report: Report) -> Section:
             rows.append([layer["layer"], "silenced", spans(part["channels"]), part["why"]])
     text = (
         "Removed: no longer in the tensors. Silenced: still there, with weights of zero, for the "
-        "reason given. Channels are numbered as in the model as given."
+        "reason given. Channels and heads are numbered as in the model as given."
     )
-    head = ["layer", "what happened", "channels", "why not removed"]
+    head = ["layer", "what happened", "neurons", "why not removed"]
     return Section("Neurons silenced", [text], table=Table("clll", rows, head))
 
 
