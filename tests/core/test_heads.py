@@ -237,11 +237,10 @@ def test_every_criterion_tells_the_heads_of_a_vit_apart(name: str) -> None:
     with torch.no_grad():
         model.head.bias -= model(images).mean(0)  # no label is the commonest
         clean = CleanData(images, model(images).argmax(1))  # there is a task to unlearn
-    sites = tuple(s for s in find_sites(model, IMAGES) if s.name.startswith("blocks.0"))
-    scores = create_criterion(criterion, **branch)(model, clean, sites=sites)
-    assert [site.kind for site in scores.sites] == ["heads", "layer", "layer"]
-    first, second = scores["blocks.0.attn.proj"].tolist()
-    assert first != second
+    scores = create_criterion(criterion, **branch)(model, clean)
+    heads = [scores[site.name] for site in scores.sites if site.kind == "heads"]
+    assert len(heads) == 6
+    assert len(torch.cat(heads).unique()) > 1
 
 
 def test_heads_alone_can_be_scored_under_noise() -> None:

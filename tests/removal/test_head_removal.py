@@ -1,0 +1,239 @@
+"""Silent attention heads are removed, and nothing changes; or they stay, with a reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from helpers.images import generator
+from helpers.states import assert_same_state, state_of
+from nnprune_backdoor.core.masks import silence_
+from nnprune_backdoor.core.scores import Selection
+from nnprune_backdoor.core.sites import Neuron, Site, find_sites
+from nnprune_backdoor.errors import DataError, UnsupportedModelError
+from nnprune_backdoor.removal import Cut, Recipe, RemovalReport, compact
+from nnprune_backdoor.removal.heads import LAST_HEAD, NOT_SILENT
+from nnprune_backdoor.removal.recipes import compose
+
+TINY: dict[str, Any] = {
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 4,
+    "img_size": 32,
+    "patch_size": 8,
+}
+WINDOWS: dict[str, Any] = {"embed_dim": 16, "depths": (1, 2), "num_heads": (2, 4), "img_size": 32}
+
+LEVIT: dict[str, Any] = {
+    "embed_dim": (16, 24),
+    "key_dim": 4,
+    "depth": (1, 1),
+    "num_heads": (2, 4),
+    "img_size": 64,
+}
+
+# case -> timm name, settings
+REMOVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "timm Attention": ("vit_tiny_patch16_224", TINY),
+    "with a norm of queries and keys": ("vit_tiny_patch16_224", {**TINY, "qk_norm": True}),
+    "CLIP": ("vit_base_patch16_clip_224", TINY),
+    "Swin": ("swin_tiny_patch4_window7_224", {**WINDOWS, "window_size": 4}),
+    "MobileViT": ("mobilevit_xxs", {}),
+    "LeViT": ("levit_128s", LEVIT),
+    "LeViT of convolutions": ("levit_conv_128s", LEVIT),
+}
+SLOW = ("MobileViT",)
+# why they stay: timm computes widths from the input
+SILENCED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "talking heads": ("cait_xxs24_224", {**TINY, "num_heads": 4}, "does not run"),
+}
+
+
+def tiny(name: str, settings: dict[str, Any]) -> tuple[nn.Module, Tensor]:
+    """A network in which every layer matters, and images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=5, **settings).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            if parameter.ndim <= 1 or parameter.min() == parameter.max():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+    size = settings.get("img_size", 64)
+    return model, torch.randn(4, 3, size, size, generator=generator(1))
+
+
+def some_heads(sites: tuple[Site, ...], every: int = 2) -> Selection:
+    """Every other head, never all of a site; and of other sites a neuron each."""
+    neurons = []
+    for site in sites:
+        if site.kind == "heads":
+            neurons += [Neuron(site.name, h) for h in range(0, site.channels - 1, every)]
+        elif site.channels > 1:
+            neurons.append(Neuron(site.name, site.channels // 2))
+    return Selection(sites, tuple(neurons))
+
+
+def cut(model: nn.Module, images: Tensor, selection: Selection) -> tuple[nn.Module, RemovalReport]:
+    """Silence in place, compact, and check that nothing else changed."""
+    silence_(model, selection)
+    before = state_of(model)
+    with torch.no_grad():
+        wanted = model(images)
+    smaller, report = compact(model, selection, images)
+    assert_same_state(before, state_of(model))
+    with torch.no_grad():
+        got = smaller(images)
+        assert torch.equal(model(images), wanted)
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert sorted([*report.removed, *report.silenced]) == sorted(selection.neurons)
+    return smaller, report
+
+
+def numbers_of_heads(model: nn.Module) -> list[int]:
+    return [m.num_heads for m in model.modules() if hasattr(m, "num_heads") and hasattr(m, "scale")]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in REMOVED]
+)
+def test_heads_are_removed_and_nothing_changes(case: str, fused: bool) -> None:
+    model, images = tiny(*REMOVED[case])
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    before, scales = numbers_of_heads(model), scales_of(model)
+    selection = some_heads(find_sites(model, images[:2]))
+    with_heads = {site.name for site in selection.sites if site.kind == "heads"}
+    heads = {neuron for neuron in selection.neurons if neuron.site in with_heads}
+    smaller, report = cut(model, images, selection)
+    assert heads <= set(report.removed)
+    after = numbers_of_heads(smaller)
+    assert sum(before) - sum(after) == len(heads) > 0
+    assert all(0 < new < old for new, old in zip(after, before, strict=True))
+    assert scales_of(smaller) == scales
+    assert report.after.parameters < report.before.parameters
+    # the same cut of the architecture, from plain data
+    recipe = Recipe.from_dict(json.loads(json.dumps(report.recipe.to_dict())))
+    rebuilt = recipe.apply_(tiny(*REMOVED[case])[0])
+    rebuilt.load_state_dict(smaller.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(rebuilt(images), smaller(images), rtol=1e-5)
+
+
+def scales_of(model: nn.Module) -> list[float]:
+    return [m.scale for m in model.modules() if isinstance(getattr(m, "scale", None), float)]
+
+
+@pytest.mark.parametrize("case", SILENCED)
+def test_heads_that_cannot_go_stay_silent_with_the_reason(case: str) -> None:
+    name, settings, why = SILENCED[case]
+    model, images = tiny(name, settings)
+    sites = find_sites(model, images[:2])
+    heads = tuple(n for n in some_heads(sites).neurons if "attn.proj" in n.site)
+    _, report = cut(model, images, Selection(sites, heads))
+    assert not report.removed
+    assert not report.recipe
+    assert all(why in reason for reason in report.silenced.values())
+
+
+def test_attention_of_which_all_heads_are_silent_keeps_one() -> None:
+    model, images = tiny(*REMOVED["timm Attention"])
+    sites = find_sites(model, images[:2])
+    every = tuple(Neuron("blocks.0.attn.proj", head) for head in range(4))
+    smaller, report = cut(model, images, Selection(sites, every))
+    assert report.silenced == {every[-1]: LAST_HEAD}
+    assert numbers_of_heads(smaller) == [1, 4]
+    assert smaller.blocks[0].attn.qkv.out_features == 3 * 6
+
+
+def test_a_head_that_is_not_silent_stays() -> None:
+    model, images = tiny(*REMOVED["timm Attention"])
+    sites = find_sites(model, images[:2])
+    loud, silent = Neuron("blocks.0.attn.proj", 1), Neuron("blocks.0.attn.proj", 2)
+    silence_(model, Selection(sites, (silent,)))
+    smaller, report = compact(model, Selection(sites, (loud, silent)), images)
+    assert report.removed == (silent,)
+    assert report.silenced == {loud: NOT_SILENT}
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(images), model(images))
+
+
+@given(heads=st.sets(st.tuples(st.integers(0, 1), st.integers(0, 3))))
+@settings(max_examples=8, deadline=None)
+def test_any_heads_are_removed_but_the_last_ones(heads: set[tuple[int, int]]) -> None:
+    model, images = tiny(*REMOVED["timm Attention"])
+    sites = find_sites(model, images[:2])
+    neurons = tuple(Neuron(f"blocks.{block}.attn.proj", head) for block, head in sorted(heads))
+    smaller, report = cut(model, images, Selection(sites, neurons))
+    left = [4 - len({h for b, h in heads if b == block}) for block in (0, 1)]
+    assert numbers_of_heads(smaller) == [max(1, number) for number in left]
+    assert len(report.silenced) == left.count(0)
+
+
+def test_position_biases_that_were_kept_from_a_pass_are_computed_anew() -> None:
+    model, images = tiny(*REMOVED["LeViT"])
+    selection = some_heads(find_sites(model, images[:2]))
+    silence_(model, selection)
+    model(images)
+    assert all(m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_biases"))
+    smaller, _ = compact(model, selection, images)
+    assert torch.allclose(smaller(images), model(images), rtol=1e-4, atol=1e-5)
+    assert all(m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_biases"))
+
+
+# --- recipes -----------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_two_recipes_make_one(data: st.DataObject) -> None:
+    """Applying the composed recipe is applying the first, and then the second."""
+
+    def draw(layer: nn.Linear) -> Cut:
+        def some(size: int) -> tuple[int, ...]:
+            return tuple(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1))))
+
+        rows, columns = some(layer.out_features), some(layer.in_features)
+        kept: dict[str, dict[int, tuple[int, ...]]] = {}
+        attributes, constants = {}, {}
+        if data.draw(st.booleans()):
+            kept = {"weight": {0: rows}, "bias": {0: rows}}
+            attributes["out_features"] = len(rows)
+        if data.draw(st.booleans()):
+            kept.setdefault("weight", {})[1] = columns
+            attributes["in_features"] = len(columns)
+            gone = sorted(set(range(layer.in_features)) - set(columns))
+            constants = dict.fromkeys(gone[:2], 0.5)
+        return Cut(kept, attributes, constants)
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5)).double()
+
+    first = Recipe({"0": draw(network()[0])})
+    model = first.apply_(network())
+    second = Recipe({"0": draw(model[0])})
+    wanted = second.apply_(model)[0]
+    got = compose(first, second).apply_(network())[0]
+    assert (got.in_features, got.out_features) == (wanted.in_features, wanted.out_features)
+    torch.testing.assert_close(got.weight, wanted.weight)
+    torch.testing.assert_close(got.bias, wanted.bias)
+
+
+def test_a_recipe_may_only_lower_the_number_of_heads() -> None:
+    model, _ = tiny(*REMOVED["timm Attention"])
+    for value in (5, 400):
+        more = Recipe({"blocks.0.attn": Cut(attributes={"num_heads": value})})
+        with pytest.raises(UnsupportedModelError, match="would not fit itself"):
+            more.apply_(model)
+    with pytest.raises(DataError, match="expected a width of"):
+        Recipe.from_dict(
+            {"blocks.0.attn": {"kept": {}, "attributes": {"scale": 2}, "constants": {}}}
+        )
