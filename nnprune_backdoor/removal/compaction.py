@@ -131,7 +131,8 @@ def compact(
         model: its selected neurons are silent (`silence_`); it is not changed.
         selection: these neurons. Those that cannot be removed stay silent in the copy.
         example: images (N, C, H, W), N >= 2, to run and compare on; eight or more are better.
-        seconds: time limit of the analysis; neurons that are not decided by then stay silent.
+        seconds: time limit of the analysis, of heads and of other neurons each; what is not decided
+            by then stays silent.
         groups: also remove neurons that are added to others, together with those others (the whole
             coupled group). This changes the logits; `RemovalReport.drift` says by how much.
 
@@ -149,7 +150,7 @@ def compact(
     refuse_originals(model, silenced, example)
     give_logits_alone_(silenced, example)
     selected_heads, others = _heads_apart(selection)
-    heads, reasons = _without_heads(silenced, selected_heads, example)
+    heads, reasons = _without_heads(silenced, selected_heads, example, seconds)
     probed = heads.apply_(copy.deepcopy(silenced))
     probed = probed.float()  # noise of large scale would overflow half precision
     names = {module: name for name, module in probed.named_modules()}
@@ -200,17 +201,19 @@ def _heads_apart(selection: Selection) -> tuple[Selection, Selection]:
 
 
 def _without_heads(
-    silenced: nn.Module, heads: Selection, example: Tensor
+    silenced: nn.Module, heads: Selection, example: Tensor, seconds: float
 ) -> tuple[Recipe, dict[Neuron, str]]:
     """The recipe that removes attention heads, and the reasons why some of them stay."""
     if not len(heads):
         return Recipe(), {}
     comparison = _Comparison(silenced, {}, example)
     try:
-        return remove_heads(silenced, heads, example, comparison.problem_of)
+        some = comparison.smaller()
+        recipe, reasons = remove_heads(silenced, heads, example, some.problem_of, seconds)
+        problem = comparison.problem_of(recipe)
     except Exception as error:  # a network may raise anything
-        why = f"the network cannot be analysed ({_first_line(error)})"
-        return Recipe(), dict.fromkeys(heads.neurons, why)
+        problem = f"the network cannot be analysed ({_first_line(error)})"
+    return (Recipe(), dict.fromkeys(heads.neurons, problem)) if problem else (recipe, reasons)
 
 
 def _decide(

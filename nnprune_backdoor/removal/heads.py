@@ -10,7 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +37,7 @@ def remove_heads(
     selection: Selection,
     example: Tensor,
     problem: Callable[[Recipe], str],
+    seconds: float,
 ) -> tuple[Recipe, dict[Neuron, str]]:
     """The recipe that removes the selected heads, and the reasons why some of them stay.
 
@@ -42,22 +46,32 @@ def remove_heads(
         selection: other neurons than heads are left alone.
         example: images (N, C, H, W), N >= 2.
         problem: why a recipe cannot be applied; empty if it can.
+        seconds: time limit; heads that are not decided by then stay.
     """
+    deadline = time.monotonic() + seconds
     going, reasons = _going(model, selection)
     if not going:
         return Recipe(), reasons
     influence = _Influence(model, example[:2], going)
-    cuts = {site: influence.recipe(site, heads) for site, heads in going.items()}
-    whole = functools.reduce(compose, cuts.values())
-    if not problem(whole):
-        return whole, reasons
+    plain = {site: influence.recipe(site, heads) for site, heads in going.items()}
+    inferred = {site: influence.inferring(site, recipe) for site, recipe in plain.items()}
+    ways = [plain, inferred]
+    for recipes in ways:
+        whole = functools.reduce(compose, recipes.values())
+        if not problem(whole):
+            return whole, reasons
     recipe = Recipe()
-    for site, cut in cuts.items():
-        larger = compose(recipe, cut)
-        if why := problem(larger):
-            reasons |= {Neuron(site.name, head): why for head in going[site]}
-        else:
-            recipe = larger
+    for site, heads in going.items():
+        why = f"not decided within {seconds:g} s"
+        for recipes in list(ways) if time.monotonic() < deadline else []:
+            larger = compose(recipe, recipes[site])
+            why = problem(larger)
+            if not why:
+                recipe = larger
+                ways.sort(key=lambda way: way is not recipes)  # first what worked last
+                break
+        if why:
+            reasons |= {Neuron(site.name, head): why for head in heads}
     return recipe, reasons
 
 
@@ -82,40 +96,59 @@ def _going(
     return going, reasons
 
 
-class _Influence:
-    """What influences the heads of a model and its logits, on some images."""
+# of the weights inside attention; small ones keep activations and softmax from saturating, where
+# gradients vanish
+_SCALES = (1.0, 0.1)
 
-    def __init__(self, model: nn.Module, example: Tensor, sites: Iterable[Site]) -> None:
-        # a conversion makes modules forget what they keep of earlier passes
-        self._model = model = copy.deepcopy(model).float()
-        self._generator = torch.Generator().manual_seed(0)
-        names = {module: name for name, module in model.named_modules()}
-        self._heads = {names[h.layer]: h for h in find_heads(Trace.of(model, example.float()))}
-        self._names = names
-        model.float()
-        within = [m for site in sites for m in self._heads[site.name].module.modules()]
-        self._tensors = {
-            f"{names[module]}.{name}": tensor.detach().clone().requires_grad_()
-            for module in dict.fromkeys(within)
-            for name, tensor in {**module._parameters, **_float_buffers(module)}.items()
-            if tensor is not None
-        }
-        self._reads: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass.
+
+    Attributes:
+        tensors: Those of attention, by name, to differentiate by.
+        reads: What the layers that read heads were given, by their name.
+        logits: What the model returned.
+    """
+
+    tensors: dict[str, Tensor]
+    reads: dict[str, list[Tensor]]
+    logits: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        example: Tensor,
+        inside: Iterable[str],
+        readers: list[str],
+        scale: float,
+    ) -> Self:
+        """Run the model, with the weights of the modules `inside` times a scale."""
+        tensors = {}
+        for holder in inside:
+            module = model.get_submodule(holder)
+            held = {**module._parameters, **_float_buffers(module)}
+            for name, tensor in held.items():
+                if tensor is not None:
+                    by = scale if name in module._parameters else 1.0
+                    leaf = (tensor.detach() * by).requires_grad_()
+                    tensors[f"{holder}.{name}" if holder else name] = leaf
+        reads: dict[str, list[Tensor]] = {name: [] for name in readers}
+        layers = {model.get_submodule(name): name for name in readers}
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
-            self._reads[names[module]].append(inputs[0])
+            reads[layers[module]].append(inputs[0])
 
-        layers = [model.get_submodule(name) for name in self._reads]
-        with torch.enable_grad(), hooked(layers, keep):
-            logits = torch.func.functional_call(
-                model, self._tensors, (example.float(),), tie_weights=False
-            )
-        self._needed = self._influencing(logits, self._tensors)
+        model.float()  # modules forget what they keep of earlier passes where they are converted
+        with torch.enable_grad(), hooked(list(layers), keep):
+            logits = torch.func.functional_call(model, tensors, (example,), tie_weights=False)
+        return cls(tensors, reads, logits)
 
-    def _influencing(self, output: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    def influencing(self, output: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Name -> bool, in the shape of the tensor: which elements influence an output."""
-        noise = torch.randn(output.shape, generator=self._generator).to(output)
-        tensors = {name: self._tensors[name] for name in names}
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        tensors = {name: self.tensors[name] for name in names}
         found = torch.autograd.grad(
             (output * noise).sum(),
             list(tensors.values()),
@@ -126,12 +159,28 @@ class _Influence:
         # a gradient of NaN counts as influence
         return {name: grad != 0 for name, grad in zip(tensors, found, strict=True)}
 
+
+class _Influence:
+    """What influences the heads of a model and its logits, on some images."""
+
+    def __init__(self, model: nn.Module, example: Tensor, sites: Iterable[Site]) -> None:
+        self._model = model = copy.deepcopy(model).float()
+        example = example.float()
+        self._names = names = {module: name for name, module in model.named_modules()}
+        self._heads = {names[h.layer]: h for h in find_heads(Trace.of(model, example))}
+        readers = [site.name for site in sites]
+        within = [m for name in readers for m in self._heads[name].module.modules()]
+        inside = dict.fromkeys(names[module] for module in within)
+        self._passes = [_Pass.of(model, example, inside, readers, scale) for scale in _SCALES]
+        everything = list(self._passes[0].tensors)
+        self._needed = _either(p.influencing(p.logits, everything) for p in self._passes)
+
     def recipe(self, site: Site, heads: list[int]) -> Recipe:
         """What removes these heads of a site, as far as it can be told."""
         attention = self._heads[site.name].module
         names = [
             name
-            for name in self._tensors
+            for name in self._needed
             if any(name.rpartition(".")[0] == self._names[m] for m in attention.modules())
         ]
         layer = self._model.get_submodule(site.name)
@@ -147,7 +196,9 @@ class _Influence:
             if own is not None:
                 found.setdefault(self._model.get_submodule(holder), {})[tensor] = own
         cuts = {self._names[module]: _cut_of(module, slices) for module, slices in found.items()}
-        for module in dict.fromkeys([attention, *found]):
+        for module in attention.modules():
+            if module is not attention and not found.keys() & set(module.modules()):
+                continue
             name = self._names[module]
             widths = _head_attributes(module, site.channels, site.channels - len(heads))
             if widths:
@@ -155,14 +206,32 @@ class _Influence:
                 cuts[name] = dataclasses.replace(cut, attributes={**cut.attributes, **widths})
         return Recipe(cuts)
 
+    def inferring(self, site: Site, recipe: Recipe) -> Recipe:
+        """The recipe for attention that takes the width of its heads from its input."""
+        name = self._names[self._heads[site.name].module]
+        cut = dataclasses.replace(recipe.layers.get(name, Cut()), inferred=True)
+        # not of the whole model, whose class is the user's
+        return Recipe({**recipe.layers, name: cut}) if name else recipe
+
     def _read_from(self, site: Site, marks: Tensor, names: list[str]) -> dict[str, Tensor]:
         """What influences the marked inputs of a site's layer."""
         layer = self._model.get_submodule(site.name)
-        read = [
-            x.movedim(channel_axis(layer, x.ndim), 0)[marks.to(x.device)].flatten()
-            for x in self._reads[site.name]
-        ]
-        return self._influencing(torch.cat(read), names)
+
+        def marked(x: Tensor) -> Tensor:
+            return x.movedim(channel_axis(layer, x.ndim), 0)[marks.to(x.device)].flatten()
+
+        return _either(
+            each.influencing(torch.cat([marked(x) for x in each.reads[site.name]]), names)
+            for each in self._passes
+        )
+
+
+def _either(found: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What is marked in any of them."""
+    first, *others = found
+    for other in others:
+        first = {name: marks | other[name] for name, marks in first.items()}
+    return first
 
 
 def _float_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from ..core.copies import how_to_make_plain
 from ..core.trace import LAYERS
 from ..errors import DataError, UnsupportedModelError
 from ..utils.short_repr import ShortRepr
+from .reshapes import infer_last_sizes_
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,11 +34,14 @@ class Cut(ShortRepr):
         attributes: New values of out_channels, groups, num_heads and the like.
         constants: Removed inputs that are constant, but not zero -> their value. What they add to
             the output is added to the bias, which is made if there is none.
+        inferred: Whether the layer is attention that takes the width of its heads from its input,
+            and has to take it from its weights (see `reshapes`).
     """
 
     kept: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     attributes: Mapping[str, int] = field(default_factory=dict)
     constants: Mapping[int, float] = field(default_factory=dict)
+    inferred: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,6 +96,7 @@ class Recipe(ShortRepr):
                 },
                 "attributes": dict(cut.attributes),
                 "constants": {str(index): value for index, value in cut.constants.items()},
+                "inferred": cut.inferred,
             }
             for name, cut in self.layers.items()
         }
@@ -148,7 +153,11 @@ def _parse(entry: Mapping[str, Any]) -> Cut:
         # compared before it is converted, since an int may be too large for a float
         if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"expected finite constants, got {_short(value)}")
-    return Cut(kept, dict(attributes), {index: float(v) for index, v in constants.items()})
+    inferred = entry.get("inferred", False)  # missing in recipes of format 1
+    if type(inferred) is not bool:
+        raise ValueError(f"expected inferred to be true or false, got {_short(inferred)}")
+    values = {index: float(value) for index, value in constants.items()}
+    return Cut(kept, dict(attributes), values, inferred)
 
 
 def _index(text: str) -> int:
@@ -290,6 +299,8 @@ def _apply_(module: nn.Module, cut: Cut) -> None:
             module._buffers[name] = smaller
     for name, value in cut.attributes.items():
         setattr(module, name, value)
+    if cut.inferred:
+        infer_last_sizes_(module)
     if not isinstance(module, LAYERS):
         # attention that keeps what it computes from its tensors (LeViT's position biases) forgets
         # it where tensors are moved to another device or type

@@ -39,7 +39,8 @@ def compose(first: Recipe, second: Recipe) -> Recipe:
         inputs = cut.kept.get("weight", {}).get(1)
         constants = {i if inputs is None else inputs[i]: v for i, v in later.constants.items()}
         attributes = {**cut.attributes, **later.attributes}
-        layers[name] = Cut(kept, attributes, {**cut.constants, **constants})
+        constants = {**cut.constants, **constants}
+        layers[name] = Cut(kept, attributes, constants, cut.inferred or later.inferred)
     return Recipe(layers)
 
 
