@@ -1,6 +1,6 @@
-"""ViT: the neurons are the hidden units and the outputs of the MLPs; attention is never pruned.
+"""ViT: the neurons are attention heads, and the hidden units and outputs of the MLPs.
 
-Silent hidden units are removed. The outputs are added to the residual stream, over which LayerNorm
+Silent heads and hidden units are removed. The outputs are added to the residual stream, over which LayerNorm
 normalises, so they stay, silenced. Pruning alone purified none of the five ViTs that were measured;
 with repair="unlearn", as here, all five were (docs/results/efficacy.md).
 
