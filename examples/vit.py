@@ -1,8 +1,9 @@
 """ViT: the neurons are attention heads, and the hidden units and outputs of the MLPs.
 
-Silent heads and hidden units are removed. The outputs are added to the residual stream, over which LayerNorm
-normalises, so they stay, silenced. Pruning alone purified none of the five ViTs that were measured;
-with repair="unlearn", as here, all five were (docs/results/efficacy.md).
+Silent heads and hidden units are removed. The outputs are added to the residual stream, over which
+LayerNorm normalises, so they stay, silenced. Before heads were neurons, pruning alone purified none
+of the five ViTs that were measured; with repair="unlearn", as here, all five were
+(docs/results/efficacy.md).
 
     python examples/vit.py                    # trains a small network first
     python examples/vit.py --weights FILE --clean FOLDER --arch vit_base_patch16_224

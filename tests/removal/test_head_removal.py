@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from helpers.criteria import Arbitrary
 from helpers.images import generator
 from helpers.states import assert_same_state, state_of
+from nnprune_backdoor import CleanData, load_purified, purify, save_purified
 from nnprune_backdoor.core.masks import silence_
-from nnprune_backdoor.core.scores import Selection
+from nnprune_backdoor.core.scores import ChannelScores, Selection
 from nnprune_backdoor.core.sites import Neuron, Site, find_sites
 from nnprune_backdoor.errors import DataError, UnsupportedModelError
+from nnprune_backdoor.files import read_record
 from nnprune_backdoor.removal import Cut, Recipe, RemovalReport, compact
 from nnprune_backdoor.removal.heads import LAST_HEAD, NOT_SILENT
 from nnprune_backdoor.removal.recipes import compose
+from nnprune_backdoor.selectors import LowestCount
 
 TINY: dict[str, Any] = {
     "embed_dim": 24,
@@ -291,6 +296,34 @@ def test_a_recipe_with_another_entry_than_true_or_false_is_refused(entry: object
         Recipe.from_dict(data)
     del data["a"]["inferred"]
     assert Recipe.from_dict(data) == Recipe({"a": Cut()})  # as in records of format 1
+
+
+class HeadsFirst(Arbitrary):
+    """The first head of each attention before all other neurons."""
+
+    def score(self, model, clean, sites, generator, progress):  # type: ignore[no-untyped-def]
+        parts = [torch.ones(site.channels) for site in sites]
+        for site, part in zip(sites, parts, strict=True):
+            part[0] = float(site.kind != "heads")
+        return ChannelScores(sites, torch.cat(parts), "heads first")
+
+
+@pytest.mark.parametrize("case", ["timm Attention", "BEiT"])
+def test_a_purified_model_without_some_heads_is_saved_and_loaded(case: str, tmp_path: Path) -> None:
+    name, settings = REMOVED[case]
+    model, _ = tiny(name, settings)
+    images = torch.randn(12, 3, 32, 32, generator=generator(2))
+    chosen = {"selector": LowestCount(2), "repair": "none", "progress": False}
+    result = purify(model, CleanData(images), HeadsFirst(), **chosen)
+    assert numbers_of_heads(result.model) == [3, 3]
+    rows = {row["layer"]: row for row in result.to_dict()["layers"] if row["kind"] == "heads"}
+    assert [(row["channels"], row["removed"]) for row in rows.values()] == [(4, 1), (4, 1)]
+    save_purified(result, tmp_path / "out", arch=name, model_args=settings)
+    silenced = read_record(tmp_path / "out")["silenced"]
+    assert silenced == {layer: [0] for layer in rows}
+    loaded = load_purified(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(loaded(images), result.model(images))
 
 
 # --- recipes -----------------------------------------------------------------------------------
