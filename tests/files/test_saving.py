@@ -431,8 +431,8 @@ def test_other_weights_than_those_recorded_are_refused(folder: Path) -> None:
 
 
 def test_a_newer_format_is_refused_and_says_so(folder: Path) -> None:
-    rewrite(folder, lambda record: record.update(format=2))
-    with pytest.raises(CheckpointError, match=r"format 2, but this version reads up to 1; upgrade"):
+    rewrite(folder, lambda record: record.update(format=3))
+    with pytest.raises(CheckpointError, match=r"format 3, but this version reads up to 2; upgrade"):
         load_purified(folder, model=Tiny())
 
 
