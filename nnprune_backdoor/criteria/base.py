@@ -17,7 +17,8 @@ from ..core.norms import keeps_statistics
 from ..core.prepared import Labels, Prepared
 from ..core.scores import ChannelScores
 from ..core.sites import Site
-from ..errors import ScoringError, UnsupportedModelError
+from ..core.stand_in import stand_in_images
+from ..errors import DataError, ScoringError, UnsupportedModelError
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.registry import Registry
 from ..utils.settings import check_settings
@@ -82,7 +83,7 @@ class Criterion(ABC):
     def __call__(
         self,
         model: nn.Module,
-        clean: CleanData | Iterable[Any],
+        clean: CleanData | Iterable[Any] | None = None,
         *,
         sites: tuple[Site, ...] | None = None,
         seed: int = 0,
@@ -93,7 +94,8 @@ class Criterion(ABC):
 
         Args:
             model: a classifier, (N, C, H, W) -> (N, classes).
-            clean: a loader of clean images, normalised as the model expects (see `CleanData`).
+            clean: a loader of clean images, normalised as the model expects (see `CleanData`). A
+                criterion that needs no images takes one without a label, or None.
             sites: the neurons to score; by default all that `find_sites` finds.
             seed: same seed, same machine, same number of threads, same scores.
             compute: how passes are run: precision, memory layout, images at a time.
@@ -104,7 +106,9 @@ class Criterion(ABC):
         seed = checked_seed(seed)
         with private_randomness(seed), torch.enable_grad():
             labels: Labels = "needed" if self.needs_labels else "used"
-            prepared = Prepared.of(model, clean, labels=labels)
+            if not self.needs_images:
+                labels = "ignored"
+            prepared = Prepared.of(model, self.images_for(model, clean), labels=labels)
             frozen = prepared.model
             sites = prepared.sites if sites is None else sites
             if self.needs_batchnorm:
@@ -119,6 +123,21 @@ class Criterion(ABC):
         if scores.sites != sites:
             raise ScoringError(f"{type(self).__name__} did not score the sites it was given")
         return scores
+
+    @final
+    def images_for(self, model: nn.Module, clean: CleanData | Iterable[Any] | None) -> CleanData:
+        """The images that are read from a loader; noise for a criterion that needs none of them.
+
+        Raises:
+            DataError: it needs images and there are none; see `CleanData.collect`.
+        """
+        if clean is not None:
+            return CleanData.collect(clean)
+        if self.needs_images:
+            raise DataError(
+                f"{type(self).__name__} needs clean images; give a loader of a few hundred"
+            )
+        return CleanData(stand_in_images(model))
 
     def _check_batchnorm(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         layers = [model.get_submodule(site.name) for site in sites]

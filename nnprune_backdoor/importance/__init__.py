@@ -9,7 +9,8 @@ for criteria that you register.
 """
 
 from ..criteria.base import criterion_class, list_criteria
-from .groups import CriterionImportance, GroupImportance, importance_class, importance_name
+from .by_criterion import CriterionImportance, importance_class, importance_name
+from .groups import GroupImportance
 
 __all__ = ["CriterionImportance", "GroupImportance", "importance_class"]
 

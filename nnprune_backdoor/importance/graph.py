@@ -16,10 +16,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ..core.copies import as_it_was, frozen_copy, refuse_wrapped
+from ..core.copies import as_it_was, refuse_wrapped
 from ..core.trace import LAYERS, NORMS
 from ..errors import UnsupportedModelError
-from ..utils.tensors import placement
 from ..utils.time_limit import within
 from .graph_fixes import GRAPH_FIXES
 
@@ -165,61 +164,25 @@ def out_of_range(group: tp.dependency.Group) -> str | None:
     return None
 
 
-def breaks(
-    group: tp.dependency.Group, example: Tensor, shape: torch.Size, *, only: bool = False
-) -> str:
-    """Why the network does not run once channels of a group are pruned; empty if it runs.
+def one_channel(graph: tp.DependencyGraph, layer: nn.Module) -> tp.dependency.Group:
+    """The group of one output channel of a layer; more where channels can only go together.
 
-    One channel (of a grouped convolution, one channel of each group) is pruned from a copy. This
-    finds views with a fixed number of heads, splits of fixed sizes, and layers that Torch-Pruning
-    prunes wrongly.
-
-    Args:
-        group: with all channels of its root; it is not pruned.
-        only: prune exactly the channels of the group instead of one.
-        example: images (N, C, H, W) on the model's device.
-        shape: of the logits that the model computes for them.
+    Of a grouped convolution and of whole heads, one channel of each. The group is not pruned.
     """
-    graph, root, channels = group._DG, group[0].dep, [int(channel) for channel in group[0].idxs]
+    handler = graph.get_pruner_of_module(layer).prune_out_channels
+    group = graph.get_pruning_group(layer, handler, [0])
     count = max(_channel_groups(dependency.target.module) for _, dependency, *_ in members(group))
-    pruned = channels[:: max(1, len(channels) // count)]
-    copy = frozen_copy(graph.model)
-    try:
-        with torch.no_grad():
-            if not only:
-                group = graph.get_pruning_group(root.target.module, root.handler, pruned)
-            _prune(copy, group)
-    except Exception as error:  # whatever Torch-Pruning raises on indices that do not fit
-        return f"{type(error).__name__}: {error}"
-    return fails(copy, example, shape)
-
-
-def fails(model: nn.Module, example: Tensor, shape: torch.Size) -> str:
-    """Why a model does not give logits of this shape for an example; empty if it does."""
-    try:
-        with torch.no_grad():
-            result = model(example.to(**placement(model))).shape
-    except Exception as error:  # a network may raise anything on shapes that it does not expect
-        return f"{type(error).__name__}: {error}"
-    return "" if result == shape else f"logits of shape {tuple(result)}"
-
-
-def _prune(model: nn.Module, group: tp.dependency.Group) -> None:
-    """Prune a group of one model from another model with the same names."""
-    for name, dependency, channels, _ in members(group):
-        dependency.handler.__self__.pruning_dim = dependency.target.pruning_dim
-        if dependency.target.type == tp.ops.OPTYPE.PARAMETER:
-            holder, _, attribute = name.rpartition(".")
-            module = model.get_submodule(holder)
-            smaller = dependency.handler(getattr(module, attribute), list(channels))
-            setattr(module, attribute, smaller)
-        else:
-            dependency.handler(model.get_submodule(name), list(channels))
+    if count == 1:
+        return group
+    channels = range(graph.get_out_channels(layer))
+    return graph.get_pruning_group(layer, handler, channels[:: max(1, len(channels) // count)])
 
 
 def _channel_groups(layer: Any) -> int:
     """Number of channel groups of a layer; pruning must keep groups equally large."""
     if isinstance(layer, nn.GroupNorm):
         return layer.num_groups
+    if isinstance(layer, nn.MultiheadAttention):
+        return int(layer.num_heads)
     groups = int(getattr(layer, "groups", 1))
     return groups if groups < int(getattr(layer, "out_channels", 1)) else 1

@@ -1,33 +1,29 @@
-"""Scores as Torch-Pruning importances, with one class for each registered criterion."""
+"""Scores as Torch-Pruning importances."""
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ..core.copies import frozen_copy
-from ..core.data import CleanData
-from ..core.originals import refuse_originals
 from ..core.scores import ChannelScores
-from ..criteria.base import Criterion, create_criterion, criterion_class
 from ..errors import DataError, UnsupportedModelError
-from ..utils.randomness import private_randomness
-from ..utils.tensors import placement
-from .graph import breaks, fails, members, out_of_range
+from ..utils.callers import warn_caller
+from .graph import members, out_of_range
 from .graph_fixes import GRAPH_FIXES
 from .ledger import Ledger
+from .ranks import ranks_by_site
+from .skipping import SkippedGroup, SkippedGroups
+from .steps import REGULARISERS, STEPS
+from .trial import Mend, Trial
 
 Reduction = Literal["max", "min", "mean"]
 
 _REDUCE = {"max": max, "min": min, "mean": lambda ranks: sum(ranks) / len(ranks)}
-
-_JITTER = 1e-3  # of a rank, to break ties of averages; see `_ranks`
 
 
 class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the package is untyped
@@ -45,13 +41,16 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
     Scores of attention heads are not used: Torch-Pruning prunes channels within heads.
 
     Args:
-        model: the model that will be pruned, not a copy of it.
+        model: the model that will be pruned, not a copy of it; or one that returns its logits and
+            holds it.
         scores: of this model in its present state.
         reduction: of the scores of several sites in one group. With "max", a shared channel is
             pruned only if the scores of all its sites are low; with "min", if one is; "mean" is in
             between.
         example: images (N, C, H, W) on the model's device; one is enough. With them, each group is
             first pruned from a copy, and left alone if the copy does not run.
+        trial: False: nothing is pruned from a copy first. A function: it is called on each such
+            copy of the pruner's model, to mend there what your script mends after pruning.
 
     Raises:
         DataError: unknown reduction.
@@ -65,21 +64,25 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         reduction: Reduction = "max",
         *,
         example: Tensor | None = None,
+        trial: bool | Mend = True,
     ) -> None:
         if reduction not in _REDUCE:
             raise DataError(f"expected reduction 'max', 'min' or 'mean', got {reduction!r}")
         self.scores = scores
         self.reduction = reduction
-        self._example = example
-        self._shape = torch.Size() if example is None else _shape_of_logits(model, example)
+        self.skipping = SkippedGroups()
+        self.trial: Trial | None = None
+        if example is not None and trial is not False:
+            self.trial = Trial(model, example, None if trial is True else trial)
         self._reduce: Any = _REDUCE[reduction]
         self._ledger = Ledger(model, _refusal(weakref.ref(self)))
-        GRAPH_FIXES.hold(self)
+        for patch in (GRAPH_FIXES, STEPS, *REGULARISERS):
+            patch.hold(self)
         self._ranks: dict[nn.Module, list[float]] = {}
         layers = dict(model.named_modules())
         channels = [
             pair
-            for pair in zip(scores.sites, _ranks(scores), strict=True)
+            for pair in zip(scores.sites, ranks_by_site(scores), strict=True)
             if pair[0].kind != "heads"
         ]
         names = (name for site, _ in channels for name in (site.name, site.producer))
@@ -102,9 +105,9 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
 
         Returns:
             (C,), float64. Root channels without a scored neuron, such as some of a concatenation,
-            get higher values than all others. None, with a warning the first time, if no neuron of
-            the group is scored, its indices do not fit its layers, or the network would not run
-            without channels of it; the pruner then leaves the group alone.
+            get higher values than all others. None, with a warning, if no neuron of the group is
+            scored, its indices do not fit its layers, or the network would not run without channels
+            of it; the pruner then leaves the group alone.
 
         Raises:
             UnsupportedModelError: the group is of another model, or the model was changed without
@@ -117,31 +120,44 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
         unseen = self._why_unseen(graph)
         if unseen:
             self._warn_once("unseen", unseen)
+        values = self._values(group, unseen)
+        self.skipping.asked(valued=values is not None)
+        return values
+
+    @property
+    def skipped(self) -> tuple[SkippedGroup, ...]:
+        """The groups that the last step of a pruner left unpruned; after it, others asked about."""
+        return tuple(self.skipping.groups)
+
+    def refuses(self, group: tp.dependency.Group) -> bool:
+        """Whether the network would not run once exactly these channels are pruned, with a warning.
+
+        One channel that can go says little of many, where a layer is cut into halves.
+        """
+        error = "" if self.trial is None else self.trial.breaks(group)
+        if error:
+            self._warn_once(
+                "broken by several",
+                f"without {len(group[0].idxs)} channels of {next(members(group))[0]!r} the network "
+                f"does not run ({error}); cuts like this are not made",
+            )
+        return bool(error)
+
+    def _values(self, group: tp.dependency.Group, unseen: str) -> Tensor | None:
         misfit = out_of_range(group)
         if misfit is not None:
-            self._warn_once(
-                "misfit",
-                f"Torch-Pruning has wrong channel indices for {misfit!r} and the layers coupled "
-                "with it; groups like this are left unpruned",
-            )
+            self.skipping.add(group, "misfit", repr(misfit))
             return None
         ranks_by_root = self._ranks_by_root(group)
         if not any(ranks_by_root.values()):
-            root = next(members(group))[0]
-            self._warn_once(
-                "unscored",
-                f"no neuron in the group of {root!r} is scored (classifiers, attention "
-                "projections and gates never are); groups like this are left unpruned",
-            )
+            self.skipping.add(group, "unscored")
             return None
-        error = self._error_without(group)
-        if error:
-            self._warn_once(
-                "broken",
-                f"without channels of {next(members(group))[0]!r} the network does not run "
-                f"({error}); {unseen or 'groups like this are left unpruned'}",
-            )
-            return None
+        if self.trial is not None:
+            error = self.trial.error_without(group, list(self._ranks), self._ledger.cuts)
+            if error:
+                reason = f"{error}; {unseen}" if unseen else error
+                self.skipping.add(group, "broken", reason)
+                return None
         count = float(len(self.scores.flat))
         values = [
             self._reduce(ranks) if ranks else count + position
@@ -195,41 +211,6 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
             f"{sorted(names)[0]!r}; make it for the model that the pruner is given"
         )
 
-    def refuses(self, group: tp.dependency.Group) -> bool:
-        """Whether the network would not run once exactly these channels are pruned, with a warning.
-
-        One channel that can go says little of many, where a layer is cut into halves.
-        """
-        if self._example is None:
-            return False
-        error = breaks(group, self._example, self._shape, only=True)
-        if not error or self._fails(group._DG.model):  # it does not run with these channels either
-            return False
-        self._warn_once(
-            "broken by several",
-            f"without {len(group[0].idxs)} channels of {next(members(group))[0]!r} the network "
-            f"does not run ({error}); cuts like this are not made",
-        )
-        return True
-
-    def _error_without(self, group: tp.dependency.Group) -> str:
-        """What happens without channels of a group, in a model that runs with them."""
-        if self._example is None:
-            return ""
-        error = breaks(group, self._example, self._shape)
-        reason = self._fails(group._DG.model) if error else ""
-        if reason:
-            raise UnsupportedModelError(
-                "the model itself, with nothing pruned, no longer does what it did when this "
-                f"importance was made ({reason}, expected logits of shape {tuple(self._shape)}); "
-                "mend it, or make the importance again, after all changes to the model"
-            )
-        return error
-
-    def _fails(self, model: nn.Module) -> str:
-        assert self._example is not None
-        return fails(frozen_copy(model), self._example, self._shape)
-
     def _ranks_by_root(self, group: tp.dependency.Group) -> dict[int, list[float]]:
         """Root channel -> ranks of the scored neurons that would be pruned with it."""
         by_root: dict[int, list[float]] = {int(root): [] for root in group[0].idxs}
@@ -253,7 +234,7 @@ class GroupImportance(tp.importance.Importance):  # type: ignore[misc] # the pac
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, stacklevel=3)
+            warn_caller(message, tp)
 
 
 def _refusal(
@@ -278,102 +259,3 @@ def _frozen(model: nn.Module) -> str:
         "Torch-Pruning does not see layers whose output then needs no gradient; call "
         "model.requires_grad_(True) before making the pruner, and freeze them again afterwards"
     )
-
-
-def _shape_of_logits(model: nn.Module, example: Tensor) -> torch.Size:
-    frozen = frozen_copy(model)
-    refuse_originals(model, frozen, example)
-    with torch.no_grad():
-        logits: Tensor = frozen(example)
-    return logits.shape
-
-
-def _ranks(scores: ChannelScores) -> list[list[float]]:
-    """For each site the ranks (C,) of its neurons, 0 = prune first.
-
-    Equal scores are ranked by the relative position of the channel in its site. If they were ranked
-    by the order of the sites, a global pruner would ask for whole layers, which Torch-Pruning
-    silently leaves unpruned.
-
-    A random fraction of a rank is added, since averages of whole numbers may tie: Torch-Pruning
-    averages over channel groups (grouped convolutions, heads), and "mean" averages over sites.
-    """
-    sizes = [site.channels for site in scores.sites]
-    position = torch.cat([(torch.arange(size) + 0.5) / size for size in sizes])
-    by_position = position.argsort(stable=True)
-    order = by_position[scores.flat[by_position].argsort(stable=True)]
-    ranks = torch.empty(len(order), dtype=torch.float64)
-    ranks[order] = torch.arange(len(order), dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    ranks += _JITTER * torch.rand(len(ranks), dtype=torch.float64, generator=generator)
-    return [piece.tolist() for piece in ranks.split(sizes)]
-
-
-# --- one class a criterion ---
-
-
-class CriterionImportance(GroupImportance):
-    """Importance by a registered criterion, which scores the model when the importance is made.
-
-    Args:
-        model: the model that will be pruned, not a copy of it; scoring works on a copy.
-        clean_loader: clean images, as for `purify`.
-        reduction: see `GroupImportance`.
-        seed: same seed, same machine, same number of threads, same scores.
-        progress: show progress bars on a terminal.
-        **hyperparameters: of the criterion.
-
-    Attributes:
-        criterion: Name under which the criterion is registered.
-
-    Raises:
-        UnknownNameError: the criterion has no such hyper-parameter.
-        DataError: the images or labels cannot be used.
-        UnsupportedModelError: the model cannot be scored.
-        ScoringError: the criterion did not reach a usable result.
-    """
-
-    criterion: ClassVar[str]
-
-    def __init__(
-        self,
-        model: nn.Module,
-        clean_loader: CleanData | Iterable[Any],
-        *,
-        reduction: Reduction = "max",
-        seed: int = 0,
-        progress: bool = False,
-        **hyperparameters: Any,
-    ) -> None:
-        criterion = create_criterion(self.criterion, **hyperparameters)
-        with private_randomness(seed):
-            data = CleanData.collect(clean_loader)
-        scores = criterion(model, data, seed=seed, progress=progress)
-        example = data.images[:1].to(**placement(model), copy=True)  # not the storage of all
-        super().__init__(model, scores, reduction, example=example)
-
-
-def importance_class(name: str) -> type[CriterionImportance]:
-    """The importance class of a registered criterion; for "rnp" it is `RNPImportance`.
-
-    Raises:
-        UnknownNameError: no criterion has that name; the message lists similar ones.
-    """
-    cls = criterion_class(name)
-    if cls not in _CLASSES:
-        body = {
-            "criterion": name,
-            "__doc__": f"{cls.reference}.\n\n{CriterionImportance.__doc__}",
-            "__module__": __name__,
-        }
-        # another thread may have made it by now
-        _CLASSES.setdefault(cls, type(importance_name(cls), (CriterionImportance,), body))
-    return _CLASSES[cls]
-
-
-_CLASSES: dict[type[Criterion], type[CriterionImportance]] = {}
-
-
-def importance_name(cls: type[Criterion]) -> str:
-    """`RNP` -> "RNPImportance"."""
-    return f"{cls.__name__}Importance"

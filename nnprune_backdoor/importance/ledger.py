@@ -31,6 +31,9 @@ class Ledger:
         model: the model that will be pruned.
         refuses: asked about each group of the model before it is pruned; where it is true the group
             is left alone.
+
+    Attributes:
+        cuts: Number of times that layers lost channels.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Ledger:
         refuses: Callable[[tp.dependency.Group], bool] = lambda group: False,
     ) -> None:
         self.refuses = refuses
+        self.cuts = 0
         self._channels: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...] | None] = (
             weakref.WeakKeyDictionary({layer: _all_channels(layer) for layer in model.modules()})
         )
@@ -63,6 +67,7 @@ class Ledger:
     def _remove(self, cut: _Cut) -> None:
         if cut.layer not in self._channels:
             return
+        self.cuts += 1
         channels = self._channels[cut.layer]
         if channels is None:  # a layer with a pruner of its own
             channels = tuple(range(cut.width))

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from helpers.graphs import describe
 from helpers.images import noise_images
-from nnprune_backdoor.importance.graph import breaks, out_of_range, trace
+from nnprune_backdoor.importance.graph import out_of_range, trace
 from nnprune_backdoor.importance.graph_fixes import GRAPH_FIXES
 from nnprune_backdoor.importance.patching import Patch
+from nnprune_backdoor.importance.trial import Trial
 
-EXAMPLE, SHAPE = noise_images(2), torch.Size([2, 2])
+EXAMPLE = noise_images(2)
 CONV = tp.prune_conv_out_channels
 Cuts = dict[str, tuple[int, ...]]
 
@@ -178,10 +179,10 @@ def test_a_group_is_tried_without_touching_the_model() -> None:
     before = {name: tensor.clone() for name, tensor in static.state_dict().items()}
     graph = trace(static, EXAMPLE)
     every = graph.get_pruning_group(static.first, CONV, list(range(8)))
-    assert "split" in breaks(every, EXAMPLE, SHAPE)
+    trial, layers = Trial(static, EXAMPLE), [static.first, static.wide]
+    assert "split" in trial.error_without(every, layers, 0)
     after = graph.get_pruning_group(static.wide, CONV, list(range(4)))
-    assert breaks(after, EXAMPLE, SHAPE) == ""
-    assert breaks(after, EXAMPLE, torch.Size([2, 3])) == "logits of shape (2, 2)"
+    assert trial.error_without(after, layers, 0) == ""
     assert all(torch.equal(before[name], t) for name, t in static.state_dict().items())
     assert graph.pruning_history() == []
 
@@ -192,7 +193,7 @@ def test_channels_of_a_convolution_in_groups_are_tried_together() -> None:
     graph = trace(model, EXAMPLE)
     group = graph.get_pruning_group(model[0], CONV, list(range(8)))
     assert out_of_range(group) is None
-    assert breaks(group, EXAMPLE, SHAPE) == ""
+    assert Trial(model, EXAMPLE).error_without(group, [model[0], model[1]], 0) == ""
 
 
 # --- the patch ---
