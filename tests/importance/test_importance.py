@@ -57,10 +57,7 @@ def pruner_of(
         )
 
 
-def quietly(importance: GroupImportance) -> GroupImportance:
-    """Without the warning about groups in which nothing is scored."""
-    importance._warned.add("unscored")
-    return importance
+quietly = pytest.mark.filterwarnings("ignore:.* left unpruned")
 
 
 def size(model: nn.Module) -> int:
@@ -124,11 +121,12 @@ def test_a_shared_channel_is_reduced_over_its_sites(reduction: Any) -> None:
     assert torch.allclose(values, reduce[reduction](stacked)[[4, 1, 6]], atol=2e-3, rtol=0)
 
 
+@quietly
 @pytest.mark.parametrize("reduction", ["max", "min", "mean"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
 def test_no_two_values_tie(name: str, reduction: Any) -> None:
     model = build(name)
-    importance = quietly(GroupImportance(model, scores_of(model, constant=True), reduction))
+    importance = GroupImportance(model, scores_of(model, constant=True), reduction)
     found = [importance(group) for group in trace(model, EXAMPLE).get_all_groups()]
     values = torch.cat([value for value in found if value is not None])
     assert len(values) > 100
@@ -152,11 +150,12 @@ def test_channels_without_a_scored_neuron_come_last() -> None:
 # --- what is asked for goes ---
 
 
+@quietly
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
 @pytest.mark.parametrize("constant", [True, False])
 def test_as_many_channels_go_as_were_asked_for(name: str, constant: bool) -> None:
     model = build(name)
-    importance = quietly(GroupImportance(model, scores_of(model, constant=constant)))
+    importance = GroupImportance(model, scores_of(model, constant=constant))
     graph = trace(model, EXAMPLE)
 
     def widths() -> int:
@@ -305,11 +304,12 @@ MODES: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
 }
 
 
+@quietly
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_of_the_pruner_works(name: str, mode: str) -> None:
     model = build(name)
-    importance = quietly(GroupImportance(model, scores_of(model)))
+    importance = GroupImportance(model, scores_of(model))
     before, settings = size(model), MODES[mode](model)
     pruner = pruner_of(model, importance, 0.3, **settings)
     for _ in range(settings.get("iterative_steps", 1)):
@@ -348,10 +348,11 @@ def attention_scores(model: nn.Module) -> ChannelScores:
     return ChannelScores(sites, torch.rand(count, generator=generator(5)), "made up")
 
 
+@quietly
 @pytest.mark.parametrize("whole_heads", [False, True])
 def test_attention_is_pruned_where_it_is_scored(whole_heads: bool) -> None:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, depth=2).eval()
-    importance = quietly(GroupImportance(model, attention_scores(model)))
+    importance = GroupImportance(model, attention_scores(model))
     heads = {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "qkv")}
     settings = {"prune_num_heads": True, "head_pruning_ratio": 0.4, "prune_head_dims": False}
     with warnings.catch_warnings():
@@ -384,7 +385,8 @@ def test_with_heads_unscored_attention_is_left_alone_and_the_rest_is_pruned() ->
     pruner = pruner_of(model, importance, 0.25)
     pruner.num_heads.update(heads)
     pruner.out_channel_groups = dict(heads)
-    with pytest.warns(UserWarning, match="no neuron in the group of .*attn.* is scored"):
+    wanted = r"6 of 13 groups are left unpruned.* 'blocks.5.attn.proj', .* and 3 more: no neuron in"
+    with pytest.warns(UserWarning, match=wanted):
         pruner.step()
     assert all(layer.out_features == 3 * 64 for layer in heads)
     assert model.blocks[0].mlp.fc1.out_features == 144
@@ -398,7 +400,7 @@ def test_a_group_without_a_scored_neuron_gives_none_and_one_warning() -> None:
     model = narrow()
     importance, graph = GroupImportance(model, scores_of(model)), trace(model, EXAMPLE)
     group = graph.get_pruning_group(model.fc, LINEAR, list(range(10)))
-    with pytest.warns(UserWarning, match="no neuron in the group of 'fc' is scored"):
+    with pytest.warns(UserWarning, match="group of 'fc' is left .*: no neuron in it is scored"):
         assert importance(group) is None
     assert importance(group) is None  # any warning is an error here
 
@@ -416,10 +418,11 @@ def test_a_group_that_torch_pruning_gets_wrong_is_left_alone() -> None:
     assert importance(group) is None
 
 
+@quietly
 def test_groups_without_which_the_network_does_not_run_are_left_alone() -> None:
     """Its gates are split at widths that do not change with the layer."""
     model = timm.create_model("test_mambaout", num_classes=10).eval()
-    importance = quietly(GroupImportance(model, scores_of(model), example=EXAMPLE[:1]))
+    importance = GroupImportance(model, scores_of(model), example=EXAMPLE[:1])
     before = size(model)
     pruner = pruner_of(model, importance, 0.2)
     with pytest.warns(UserWarning, match=r"the network does not run .*split_with_sizes"):
@@ -428,7 +431,7 @@ def test_groups_without_which_the_network_does_not_run_are_left_alone() -> None:
     assert size(model) < 0.95 * before
 
     careless = timm.create_model("test_mambaout", num_classes=10).eval()
-    pruner_of(careless, quietly(GroupImportance(careless, scores_of(careless))), 0.2).step()
+    pruner_of(careless, GroupImportance(careless, scores_of(careless)), 0.2).step()
     with pytest.raises(RuntimeError, match="split"):
         careless(EXAMPLE)
 
@@ -458,7 +461,7 @@ def test_of_a_partly_frozen_model_the_frozen_part_is_the_reason(frozen_first: bo
     said = [str(warning.message) for warning in caught]
     assert len(said) == 2, said
     assert said[0].startswith("13 parameters of the model are frozen ('conv1.weight', ...)")
-    assert "without channels of 'layer1.1.conv2' the network does not run" in said[1]
+    assert "'layer1.1.conv2': without channels of it the network does not run" in said[1]
     assert "13 parameters of the model are frozen" in said[1]
     assert model(EXAMPLE).shape == (2, 10)
     assert size(model) < before
