@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch_pruning as tp
@@ -76,18 +74,20 @@ class SkippedGroups:
                 tp,
             )
 
-    @contextlib.contextmanager
-    def in_step(self, pruner: tp.pruner.BasePruner) -> Iterator[None]:
-        """Inside, a pruner asks about all its groups; at the end, one warning sums up.
+    def begin(self, pruner: tp.pruner.BasePruner) -> None:
+        """From now on a step of this pruner asks about its groups."""
+        self._pruner, self._asked, self.groups = pruner, 0, []
+
+    def end(self) -> None:
+        """It has asked about all of them, or raised."""
+        self._pruner = None
+
+    def report(self) -> None:
+        """Sum up the step that has ended in one warning.
 
         Raises:
             UnsupportedModelError: it asked about some, and no group was ever given values.
         """
-        self._pruner, self._asked, self.groups = pruner, 0, []
-        try:
-            yield
-        finally:
-            self._pruner = None
         if self.groups and not self._any_valued:
             raise UnsupportedModelError(
                 f"none of the {self._asked} groups would be pruned: {self._summary()}"

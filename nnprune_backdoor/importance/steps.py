@@ -21,8 +21,13 @@ def _reporting(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iter
         if not any(self.importance is user for user in STEPS.users):
             yield from groups
             return
-        with self.importance.skipping.in_step(self):
+        skipping = self.importance.skipping
+        skipping.begin(self)
+        try:
             first = next(groups, None)  # all groups are scored before the first one is given
+        finally:
+            skipping.end()
+        skipping.report()
         try:
             if first is not None:
                 yield first

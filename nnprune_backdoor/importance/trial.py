@@ -77,8 +77,7 @@ class Trial:
             errors = self._broken(graph, [m for m in layers if m in graph.module2node])
             self._tried = graph, cuts, errors
         *_, errors = self._tried
-        found = (errors.get(d.target.module, "") for _, d, *_ in members(group))
-        return next(filter(None, found), "")
+        return next(filter(None, (errors.get(m, "") for m in _losing_outputs(group))), "")
 
     def _broken(
         self, graph: tp.DependencyGraph, layers: Sequence[nn.Module]
@@ -100,7 +99,7 @@ class Trial:
         for layer in layers:
             if layer not in covered:
                 group = one_channel(graph, layer)
-                coupled = {d.target.module for _, d, *_ in members(group)} - covered
+                coupled = set(_losing_outputs(group)) - covered
                 own = [module for module in layers if module in coupled]
                 covered.update(own)
                 if out_of_range(group) is None:
@@ -198,6 +197,12 @@ def shape_of_logits(output: Any) -> tuple[Any, ...]:
         return tuple(output.shape)
     many = output if isinstance(output, (tuple, list)) else ()
     return tuple(tuple(t.shape) for t in many if isinstance(t, Tensor) and t.ndim == 2)
+
+
+def _losing_outputs(group: tp.dependency.Group) -> list[nn.Module]:
+    """The layers of a group that lose output channels, not only those that read them."""
+    is_output = group._DG.is_out_channel_pruning_fn
+    return [d.target.module for _, d, *_ in members(group) if is_output(d.handler)]
 
 
 def _why_not(model: nn.Module, example: Tensor, shape: tuple[Any, ...]) -> str:
