@@ -13,14 +13,12 @@ from ..errors import DataError, UnsupportedModelError
 from ..utils.tensors import placement
 from .data import CleanData
 from .drift import logit_drift
-from .outputs import run_once
+from .outputs import ONE_LABEL, run_once
 
 _ENOUGH = 100  # labelled images that do, however many classes there are
 _RENAMED = 0.3  # share of the images, and 1 / sqrt(images) more: guessing gains up to .34 of 50
 _ALONE = 0.05  # of the logits' scale: more than any precision's rounding
 _BESIDE = 4  # images in one pass, of which one is given alone as well
-
-_BINARY = "if it gives two classes one logit z an image, wrap it so that its forward returns "
 
 
 def validate_model(model: nn.Module, clean: CleanData) -> int:
@@ -48,23 +46,15 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
         DataError: it does not accept these images.
     """
     logits = run_once(model, images[:2].to(**placement(model)).clone())
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        advice = "wrap the model so that its forward returns the logits alone"
-        if isinstance(logits, Tensor) and logits.ndim == 1:
-            advice = f"{_BINARY}torch.stack([-z, z], 1)"
         raise UnsupportedModelError(
-            f"expected a classifier with output (N, classes), got {found}; {advice}"
+            f"expected a classifier with output (N, classes), got {found}; have its forward return "
+            f"the logits alone. {ONE_LABEL}"
         )
     if not torch.isfinite(logits).all():
         raise UnsupportedModelError("the model's logits hold NaN or inf on clean images")
-    classes = logits.shape[1]
-    if classes < 2:
-        raise UnsupportedModelError(
-            f"expected at least two classes, got an output of width {classes}; {_BINARY}"
-            "torch.cat([-z, z], 1)"
-        )
-    return classes
+    return int(logits.shape[1])
 
 
 def _check_finite_weights(model: nn.Module) -> None:

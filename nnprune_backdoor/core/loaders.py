@@ -114,7 +114,9 @@ def check_integer_labels(labels: object, count: int) -> None:
     if labels.is_floating_point() or labels.is_complex() or labels.numel() != count:
         raise DataError(
             f"expected {count} integer labels, one an image, got shape {tuple(labels.shape)} of "
-            f"{labels.dtype}; class indices are needed, not one-hot rows or probabilities"
+            f"{labels.dtype}; class indices are needed, not one-hot rows or probabilities. "
+            "Multi-label classifiers are not purified: a trigger adds a label to others there, and "
+            "here it is judged by the one label that an image gets"
         )
 
 

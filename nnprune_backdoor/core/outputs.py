@@ -26,8 +26,13 @@ Path = tuple[Step, ...]
 _NAME = "logits"
 _IMAGES = "pixel_values"  # what models of `transformers` call their images
 _DEEPEST = 4  # nested containers that are looked into
+_RESHAPING = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "Slice", "Reshape", "Alias")
 _LISTED = 6  # entries that a message names
 
+ONE_LABEL = (
+    "Detectors and segmentation networks are not purified: a trigger is judged here by the one "
+    "label that it turns an image to"
+)
 _ALONE = "have its forward return the logits alone, or in a dict under the name 'logits'"
 
 
@@ -54,7 +59,19 @@ class ByKeyword:
         return ((), {**kwargs, self.name: args[0]}) if args else (args, kwargs)
 
 
-_OURS = (TakeLogits, ByKeyword)
+@dataclass(frozen=True)
+class AsTwoLogits:
+    """A forward hook: one logit z an image becomes two, -z / 2 and z / 2.
+
+    Their softmax is (1 - sigmoid(z), sigmoid(z)), and their cross-entropy the binary one of z.
+    """
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        z = output.reshape(-1, 1)
+        return torch.cat([-z, z], 1) / 2
+
+
+_OURS = (TakeLogits, ByKeyword, AsTwoLogits)
 
 
 def run_once(model: nn.Module, images: Tensor) -> object:
@@ -95,20 +112,50 @@ def take_images_by_name_(model: nn.Module) -> None:
 
 
 def give_logits_alone_(model: nn.Module, images: Tensor) -> None:
-    """Have a copy, in eval mode, return its logits alone.
+    """Have a copy, in eval mode, return its logits alone; two of them where there is one an image.
 
     Args:
-        model: nothing is done where its output is a tensor.
+        model: nothing is done where its output is a tensor of several logits an image.
         images: (N, C, H, W), two are enough; the model is run on two.
 
     Raises:
         DataError: it does not accept these images.
-        UnsupportedModelError: its output holds no logits, or several tensors that could be them.
+        UnsupportedModelError: its output holds no logits, or several tensors that could be them, or
+            is the sigmoid of one.
     """
     images = images[:2].to(**placement(model)).detach()
     output = run_once(model, images.clone())
     if not isinstance(output, Tensor):
-        model.register_forward_hook(TakeLogits(_find(model, images, output)))
+        take = TakeLogits(_find(model, images, output))
+        model.register_forward_hook(take)
+        output = take(model, images, output)
+    if isinstance(output, Tensor) and _is_one_an_image(output):
+        if _ends_in_sigmoid(model, images):
+            raise UnsupportedModelError(
+                "the model gives the sigmoid of its one logit, in which large logits are all alike "
+                "and have no gradient; have it return the logit itself (nn.Identity() in place of "
+                "its last nn.Sigmoid())"
+            )
+        model.register_forward_hook(AsTwoLogits())
+
+
+def gives_logits(output: object) -> bool:
+    """Whether this, of a model, is used as it is: a tensor, of more than one number an image."""
+    return isinstance(output, Tensor) and not _is_one_an_image(output)
+
+
+def _is_one_an_image(output: Tensor) -> bool:
+    return output.is_floating_point() and (output.ndim == 1 or output.shape[1:] == (1,))
+
+
+def _ends_in_sigmoid(model: nn.Module, images: Tensor) -> bool:
+    """Whether the last thing that it computes, reshaping aside, is a sigmoid."""
+    with torch.inference_mode(False), torch.enable_grad():
+        output: Tensor = model(images.clone().requires_grad_().clone())
+    node = output.grad_fn
+    while node is not None and node.name().startswith(_RESHAPING):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Sigmoid")
 
 
 def same_hooks(model: nn.Module, like: nn.Module) -> nn.Module:
@@ -147,7 +194,7 @@ def logits_alone(model: nn.Module, images: Tensor) -> nn.Module:
     return frozen
 
 
-def _hooks(model: nn.Module) -> list[TakeLogits | ByKeyword]:
+def _hooks(model: nn.Module) -> list[TakeLogits | ByKeyword | AsTwoLogits]:
     """The hooks of this module that a model has."""
     hooks = (*model._forward_hooks.values(), *model._forward_pre_hooks.values())
     return [hook for hook in hooks if isinstance(hook, _OURS)]
@@ -184,7 +231,7 @@ def _find(model: nn.Module, images: Tensor, output: object) -> Path:
     if not fitting:
         raise UnsupportedModelError(
             f"the model returns {type(output).__name__} with {_listed(found)}, of which nothing "
-            f"is (N, classes); {_ALONE}"
+            f"is (N, classes); {_ALONE}. {ONE_LABEL}"
         )
     last = _last(model, images, list(fitting))
     if last is None:

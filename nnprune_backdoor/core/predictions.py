@@ -14,7 +14,7 @@ from ..utils.progress import progress_bar
 from ..utils.randomness import as_integer
 from ..utils.tensors import at_least_float32, placement
 from .copies import eval_mode
-from .outputs import logits_alone, wants_name
+from .outputs import gives_logits, logits_alone, wants_name
 
 _LARGEST_BATCH = 256  # images a forward pass
 
@@ -44,7 +44,7 @@ def predict_logits(
         for batch in batches:
             copied = batch.to(**place, copy=True)  # a model may write into what it is given
             logits = run(copied)
-            if not isinstance(logits, Tensor) and given is None:  # a model may give more than them
+            if not gives_logits(logits) and given is None:  # a model may give more than them
                 run = logits_alone(model, batch)
                 logits = run(batch.to(**place, copy=True))
             found.append(at_least_float32(logits).cpu())

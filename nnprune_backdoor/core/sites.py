@@ -18,7 +18,7 @@ from ..utils.tensors import check_default_device
 from .copies import refuse_unusual_weights
 from .heads import Heads, find_heads
 from .logits import find_logit_layers
-from .outputs import logits_alone, wants_name
+from .outputs import gives_logits, logits_alone, wants_name
 from .products import layers_in_products
 from .trace import LAYERS, NORMS, Call, Trace, layers_without_effect
 
@@ -133,7 +133,7 @@ def _traced(model: nn.Module, example: Tensor) -> tuple[nn.Module, Trace]:
     """What one pass did, and in which model: a copy where the given one gives more than logits."""
     if not wants_name(model):
         trace = Trace.of(model, example)
-        if isinstance(trace.output, Tensor):
+        if gives_logits(trace.output):
             return model, trace
     model = logits_alone(model, example)
     return model, Trace.of(model, example)

@@ -183,10 +183,10 @@ class Returns(nn.Module):
 
 
 BAD_OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "a tuple": (lambda y: (y, y), r"output \(N, classes\), got tuple; wrap the model"),
+    "a tuple": (lambda y: (y, y), r"output \(N, classes\), got tuple; have its forward"),
     "a dictionary": (lambda y: {"logits": y}, r"output \(N, classes\), got dict"),
     "a map": (lambda y: y[:, :, None, None], r"output \(N, classes\), got \(2, 10, 1, 1\)"),
-    "one logit": (lambda y: y[:, :1], "at least two classes"),
+    "one logit": (lambda y: y[:, :1], r"\(N, classes\), got \(2, 1\)"),
     "NaN": (lambda y: y * float("nan"), "logits hold NaN or inf"),
 }
 

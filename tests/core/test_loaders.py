@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from helpers.images import noise_images
 from helpers.networks import build
 from nnprune_backdoor import CleanData, PurifyError, create_criterion, purify, scan
-from nnprune_backdoor.core.checks import validate_model
 from nnprune_backdoor.criteria import TAC, Magnitude
-from nnprune_backdoor.errors import DataError, UnsupportedModelError
+from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.selectors import LowestFraction, TriggerGone
 from nnprune_backdoor.triggers import Inversion
 
@@ -379,7 +378,7 @@ def test_an_interrupt_is_let_through() -> None:
         CleanData.collect(interrupted())
 
 
-# ---- few images, and one logit -------------------------------------------------------------------
+# ---- few images ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [10, 15])
@@ -427,30 +426,3 @@ def test_a_split_that_leaves_one_label_to_score_says_what_was_given() -> None:
         DataError, match=r"the 60 clean images .* leaves 18 to score.* label 5; giv"
     ):
         purify(build("test_resnet"), loader, "magnitude", **how)
-
-
-@pytest.mark.parametrize("squeeze", [False, True])
-def test_a_model_of_one_logit_is_told_how_to_give_two(squeeze: bool) -> None:
-    net: Any = nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.Flatten(0 if squeeze else 1))
-    with pytest.raises(
-        UnsupportedModelError, match=r"one logit z .* returns torch.*\(\[-z, z\], 1"
-    ):
-        validate_model(net.eval(), CleanData(X))
-
-
-class TwoLogits(nn.Module):
-    """As the message advises."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        z = self.net(images)
-        return torch.stack([-z, z], 1) if z.ndim == 1 else torch.cat([-z, z], 1)
-
-
-@pytest.mark.parametrize("squeeze", [False, True])
-def test_the_advice_for_one_logit_makes_a_classifier(squeeze: bool) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.Flatten(0 if squeeze else 1))
-    assert validate_model(TwoLogits(net).eval(), CleanData(X, Y % 2)) == 2
