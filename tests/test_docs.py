@@ -132,6 +132,9 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "Swap the criterion in a Torch-Pruning script (extend.md)": lambda names: (
         parameters(names["model"]) < names["size"]
     ),
+    "Mask with `torch.nn.utils.prune` (extend.md)": lambda names: any(
+        not mask.all() for mask in names["model"].buffers() if mask.dtype.is_floating_point
+    ),
     "Give back what pruning cost (extend.md)": lambda names: (
         parameters(names["repaired"]) < parameters(names["model"])
     ),
@@ -146,7 +149,7 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:no neuron:UserWarning")  # of groups that are left alone
+@pytest.mark.filterwarnings("ignore:.*left unpruned:UserWarning")  # of groups that are left alone
 @pytest.mark.parametrize("title", HOW_TO)
 def test_each_section_of_how_to_runs_by_itself(
     title: str, folder: Path, trained: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch

@@ -11,9 +11,13 @@ import pytest
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from helpers.images import noise_images
 from nnprune_backdoor import CleanData
+from nnprune_backdoor.core.masks import silence_
+from nnprune_backdoor.core.scores import Selection
+from nnprune_backdoor.core.sites import Neuron, find_sites
 from nnprune_backdoor.errors import DataError, UnsupportedModelError
 from nnprune_backdoor.importance import (
     CLPImportance,
@@ -323,3 +327,23 @@ def test_of_many_groups_the_ones_that_break_are_found() -> None:
     with pytest.warns(UserWarning, match="2 of 13 groups are left unpruned"):
         pruner.step()
     assert {skipped.root for skipped in importance.skipped} == {"3.0", "10.0"}
+
+
+# --- masks of torch.nn.utils.prune ---
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_masking_a_convolution_alone_leaves_the_constant_of_its_norm(both: bool) -> None:
+    """What docs/extend.md says of `site.producer` and `site.name`."""
+    model = Plain().eval()
+    nn.init.constant_(model.norm.bias, 1.0)
+    site = next(site for site in find_sites(model, IMAGE) if site.kind == "norm")
+    silent = copy.deepcopy(model)
+    silence_(silent, Selection((site,), (Neuron(site.name, 3),)))
+    for name in {site.producer, site.name} if both else {site.producer}:
+        layer = model.get_submodule(name)
+        for kind, weight in list(layer.named_parameters(recurse=False)):
+            mask = weight.new_ones(weight.shape)
+            mask[[3]] = 0
+            prune.custom_from_mask(layer, kind, mask)
+    assert torch.allclose(model(IMAGE), silent(IMAGE), atol=1e-6) == both
