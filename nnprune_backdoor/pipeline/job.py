@@ -68,7 +68,7 @@ class Job:
         )
 
     def distilled(self, silenced: nn.Module, silent: Selection, seed: int) -> nn.Module:
-        """A silenced network that has learned from the given one: far first, then closer.
+        """A silenced network that has learned from the given one.
 
         The selecting images, whose work is done, teach as well; not after a selector that recovers
         triggers, which counts once more on them what is left.
@@ -76,19 +76,12 @@ class Job:
         parts = [self.scoring.images]
         if not self.options.selector.recovers_triggers:
             parts.append(self.selecting.images)
-        images = CleanData(torch.cat(parts))
-        silencing = self.options.silencing
-        student = silenced
-        for number, settings in enumerate(
-            (Distillation(silencing=silencing), Distillation.closer(silencing=silencing))
-        ):
-            student = distil(
-                student,
-                self.model,
-                images,
-                settings,
-                selection=silent,
-                seed=seed + number,
-                progress=self.options.progress,
-            )
-        return student
+        return distil(
+            silenced,
+            self.model,
+            CleanData(torch.cat(parts)),
+            Distillation(silencing=self.options.silencing),
+            selection=silent,
+            seed=seed,
+            progress=self.options.progress,
+        )

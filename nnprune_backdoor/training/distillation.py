@@ -4,17 +4,17 @@ Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, 
 teacher: both see the same view of an image (Beyer et al., "Knowledge distillation: A good teacher
 is patient and consistent", CVPR 2022). It gives back what pruning cost, and needs no labels.
 
-Some images carry a trigger that was recovered from the student (a universal perturbation or a
-patch, of whatever labels are easiest to reach), and the student is to answer as the teacher does
-without it: adversarial training against what works on all images, as in Zeng et al., "Adversarial
-Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022.
+Some images carry a trigger (a universal perturbation or a patch), and the student is to answer as
+the teacher does without it: adversarial training against what works on all images, as in Zeng et
+al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022. The triggers are
+those of the labels that the teacher makes suspect; where it makes none so, there are none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,13 @@ from torch import Tensor, nn
 from ..core.copies import frozen_copy, restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
-from ..core.norms import Statistics, use_statistics_
+from ..core.norms import use_statistics_
 from ..core.outputs import give_same_output_
 from ..core.prepared import Prepared
-from ..core.recovered import RecoveredTrigger
 from ..core.scores import Selection
 from ..core.splits import jittered
 from ..errors import DataError, ScoringError
-from ..triggers.easiest import EasiestLabels
-from ..triggers.perturbation import RecoveredPerturbation
+from ..triggers.suspects import SuspectLabels
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.settings import check_settings
@@ -50,9 +48,6 @@ from .views import mixed, turned
 class Distillation:
     """How a pruned network learns from the given one. The defaults are ours.
 
-    They move the weights far, which a backdoor survives less well than the clean task does
-    (docs/results/distilling.md). `Distillation.closer()` brings back what accuracy that costs.
-
     Attributes:
         epochs: Passes over the images.
         lr: Learning rate of AdamW at its highest; it rises over a tenth of the steps and falls to
@@ -62,25 +57,23 @@ class Distillation:
         turned: Share of the images that are rotated, by up to 14 degrees, and zoomed in.
         mixed: Share of the batches in which images are blended with one another (mixup) or have a
             rectangle of one another (CutMix), half and half.
-        stamped: Share of each batch that carries a trigger recovered from the student; 0 for plain
-            distillation.
-        renewed: Epochs between two searches for triggers; those found before stay in use.
-        search: How triggers are recovered.
-        statistics: BatchNorm statistics while training.
+        stamped: Share of each batch that carries a recovered trigger; 0 for plain distillation.
+        renewed: Epochs between two searches of the student for triggers that still work; those
+            found before stay in use.
+        search: Which labels the teacher makes suspect, and how their triggers are recovered.
         largest_gradient: Norm over all weights to which a larger gradient is scaled down.
         silencing: What keeping a neuron silent means (see `core.masks`).
     """
 
-    epochs: int = 15
-    lr: float = 3e-3
+    epochs: int = 72
+    lr: float = 1e-3
     batch_size: int = 64
     temperature: float = 2.0
     turned: float = 0.5
     mixed: float = 0.5
     stamped: float = 0.2
     renewed: int = 24
-    search: EasiestLabels = EasiestLabels()
-    statistics: Statistics = "batch"
+    search: SuspectLabels = SuspectLabels()
     largest_gradient: float = 1.0
     silencing: Silencing = "zero"
 
@@ -91,11 +84,6 @@ class Distillation:
                 "expected a batch_size of at least 2, and turned, mixed and stamped in [0, 1], "
                 f"got {self.batch_size}, {self.turned:g}, {self.mixed:g} and {self.stamped:g}"
             )
-
-    @classmethod
-    def closer(cls, **others: Any) -> Self:
-        """Smaller steps, more of them, and BatchNorm as it will be used: closer to the teacher."""
-        return cls(**{"epochs": 72, "lr": 1e-3, "statistics": "running", **others})
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random view of images (N, C, H, W): turned, shifted, mirrored, mixed."""
@@ -161,7 +149,7 @@ class _Student:
         self._weights = check_trainable(model)
         check_fits(model, silent)
         silence_(model, silent, silencing=settings.silencing)
-        use_statistics_(model, settings.statistics)
+        use_statistics_(model, "running")
         for weight in self._weights:
             weight.requires_grad_(True)
         self._model, self._settings, self._silent = model, settings, silent
@@ -175,11 +163,14 @@ class _Student:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
         )
-        found: list[RecoveredPerturbation | RecoveredTrigger] = []
+        search = settings.search
+        found = search.suspect(teacher, clean, seed=_draw(generator)) if settings.stamped else ()
+        suspects = sorted({trigger.target for trigger in found})
         with progress_bar(settings.epochs, "distilling", progress) as bar:
             for epoch in range(settings.epochs):
-                if settings.stamped and epoch % settings.renewed == 0:
-                    found += self._triggers(clean, generator)
+                if suspects and epoch % settings.renewed == 0:
+                    now, seed = frozen_copy(model), _draw(generator)
+                    found += search.still_working(now, clean, suspects, seed=seed)
                 for batch in clean.batches(settings.batch_size, generator):
                     images = settings.view(batch.images, generator)
                     loss = self._loss(
@@ -195,13 +186,6 @@ class _Student:
                 bar.update()
         optimiser.zero_grad(set_to_none=True)
 
-    def _triggers(
-        self, clean: CleanData, generator: torch.Generator
-    ) -> tuple[RecoveredPerturbation | RecoveredTrigger, ...]:
-        """Of the student as it is now."""
-        seed = int(torch.randint(2**31, (), generator=generator))
-        return self._settings.search.recover(frozen_copy(self._model), clean, seed=seed)
-
     def _loss(self, teacher: nn.Module, images: Tensor, stamped: Tensor) -> Tensor:
         """Divergence of the answers to stamped images from the teacher's to the same without."""
         heat = self._settings.temperature
@@ -214,3 +198,8 @@ class _Student:
         if not torch.isfinite(loss):
             raise ScoringError(f"distilling diverged (loss {loss.item()}); take a smaller lr")
         return loss
+
+
+def _draw(generator: torch.Generator) -> int:
+    """A seed."""
+    return int(torch.randint(2**31, (), generator=generator))

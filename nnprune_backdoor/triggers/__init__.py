@@ -1,13 +1,13 @@
 """Recover triggers from clean images: patches (`Inversion`) and additive perturbations."""
 
-from .easiest import EasiestLabels
 from .inversion import Inversion, TargetEvidence
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
+from .suspects import SuspectLabels
 
 __all__ = [
-    "EasiestLabels",
     "Inversion",
     "RecoveredPerturbation",
+    "SuspectLabels",
     "TargetEvidence",
     "UniversalPerturbation",
 ]

@@ -1,9 +1,10 @@
-"""Triggers of the labels that are easiest to reach."""
+"""Labels that a small perturbation reaches from almost everywhere, and their triggers."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,13 +16,15 @@ from nnprune_backdoor import CleanData
 from nnprune_backdoor.core.recovered import RecoveredTrigger
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.triggers import (
-    EasiestLabels,
     Inversion,
     RecoveredPerturbation,
+    SuspectLabels,
     UniversalPerturbation,
 )
 
-SHORT = EasiestLabels(
+SHORT = SuspectLabels(
+    suspicious=0.0,
+    working=0.0,
     glance=UniversalPerturbation(steps=3),
     perturbations=UniversalPerturbation(steps=2),
     patches=Inversion(steps=2, batch_size=8),
@@ -34,10 +37,12 @@ def clean() -> CleanData:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_labels_that_a_glance_reaches_most_are_kept(seed: int, clean: CleanData) -> None:
+def test_the_labels_that_a_glance_reaches_most_are_tried_further(
+    seed: int, clean: CleanData
+) -> None:
     search = replace(SHORT, glance=UniversalPerturbation(steps=20, rms=0.1))
     model = build("test_resnet")
-    found = search.recover(model, clean, seed=seed)
+    found = search.suspect(model, clean, seed=seed)
     kinds = [RecoveredPerturbation] * 2 + [RecoveredTrigger] * 2
     assert [type(one) for one in found] == kinds
     kept = [one.target for one in found[:2]]
@@ -48,6 +53,37 @@ def test_the_labels_that_a_glance_reaches_most_are_kept(seed: int, clean: CleanD
     assert max(reached.values()) > min(reached.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reaching(UniversalPerturbation):
+    """Claims that the perturbation of a label succeeds so often."""
+
+    claimed: Mapping[int, float]
+
+    def recover(self, model, clean, labels=None, **how):  # type: ignore[no-untyped-def]
+        found = super().recover(model, clean, labels, **how)
+        return tuple(replace(one, success=self.claimed.get(one.target, 0.0)) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "suspects", "working"),
+    [
+        ({2: 0.95, 3: 0.91, 4: 0.4}, [2, 3], [2, 3]),
+        ({2: 0.95, 3: 0.89}, [2], [2, 3]),
+        ({2: 0.89, 3: 0.49}, [], [2]),
+        ({}, [], []),
+    ],
+)
+def test_success_decides_whether_a_label_is_suspected(
+    claimed: dict[int, float], suspects: list[int], working: list[int], clean: CleanData
+) -> None:
+    quick = Reaching(claimed=claimed, steps=1)
+    search = SuspectLabels(glance=quick, perturbations=quick, patches=SHORT.patches)
+    model = build("test_resnet")
+    assert [one.target for one in search.suspect(model, clean)] == 2 * suspects
+    found = search.still_working(model, clean, [2, 3])
+    assert [one.target for one in found] == 2 * working
+
+
 def test_of_many_labels_some_are_drawn(clean: CleanData) -> None:
     asked = []
 
@@ -56,11 +92,11 @@ def test_of_many_labels_some_are_drawn(clean: CleanData) -> None:
             asked.append(list(labels))
             return super().recover(model, clean, labels, **how)
 
-    few = EasiestLabels(
+    few = SuspectLabels(
         labels=1, tried=3, glance=Watched(steps=1), perturbations=SHORT.perturbations
     )
     for seed in (0, 0, 1):
-        few.recover(build("test_resnet"), clean, seed=seed)
+        few.suspect(build("test_resnet"), clean, seed=seed)
     assert [len(labels) for labels in asked] == [3, 3, 3]
     assert asked[0] == asked[1] != asked[2]
 
@@ -69,7 +105,8 @@ def test_a_model_in_train_mode_is_left_as_it_was(clean: CleanData) -> None:
     model = build("test_resnet").train()
     before = copy.deepcopy(state_of(model))
     state = torch.random.get_rng_state()
-    SHORT.recover(model, clean)
+    SHORT.suspect(model, clean)
+    SHORT.still_working(model, clean, [1])
     assert_same_state(before, state_of(model))
     assert model.training and torch.equal(state, torch.random.get_rng_state())
 
@@ -77,4 +114,7 @@ def test_a_model_in_train_mode_is_left_as_it_was(clean: CleanData) -> None:
 def test_settings_are_checked() -> None:
     for given in ({"labels": 0}, {"labels": 3, "tried": 2}):
         with pytest.raises(DataError, match="labels <= tried"):
-            EasiestLabels(**given)
+            SuspectLabels(**given)
+    for given in ({"working": 0.95}, {"suspicious": 1.1}, {"working": -0.1}):
+        with pytest.raises(DataError, match="working <= suspicious"):
+            SuspectLabels(**given)

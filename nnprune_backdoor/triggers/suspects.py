@@ -1,0 +1,93 @@
+"""Recover triggers of the labels to which a small perturbation sends almost every image.
+
+That is rare on benign networks and usual on those with a backdoor, whatever its trigger looks like
+(docs/results/distilling.md). Nobody is accused by it: a network that is trained to ignore such
+triggers loses a short cut, be it a backdoor's or its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..core.data import CleanData
+from ..core.prepared import Prepared
+from ..core.recovered import RecoveredTrigger
+from ..errors import DataError
+from .inversion import Inversion
+from .perturbation import RecoveredPerturbation, UniversalPerturbation
+
+Trigger = RecoveredPerturbation | RecoveredTrigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectLabels:
+    """How they are told and their triggers recovered. Ours; the searches are told in their classes.
+
+    Attributes:
+        labels: Largest number of labels that are suspected.
+        tried: Largest number of labels that are tried; drawn at random where there are more.
+        suspicious: Success of a perturbation from which on its label is suspected.
+        working: Success from which on a suspected label's perturbation still works.
+        glance: The search that tells which labels are easiest.
+        perturbations: The search for perturbations of the easiest labels.
+        patches: The search for patches of the suspected labels; shorter than where one is to be
+            shown.
+    """
+
+    labels: int = 2
+    tried: int = 16
+    suspicious: float = 0.9
+    working: float = 0.5
+    glance: UniversalPerturbation = UniversalPerturbation(steps=20)
+    perturbations: UniversalPerturbation = UniversalPerturbation()
+    patches: Inversion = Inversion(steps=100, batch_size=16)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.labels <= self.tried:
+            raise DataError(f"expected 1 <= labels <= tried, got {self.labels} and {self.tried}")
+        if not 0 <= self.working <= self.suspicious <= 1:
+            raise DataError(
+                "expected 0 <= working <= suspicious <= 1, "
+                f"got {self.working:g} and {self.suspicious:g}"
+            )
+
+    def suspect(
+        self, model: nn.Module, clean: CleanData, *, seed: int = 0
+    ) -> tuple[Trigger, ...]:
+        """A perturbation and a patch for each label that is suspected; empty where none is.
+
+        Args:
+            model: a classifier; it is left as it was.
+            clean: clean images, normalised as the model expects. Labels are not looked at.
+            seed: of the labels that are tried, and of the searches.
+
+        Raises:
+            DataError, UnsupportedModelError, ScoringError: see `Inversion.recover`.
+        """
+        prepared = Prepared.of(model, clean, labels="ignored")
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(prepared.classes, generator=generator, device="cpu")
+        tried = order[: self.tried].tolist()
+        found = self.glance.recover(prepared.model, prepared.clean, tried, seed=seed)
+        easiest = sorted(found, key=lambda one: -one.success)[: self.labels]
+        labels = [one.target for one in easiest]
+        return self._above(self.suspicious, prepared.model, prepared.clean, labels, seed)
+
+    def still_working(
+        self, model: nn.Module, clean: CleanData, labels: Iterable[int], *, seed: int = 0
+    ) -> tuple[Trigger, ...]:
+        """The same for those of these labels that a perturbation still reaches."""
+        return self._above(self.working, model, clean, list(labels), seed)
+
+    def _above(
+        self, least: float, model: nn.Module, clean: CleanData, labels: list[int], seed: int
+    ) -> tuple[Trigger, ...]:
+        found = self.perturbations.recover(model, clean, labels, seed=seed)
+        kept = [one for one in found if one.success >= least]
+        if not kept:
+            return ()
+        return (*kept, *self.patches.recover(model, clean, [one.target for one in kept], seed=seed))
