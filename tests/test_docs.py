@@ -40,7 +40,6 @@ STAND_INS = {
     "RNP.paper()": "RNP(**brief)",
     "epochs=10": "epochs=1",
     "distil(pruned, model, clean_loader)": "distil(pruned, model, clean_loader, plain)",
-    "Distillation.closer()": "Distillation.closer(epochs=1, stamped=0)",
     "Inversion(steps=150": "Inversion(steps=5",
 }
 SHORT: dict[str, Any] = {"steps": 10, "min_success": 0.0}

@@ -115,12 +115,8 @@ def purified(row: str, case: Case, seed: int) -> nn.Module:
     student, silent = cut.model, cut.selection
     if row == "distilling alone":
         student, silent = case.model, Selection((), ())
-    stamped = 0.0 if row == "without triggers" else Distillation().stamped
-    for number, usual in enumerate((Distillation(), Distillation.closer())):
-        settings = replace(usual, stamped=stamped)
-        how: dict[str, Any] = {"selection": silent, "seed": seed + number, "progress": False}
-        student = distil(student, case.model, both, settings, **how)
-    return student
+    settings = replace(Distillation(), stamped=0.0) if row == "without triggers" else Distillation()
+    return distil(student, case.model, both, settings, selection=silent, seed=seed, progress=False)
 
 
 def run(name: str, case: Case, row: str, draw: int, out: Path) -> None:

@@ -55,9 +55,7 @@ class SuspectLabels:
                 f"got {self.working:g} and {self.suspicious:g}"
             )
 
-    def suspect(
-        self, model: nn.Module, clean: CleanData, *, seed: int = 0
-    ) -> tuple[Trigger, ...]:
+    def suspect(self, model: nn.Module, clean: CleanData, *, seed: int = 0) -> tuple[Trigger, ...]:
         """A perturbation and a patch for each label that is suspected; empty where none is.
 
         Args:
