@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate, paired_drop
@@ -85,17 +86,14 @@ class ProxySuccess(ShortRepr):
         clean: CleanData,
     ) -> tuple[Self, ...]:
         """Of every trigger that was recovered; none where no image is left to count on."""
-        labels = predict(before, clean.images)
         found = []
         sources: tuple[tuple[Source, tuple[RecoveredTrigger, ...]], ...] = (
             ("criterion", scores.triggers),
             ("selector", selection.triggers),
         )
         for source, trigger in ((name, one) for name, some in sources for one in some):
-            stamped = trigger(clean.images[labels != trigger.target])
-            if len(stamped):
-                hits = (predict(model, stamped) == trigger.target for model in (before, after))
-                rates = (Rate(int(hit.sum()), len(stamped)) for hit in hits)
+            rates = _sent(trigger, trigger.target, (before, after), clean)
+            if rates:
                 found.append(cls(trigger, source, *rates))
         return tuple(found)
 
@@ -104,3 +102,54 @@ class ProxySuccess(ShortRepr):
             f"{self.before.value:.1%} -> {self.after.value:.1%} of {self.before.count} images, "
             f"trigger of label {self.trigger.target} recovered by the {self.source}"
         )
+
+
+@dataclass(frozen=True)
+class SuspectLabel:
+    """How often a small perturbation sends clean images to a label, before and after.
+
+    Recovered from the model as given; `distil` trains against it. Measured on images that no
+    earlier step has used, without those that the model as given sends there anyway.
+
+    Attributes:
+        label: That the images are sent to.
+        before: Share of them, by the model as given.
+        after: By the purified model.
+    """
+
+    label: int
+    before: Rate
+    after: Rate
+
+    @classmethod
+    def of(
+        cls,
+        label: int,
+        perturb: Callable[[Tensor], Tensor],
+        before: nn.Module,
+        after: nn.Module,
+        clean: CleanData,
+    ) -> Self | None:
+        """Of a perturbation of this label; None where no image is left to count on."""
+        rates = _sent(perturb, label, (before, after), clean)
+        return None if rates is None else cls(label, *rates)
+
+    def __str__(self) -> str:
+        return (
+            f"label {self.label}: a small perturbation sends {self.before.value:.1%} -> "
+            f"{self.after.value:.1%} of {self.before.count} images there"
+        )
+
+
+def _sent(
+    stamp: Callable[[Tensor], Tensor],
+    target: int,
+    models: tuple[nn.Module, nn.Module],
+    clean: CleanData,
+) -> tuple[Rate, Rate] | None:
+    """Shares of the images that two models send to the target, and the first does not by itself."""
+    stamped = stamp(clean.images[predict(models[0], clean.images) != target])
+    if not len(stamped):
+        return None
+    first, second = (int((predict(model, stamped) == target).sum()) for model in models)
+    return Rate(first, len(stamped)), Rate(second, len(stamped))

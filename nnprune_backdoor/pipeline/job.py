@@ -12,7 +12,8 @@ from ..core.data import CleanData
 from ..core.predictions import predict_labels
 from ..core.prepared import Prepared
 from ..core.scores import ChannelScores, Selection
-from ..training.distillation import Distillation, distil
+from ..training.distillation import Distillation, distil_and_tell
+from ..triggers.suspects import SuspectTrigger
 from .options import Options
 
 
@@ -25,12 +26,14 @@ class Pruned:
         scores: Of the network as given.
         selection: The neurons that are silent in `model`.
         rejected: Why a repair was rejected; otherwise empty.
+        triggers: Of the labels that distilling found suspect; None where it was not done.
     """
 
     model: nn.Module
     scores: ChannelScores
     selection: Selection
     rejected: str = ""
+    triggers: tuple[SuspectTrigger, ...] | None = None
 
 
 class Job:
@@ -67,8 +70,10 @@ class Job:
             compute=options.compute,
         )
 
-    def distilled(self, silenced: nn.Module, silent: Selection, seed: int) -> nn.Module:
-        """A silenced network that has learned from the given one.
+    def distilled(
+        self, silenced: nn.Module, silent: Selection, seed: int
+    ) -> tuple[nn.Module, tuple[SuspectTrigger, ...]]:
+        """A silenced network that has learned from the given one, and what it learned to ignore.
 
         The selecting images, whose work is done, teach as well; not after a selector that recovers
         triggers, which counts once more on them what is left.
@@ -76,7 +81,7 @@ class Job:
         parts = [self.scoring.images]
         if not self.options.selector.recovers_triggers:
             parts.append(self.selecting.images)
-        return distil(
+        return distil_and_tell(
             silenced,
             self.model,
             CleanData(torch.cat(parts)),

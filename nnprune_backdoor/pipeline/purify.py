@@ -17,7 +17,7 @@ from ..core.data import CleanData
 from ..core.drift import allowed_drift, logit_drift
 from ..core.held_out import HeldOut
 from ..core.masks import MaskedModel, Silencing, silence_
-from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
+from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair, SuspectLabel
 from ..core.outputs import give_same_output_, same_hooks
 from ..core.predictions import predict_labels
 from ..core.prepared import Labels, Prepared
@@ -32,6 +32,7 @@ from ..reports.record import Given
 from ..selectors.base import Selector
 from ..training.fine_tuning import check_trainable
 from ..training.repair import repaired, triggers_of
+from ..triggers.perturbation import RecoveredPerturbation
 from ..utils.progress import Clock, progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.tensors import placement
@@ -128,6 +129,7 @@ def _run(
         accuracy = PairedAccuracy.of(frozen, product, measuring)
         agreement = Agreement.of(frozen, product, measuring.images)
         proxies = ProxySuccess.of(done.scores, done.selection, frozen, product, measuring)
+        suspects = _suspects(done, frozen, product, measuring)
         give_same_output_(product, model)
         clock.lap("certifying")
     return Purified(
@@ -143,7 +145,22 @@ def _run(
         clock.laps,
         repair_rejected=done.rejected,
         agreement=agreement,
+        suspects=suspects,
     )
+
+
+def _suspects(
+    done: Pruned, before: nn.Module, after: nn.Module, clean: CleanData
+) -> tuple[SuspectLabel, ...] | None:
+    """What became of the perturbations of the suspect labels; None where none was looked for."""
+    if done.triggers is None:
+        return None
+    tried = (
+        SuspectLabel.of(trigger.target, trigger, before, after, clean)
+        for trigger in done.triggers
+        if isinstance(trigger, RecoveredPerturbation)
+    )
+    return tuple(suspect for suspect in tried if suspect is not None)
 
 
 def _pruned(job: Job, clock: Clock, seed: int) -> Pruned:
@@ -164,16 +181,16 @@ def _pruned(job: Job, clock: Clock, seed: int) -> Pruned:
         selection = options.selector(scores, held_out)
     clock.lap("selecting")
     product = _silenced(job.model, frozen, selection, job.measuring, options.silencing)
-    rejected = ""
+    rejected, triggers = "", None
     if options.repair != "none" and len(selection):
         if options.repair == "distil":
-            product = job.distilled(product, selection, seed)
+            product, triggers = job.distilled(product, selection, seed)
         else:
             product, rejected = _repaired(product, scores, selection, held_out, seed)
         if not rejected:
             selection = options.selector.review(selection, product, held_out)
         clock.lap("repairing")
-    return Pruned(product, scores, selection, rejected=rejected)
+    return Pruned(product, scores, selection, rejected, triggers)
 
 
 def _prepare(

@@ -32,6 +32,10 @@ def headline(report: Report) -> list[Row]:
         same = report.agreement["same"]
         note = f"of {same['count']} images, as by the given model"
         rows.append(("same label", _share(same), note))
+    for suspect in report.suspects or ():
+        shares = f"{_share(suspect['before'])} → {_share(suspect['after'])}"
+        note = f"sent to label {_label(report, suspect['label'])} by a small perturbation"
+        rows.append(("suspect label", shares, note))
     if report.triggers:
         worst = max(report.triggers, key=lambda trigger: trigger["after"]["share"])
         shares = f"{_share(worst['before'])} → {_share(worst['after'])}"

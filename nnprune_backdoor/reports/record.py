@@ -12,7 +12,7 @@ from ..core.agreement import Agreement
 from ..core.compute import Compute
 from ..core.data import CleanData
 from ..core.masks import Silencing
-from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair
+from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair, SuspectLabel
 from ..core.recovered import PixelRange
 from ..core.scores import ChannelScores, Selection
 from ..criteria.base import Criterion
@@ -111,6 +111,7 @@ class Record(ShortRepr):
         source: Where the model and the images came from, as plain data that the caller gives.
         repair_rejected: Why a repair that was asked for was rejected; otherwise empty.
         agreement: Of the purified model with the given one, on the images of `accuracy`.
+        suspects: Labels that distilling found suspect in the given model; None: it was not done.
     """
 
     model: nn.Module
@@ -126,6 +127,7 @@ class Record(ShortRepr):
     source: dict[str, Any] = field(default_factory=dict)
     repair_rejected: str = ""
     agreement: Agreement | None = None
+    suspects: tuple[SuspectLabel, ...] | None = None
 
     @property
     def guessing(self) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.agreement import Agreement
-from ..core.measures import PairedAccuracy, ProxySuccess
+from ..core.measures import PairedAccuracy, ProxySuccess, SuspectLabel
 from ..core.scores import Selection
 from ..errors import DataError
 from ..removal.compaction import RemovalReport
@@ -54,6 +54,8 @@ class Report(ShortRepr):
         neurons: Layers with silenced neurons: channels removed, channels only silenced and why.
         accuracy: Before, after, drop; None if the images had no labels.
         agreement: Of the purified model with the given one: same label, divergence (nats).
+        suspects: Labels that a small perturbation reached in the given model: label, shares of the
+            images before and after; None: not looked for.
         size: Before, after, drift; None if nothing was removed from the tensors.
         seconds: Stage -> seconds.
         seed: As for `purify`.
@@ -72,6 +74,7 @@ class Report(ShortRepr):
     neurons: list[Data]
     accuracy: Data | None
     agreement: Data | None
+    suspects: list[Data] | None
     size: Data | None
     seconds: dict[str, float]
     seed: int
@@ -115,6 +118,7 @@ class Report(ShortRepr):
             neurons=_neurons(record),
             accuracy=None if record.accuracy is None else _accuracy(record.accuracy),
             agreement=None if record.agreement is None else _agreement(record.agreement),
+            suspects=None if record.suspects is None else [_suspect(s) for s in record.suspects],
             size=None if record.removal is None else _size(record.removal, given.probe),
             seconds=plain(record.seconds),
             seed=record.seed,
@@ -139,7 +143,7 @@ class Report(ShortRepr):
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
         # reports written before there were these have none
-        later: Data = {"cautions": [], "agreement": None}
+        later: Data = {"cautions": [], "agreement": None, "suspects": None}
         given = {**later, **{k: entry for k, entry in data.items() if k != "format"}}
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
@@ -157,6 +161,7 @@ _TYPES = {
     "dict[str, float]": (dict,),
     "dict[str, str]": (dict,),
     "list[Data]": (list,),
+    "list[Data] | None": (list, type(None)),
     "list[str]": (list,),
     "int": (int,),
 }
@@ -279,6 +284,11 @@ def _accuracy(accuracy: PairedAccuracy) -> Data:
     }
 
 
+def _suspect(suspect: SuspectLabel) -> Data:
+    before, after = _rate(suspect.before), _rate(suspect.after)
+    return {"label": suspect.label, "before": before, "after": after}
+
+
 def _agreement(agreement: Agreement) -> Data:
     return {"same": _rate(agreement.same), "divergence": plain(agreement.divergence)}
 
@@ -339,9 +349,15 @@ def _limits(record: Record) -> list[str]:
         limits.append(f"A repair was asked for and rejected: {record.repair_rejected}.")
     if record.repaired and record.given.repair == "distil":
         limits.append(
-            "All weights were trained towards the given model's answers on clean images, and "
-            "against triggers recovered meanwhile. So a recovered trigger that fails afterwards "
-            "says little about the attacker's."
+            "All weights were trained towards the given model's answers on clean images. "
+            + (
+                "Small perturbations and patches of the suspect labels were trained against, so "
+                "that they fail afterwards says little about the attacker's trigger."
+                if record.suspects
+                else "No small perturbation was found that sends most images to one of the labels "
+                "that were tried, so no trigger was trained against: a backdoor that the pruning "
+                "missed is still there."
+            )
         )
     elif record.repaired:
         limits.append(

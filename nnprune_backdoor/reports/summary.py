@@ -6,6 +6,8 @@ from ..training.repair import triggers_of
 from .cautions import cautions_of
 from .record import Record
 
+_NONE = "no label: no small perturbation was found that sends most images to one"
+
 
 def headline(record: Record) -> str:
     """Neurons, accuracy and time, a line each."""
@@ -60,8 +62,10 @@ def _repair(record: Record) -> list[str]:
         return []
     if record.given.repair == "distil":
         return [
-            "repair     all weights trained towards the given model's answers, and against "
-            "triggers recovered meanwhile"
+            "repair     all weights trained towards the given model's answers"
+            + (", and against triggers of the suspect labels" if record.suspects else ""),
+            *(f"suspect    {suspect}" for suspect in record.suspects or ()),
+            *([] if record.suspects else [f"suspect    {_NONE}"]),
         ]
     count = len(triggers_of(record.scores, record.selection))
     return [

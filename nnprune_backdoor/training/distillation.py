@@ -29,7 +29,7 @@ from ..core.prepared import Prepared
 from ..core.scores import Selection
 from ..core.splits import jittered
 from ..errors import DataError, ScoringError
-from ..triggers.suspects import SuspectLabels
+from ..triggers.suspects import SuspectLabels, SuspectTrigger
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.settings import check_settings
@@ -125,6 +125,23 @@ def distil(
             is of a model of another shape.
         ScoringError: training diverged.
     """
+    model, _ = distil_and_tell(
+        pruned, teacher, clean, settings, selection=selection, seed=seed, progress=progress
+    )
+    return model
+
+
+def distil_and_tell(
+    pruned: nn.Module,
+    teacher: nn.Module,
+    clean: CleanData | Iterable[Any],
+    settings: Distillation,
+    *,
+    selection: Selection | None,
+    seed: int,
+    progress: bool,
+) -> tuple[nn.Module, tuple[SuspectTrigger, ...]]:
+    """What `distil` gives, and the triggers of the labels that the teacher made suspect."""
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
         prepared = Prepared.of(pruned, clean, labels="ignored").moved()
@@ -135,11 +152,15 @@ def distil(
             )
         model = prepared.model.to(training_precision(prepared.model))
         student = _Student(model, settings, selection or Selection((), ()))
-        student.learn(given.model, prepared.clean, torch.Generator().manual_seed(seed), progress)
+        triggers: tuple[SuspectTrigger, ...] = ()
+        if settings.stamped:
+            triggers = settings.search.suspect(given.model, prepared.clean, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        student.learn(given.model, prepared.clean, triggers, generator, progress)
     restore_modes_(model, pruned)
     give_same_output_(model, pruned)
     restore_precision_(model, pruned)
-    return model
+    return model, triggers
 
 
 class _Student:
@@ -155,7 +176,12 @@ class _Student:
         self._model, self._settings, self._silent = model, settings, silent
 
     def learn(
-        self, teacher: nn.Module, clean: CleanData, generator: torch.Generator, progress: bool
+        self,
+        teacher: nn.Module,
+        clean: CleanData,
+        triggers: tuple[SuspectTrigger, ...],
+        generator: torch.Generator,
+        progress: bool,
     ) -> None:
         settings, model = self._settings, self._model
         steps = settings.epochs * max(1, -(-len(clean) // settings.batch_size))
@@ -163,18 +189,17 @@ class _Student:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
         )
-        search = settings.search
-        found = search.suspect(teacher, clean, seed=_draw(generator)) if settings.stamped else ()
-        suspects = sorted({trigger.target for trigger in found})
+        suspects = sorted({trigger.target for trigger in triggers})
         with progress_bar(settings.epochs, "distilling", progress) as bar:
             for epoch in range(settings.epochs):
                 if suspects and epoch % settings.renewed == 0:
-                    now, seed = frozen_copy(model), _draw(generator)
-                    found += search.still_working(now, clean, suspects, seed=seed)
+                    seed = int(torch.randint(2**31, (), generator=generator))
+                    now = frozen_copy(model)
+                    triggers += settings.search.still_working(now, clean, suspects, seed=seed)
                 for batch in clean.batches(settings.batch_size, generator):
                     images = settings.view(batch.images, generator)
                     loss = self._loss(
-                        teacher, images, stamp(images, found, settings.stamped, generator)
+                        teacher, images, stamp(images, triggers, settings.stamped, generator)
                     )
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
@@ -198,8 +223,3 @@ class _Student:
         if not torch.isfinite(loss):
             raise ScoringError(f"distilling diverged (loss {loss.item()}); take a smaller lr")
         return loss
-
-
-def _draw(generator: torch.Generator) -> int:
-    """A seed."""
-    return int(torch.randint(2**31, (), generator=generator))

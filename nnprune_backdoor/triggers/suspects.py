@@ -20,7 +20,7 @@ from ..errors import DataError
 from .inversion import Inversion
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
 
-Trigger = RecoveredPerturbation | RecoveredTrigger
+SuspectTrigger = RecoveredPerturbation | RecoveredTrigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,9 @@ class SuspectLabels:
                 f"got {self.working:g} and {self.suspicious:g}"
             )
 
-    def suspect(self, model: nn.Module, clean: CleanData, *, seed: int = 0) -> tuple[Trigger, ...]:
+    def suspect(
+        self, model: nn.Module, clean: CleanData, *, seed: int = 0
+    ) -> tuple[SuspectTrigger, ...]:
         """A perturbation and a patch for each label that is suspected; empty where none is.
 
         Args:
@@ -77,13 +79,13 @@ class SuspectLabels:
 
     def still_working(
         self, model: nn.Module, clean: CleanData, labels: Iterable[int], *, seed: int = 0
-    ) -> tuple[Trigger, ...]:
+    ) -> tuple[SuspectTrigger, ...]:
         """The same for those of these labels that a perturbation still reaches."""
         return self._above(self.working, model, clean, list(labels), seed)
 
     def _above(
         self, least: float, model: nn.Module, clean: CleanData, labels: list[int], seed: int
-    ) -> tuple[Trigger, ...]:
+    ) -> tuple[SuspectTrigger, ...]:
         found = self.perturbations.recover(model, clean, labels, seed=seed)
         kept = [one for one in found if one.success >= least]
         if not kept:

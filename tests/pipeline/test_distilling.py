@@ -25,6 +25,7 @@ from nnprune_backdoor.reports import Report
 from nnprune_backdoor.selectors import AccuracyBudget, LowestCount, LowestFraction
 from nnprune_backdoor.selectors.agreement import Agreeing
 from nnprune_backdoor.training import Distillation
+from nnprune_backdoor.triggers import Inversion, SuspectLabels, UniversalPerturbation
 from nnprune_backdoor.utils.statistics import Rate
 
 
@@ -79,6 +80,7 @@ def test_the_report_tells_how_alike_the_networks_are(purified: Purified) -> None
     assert Report.from_dict(data).agreement == data["agreement"]
     older = {name: entry for name, entry in data.items() if name != "agreement"}
     assert Report.from_dict(older).agreement is None
+    assert Report.from_dict(data).suspects == data["suspects"]
     page, text = purified.to_markdown(), purified.summary()
     assert "| same label |" in page
     assert "agreement  " in text and "towards the given model's answers" in text
@@ -125,11 +127,35 @@ def test_any_selector_can_be_followed_by_distilling(quick: Any) -> None:
     pruned = purify(model, clean, "magnitude", selector=deep, progress=False)
     learned = purify(model, clean, "magnitude", selector=deep, repair="distil", progress=False)
     assert not pruned.repaired and learned.repaired
+    assert pruned.suspects is None and learned.suspects is not None
     assert pruned.selection.neurons == learned.selection.neurons
     assert pruned.agreement is not None and learned.agreement is not None
     assert learned.agreement.divergence < pruned.agreement.divergence
     again = purify(model, clean, "magnitude", selector=deep, repair="distil", progress=False)
     assert_same_state(state_of(learned.model), state_of(again.model))
+
+
+@pytest.mark.parametrize("suspicious", [0.0, 1.0])
+def test_it_is_said_whether_a_label_was_suspected(
+    suspicious: float, before: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, clean, _, _ = before
+    search = SuspectLabels(
+        labels=1,
+        suspicious=suspicious,
+        working=0.0,
+        perturbations=UniversalPerturbation(steps=1, rms=1e-6),
+        patches=Inversion(steps=1),
+    )
+    monkeypatch.setattr(job, "Distillation", partial(Distillation, epochs=1, search=search))
+    purified = purify(model, clean.take(torch.arange(80)), "magnitude", progress=False)
+    page, text = purified.to_markdown(), purified.summary()
+    assert purified.suspects is not None
+    assert len(purified.suspects) == len(purified.to_dict()["suspects"]) == (suspicious == 0)
+    assert ("suspect    no label" in text) == (suspicious == 1)
+    assert ("against triggers of the suspect labels" in text) == (suspicious == 0)
+    assert ("no trigger was trained against" in page) == (suspicious == 1)
+    assert ("by a small perturbation" in page) == (suspicious == 0)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +193,9 @@ def test_what_is_counted_on_once_more_does_not_teach(
         student: nn.Module, teacher: nn.Module, clean: CleanData, *_: Any, **__: Any
     ) -> Any:
         taught.append(len(clean))
-        return student
+        return student, ()
 
-    monkeypatch.setattr(job, "distil", watched)
+    monkeypatch.setattr(job, "distil_and_tell", watched)
     model, clean = quick
     purified = purify(model, clean, "magnitude", selector=selector, repair="distil", progress=False)
     assert taught == [count]
