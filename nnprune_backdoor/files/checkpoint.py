@@ -27,6 +27,13 @@ from .tensor_names import choose
 from .torch_file import read_torch_file
 
 
+_MAX_ENTRIES = 100_000  # tensors and others in the entry that holds the weights
+
+_MAX_NAME = 1000  # characters
+
+_MAX_SHARING = 64  # times that the tensors of a file may take its size, as layers that are one do
+
+
 class Weights(dict[str, Tensor]):
     """Tensors by name.
 
@@ -120,6 +127,7 @@ def load_weights(
     opened = _open(path, max_bytes)
     try:
         found = unwrap(opened.content, key, weights)
+        _check_names(found.entries)
         leaves = {name: v for name, v in found.entries.items() if _is_tensor(name, v)}
         chosen = choose(leaves, found, prefix=prefix, drop=drop, weights=weights)
     except CheckpointError as error:
@@ -220,6 +228,15 @@ def _is_tensor(name: Any, value: Any) -> bool:
     return isinstance(name, str) and (odd or isinstance(value, LEAF))
 
 
+def _check_names(entries: Mapping[Any, Any]) -> None:
+    """Refuse more names, or longer ones, than a network has; to compare such would take for ever."""
+    if len(entries) > _MAX_ENTRIES:
+        raise CheckpointError(f"{len(entries):,} names, over the limit of {_MAX_ENTRIES:,}")
+    for name in entries:
+        if isinstance(name, str) and len(name) > _MAX_NAME:
+            raise CheckpointError(f"a name of {len(name):,} characters, which begins {short(name)!r}")
+
+
 def _read(path: Path, leaves: Mapping[str, Any], size: int, max_bytes: int) -> dict[str, Tensor]:
     """The tensors; nothing is read before all sizes were compared with that of the file."""
     total = spans = 0
@@ -234,10 +251,10 @@ def _read(path: Path, leaves: Mapping[str, Any], size: int, max_bytes: int) -> d
         total += leaf.bytes
         spans += leaf.span
         # tensors may share memory (tied weights), so their sum may exceed the file, but none alone
-        if leaf.bytes > size or max(total, spans) > max_bytes:
+        if leaf.bytes > size or max(total, spans) > min(max_bytes, _MAX_SHARING * size):
             raise CheckpointError(
                 f"{path}: {short(name)!r} claims shape {leaf.size}, {leaf.bytes:,} bytes "
-                f"({total:,} so far) in a file of {size:,} (limit {max_bytes:,}); it may be there "
+                f"({total:,} so far) in a file of {size:,} (limit {min(max_bytes, _MAX_SHARING * size):,}); it may be there "
                 "to exhaust memory"
             )
     return {

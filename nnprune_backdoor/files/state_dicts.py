@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +37,11 @@ _AVERAGED = (
 
 _MAX_NESTING = 5
 
-_MAX_MODULES = 100_000
+_MAX_PARTS = 100_000  # modules, parameters and buffers of a pickled module
+
+_HOLDERS = ("_parameters", "_buffers", "_modules")  # attributes in which a module keeps them
+
+_LOOKED_AT = 1000  # entries in which tensors are looked for, and as many in each of them
 
 
 @dataclass
@@ -103,6 +108,16 @@ def entries_of(value: Any) -> Mapping[Any, Any] | None:
     return _module_entries(value) if _is_module(value) else None
 
 
+def _may_hold_tensors(value: Any, kinds: tuple[type, ...] = (*LEAF, dict, StandIn)) -> bool:
+    """Whether one of these is near the top of it: settings may have a usual name too."""
+    if _is_module(value) and not value.entries:
+        inside = [value.state.get(holder) for holder in _HOLDERS]
+        return any(_may_hold_tensors(entries) for entries in inside if isinstance(entries, dict))
+    inner = value.entries if isinstance(value, StandIn) else value
+    inner = inner.values() if isinstance(inner, dict) else ()
+    return any(isinstance(entry, kinds) for entry in itertools.islice(inner, _LOOKED_AT))
+
+
 def _given(entries: Mapping[Any, Any], key: str) -> str:
     if entries_of(entries.get(key)) is None:
         raise CheckpointError(f"no weights under the key {key!r}; it holds {listed(entries)}")
@@ -112,7 +127,8 @@ def _given(entries: Mapping[Any, Any], key: str) -> str:
 def _chosen(found: Found, entries: Mapping[Any, Any], weights: Kind | None) -> str | None:
     """The entry to go into; None where the weights are here."""
     plain, averaged = (
-        [name for name in names if entries_of(entries.get(name))] for names in (_PLAIN, _AVERAGED)
+        [name for name in names if _may_hold_tensors(entries.get(name))]
+        for names in (_PLAIN, _AVERAGED)
     )
     if found.averaged:
         weights = None  # chosen already
@@ -134,9 +150,8 @@ def _chosen(found: Found, entries: Mapping[Any, Any], weights: Kind | None) -> s
     # under a name that is not usual, but is the only one with tensors
     others = [
         name
-        for name, value in entries.items()
-        if isinstance(name, str)
-        and any(isinstance(inner, LEAF) for inner in (entries_of(value) or {}).values())
+        for name, value in itertools.islice(entries.items(), _LOOKED_AT)
+        if isinstance(name, str) and _may_hold_tensors(value, LEAF)
     ]
     if len(others) > 1:
         raise CheckpointError(
@@ -157,13 +172,15 @@ def _module_entries(module: StandIn) -> dict[str, Any]:
     """The state dict of a pickled module, by the attributes in which PyTorch keeps it."""
     entries: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", module)]
-    for _ in range(_MAX_MODULES):
-        if not pending:
-            return entries
+    left = _MAX_PARTS
+    while pending:
         prefix, inner = pending.pop()
         if not _is_module(inner):
             continue
         state = inner.state
+        left -= 1 + sum(map(len, (state[n] for n in _HOLDERS if isinstance(state.get(n), dict))))
+        if left < 0:
+            raise CheckpointError(f"a pickled module of more than {_MAX_PARTS:,} parts")
         passing = state.get("_non_persistent_buffers_set", [])
         for holder in ("_parameters", "_buffers"):
             for name, tensor in _plain(state.get(holder)).items():
@@ -173,7 +190,7 @@ def _module_entries(module: StandIn) -> dict[str, Any]:
             (f"{prefix}{name}.", child) for name, child in _plain(state["_modules"]).items()
         ]
         pending += [child for child in reversed(children) if len(child[0]) < 1000]
-    raise CheckpointError(f"a pickled module of more than {_MAX_MODULES:,} parts")
+    return entries
 
 
 def _plain(value: Any) -> dict[str, Any]:

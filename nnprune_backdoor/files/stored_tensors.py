@@ -19,6 +19,8 @@ from .pickle_objects import BadPickleError, Maker, Name
 
 _MAX_DIMENSIONS = 64
 
+_MAX_NUMBER = 2**63  # PyTorch counts elements and bytes below this
+
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in vars(torch).values()
@@ -117,9 +119,10 @@ def _tensor(
         return None
     if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
         raise BadPickleError("a tensor with other strides than sizes")
-    return StoredTensor(
-        storage, whole(offset), tuple(map(whole, size)), tuple(map(whole, stride)), dtype
-    )
+    sizes = tuple(map(whole, size))
+    if math.prod(n or 1 for n in sizes) * dtype.itemsize >= _MAX_NUMBER:  # also of empty tensors
+        raise BadPickleError("a tensor with more elements than can be counted")
+    return StoredTensor(storage, whole(offset), sizes, tuple(map(whole, stride)), dtype)
 
 
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor | None:
@@ -183,6 +186,6 @@ def dtype_of_storage(name: Any) -> torch.dtype | None:
 
 def whole(value: Any) -> int:
     """The value if it is a number of elements; BadPickleError for all else."""
-    if type(value) is not int or value < 0:
-        raise BadPickleError(f"expected a size, got {type(value).__name__}")
+    if type(value) is not int or not 0 <= value < _MAX_NUMBER:
+        raise BadPickleError(f"expected a size, got {type(value).__name__} that is none")
     return value

@@ -23,7 +23,11 @@ from .pickle_objects import (
 
 MAX_BYTES = 32 * 2**20  # of one pickle, which holds names and shapes; tensors lie elsewhere
 
-_MAX_STEPS = 5_000_000  # each may take some hundred bytes; 10,000 tensors take half a million
+_MAX_INDEX = 2**32  # of the memo; larger ones can be chosen so that it becomes slow
+
+_MAX_STEPS = 5_000_000  # 10,000 tensors take half a million
+
+_BYTES_PER_STEP = 100  # roughly what each may take in memory
 
 
 class Unpickler:
@@ -115,6 +119,8 @@ class Unpickler:
         self._stack.append(self._memo[index])
 
     def _put(self, index: int) -> None:
+        if not 0 <= index < _MAX_INDEX:
+            raise BadPickleError("an index that no pickle needs")
         self._memo[index] = self._stack[-1]
 
     def _global(self, argument: str) -> None:
@@ -236,7 +242,10 @@ def _kind(value: Any) -> str:
 
 
 def _length(value: Any) -> int:
-    return len(value) if isinstance(value, list | tuple | dict | str | bytes) else 0
+    """Steps that a copy of it counts as: by what it takes in memory."""
+    if isinstance(value, str | bytes | bytearray):
+        return len(value) // _BYTES_PER_STEP
+    return len(value) if isinstance(value, list | tuple | dict) else 0
 
 
 def _of_type(value: Any, kind: type) -> Any:

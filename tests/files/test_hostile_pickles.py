@@ -468,7 +468,7 @@ def test_a_pickle_cannot_fill_the_memory(
 def test_a_module_that_holds_itself_over_and_over_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnprune_backdoor.files.state_dicts._MAX_MODULES", 2000)
+    monkeypatch.setattr("nnprune_backdoor.files.state_dicts._MAX_PARTS", 2000)
     module: nn.Module = nn.Linear(1, 1)
     for _ in range(30):
         module = nn.Sequential(module, module)
