@@ -159,6 +159,7 @@ def run(options: argparse.Namespace) -> Result:
     images = read_folder(options, options.clean, model, preprocessing)
     if images.data.labels is None:
         _check_needs_no_labels(options, selector)
+    source = _source(options, model, images, preprocessing.to_dict())
     note(options, f"purifying: {options.method}")
     purified = purify(
         model.network,
@@ -171,7 +172,6 @@ def run(options: argparse.Namespace) -> Result:
         seed=options.seed,
         progress=not options.quiet,
     )
-    source = _source(options, model, images, preprocessing.to_dict())
     purified = dataclasses.replace(purified, source=source)
     save_purified(
         purified,

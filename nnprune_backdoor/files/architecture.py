@@ -27,7 +27,7 @@ from .fitting import fitted, timm_converter
 from .limits import MAX_BYTES
 from .record_file import purified_folder
 from .remote import refuse_address
-from .state_dicts import Kind
+from .state_dicts import Kind, short
 from .transformers_models import HF
 
 _SIZES = ("num_classes", "in_chans", "img_size")  # may be large, since memory is checked
@@ -137,6 +137,8 @@ def built(
         named = fitted(weights, model, converter)
     except CheckpointError as error:
         raise CheckpointError(f"{what}: {error}") from error
+    if weights.arch and weights.arch.partition(".")[0] != arch.partition(".")[0]:
+        named = named.like(named, f"it says that it is a {short(weights.arch)!r}, not a {arch!r}")
     fill_(model, named, f"{what} as {arch!r}")
     return model, arch, arguments, named
 

@@ -26,7 +26,6 @@ from .state_dicts import LEAF, Found, Kind, listed, short, unwrap
 from .tensor_names import choose
 from .torch_file import read_torch_file
 
-
 _MAX_ENTRIES = 100_000  # tensors and others in the entry that holds the weights
 
 _MAX_NAME = 1000  # characters
@@ -202,14 +201,16 @@ def _open_one(path: Path, kind: str, size: int, max_bytes: int) -> _Opened:
 def _open_shards(path: Path, max_bytes: int) -> _Opened:
     index = read_index(path)
     all_ = _Opened({}, 0, [f"read {len(index.files)} files that {path.name} names"])
+    wanted: dict[Path, list[str]] = {file: [] for file in index.files}
+    for name, file in index.places.items():
+        wanted[file].append(name)
     for file in index.files:
         size = size_of(file, max_bytes - all_.size)
         kind, instead = kind_of(file)
         if kind is None or kind == JSON:
             raise CheckpointError(f"{file}: {instead or 'JSON, not the weights'}")
         part = _open_one(file, kind, size, max_bytes)
-        wanted = [name for name, place in index.places.items() if place == file]
-        for name in wanted:
+        for name in wanted[file]:
             if not isinstance(part.content, dict) or name not in part.content:
                 raise CheckpointError(
                     f"{file}: {name[:100]!r} is not in it, although {path.name} says so"
@@ -229,17 +230,20 @@ def _is_tensor(name: Any, value: Any) -> bool:
 
 
 def _check_names(entries: Mapping[Any, Any]) -> None:
-    """Refuse more names, or longer ones, than a network has; to compare such would take for ever."""
+    """Refuse more names, or longer ones, than a network has: to compare them would take hours."""
     if len(entries) > _MAX_ENTRIES:
         raise CheckpointError(f"{len(entries):,} names, over the limit of {_MAX_ENTRIES:,}")
     for name in entries:
         if isinstance(name, str) and len(name) > _MAX_NAME:
-            raise CheckpointError(f"a name of {len(name):,} characters, which begins {short(name)!r}")
+            raise CheckpointError(
+                f"a name of {len(name):,} characters, which begins {short(name)!r}"
+            )
 
 
 def _read(path: Path, leaves: Mapping[str, Any], size: int, max_bytes: int) -> dict[str, Tensor]:
     """The tensors; nothing is read before all sizes were compared with that of the file."""
     total = spans = 0
+    limit = min(max_bytes, _MAX_SHARING * size)
     for name, leaf in leaves.items():
         if isinstance(leaf, StandIn):
             raise CheckpointError(
@@ -251,10 +255,10 @@ def _read(path: Path, leaves: Mapping[str, Any], size: int, max_bytes: int) -> d
         total += leaf.bytes
         spans += leaf.span
         # tensors may share memory (tied weights), so their sum may exceed the file, but none alone
-        if leaf.bytes > size or max(total, spans) > min(max_bytes, _MAX_SHARING * size):
+        if leaf.bytes > size or max(total, spans) > limit:
             raise CheckpointError(
                 f"{path}: {short(name)!r} claims shape {leaf.size}, {leaf.bytes:,} bytes "
-                f"({total:,} so far) in a file of {size:,} (limit {min(max_bytes, _MAX_SHARING * size):,}); it may be there "
+                f"({total:,} so far) in a file of {size:,} (limit {limit:,}); it may be there "
                 "to exhaust memory"
             )
     return {

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..utils.time_limit import within
 from .state_dicts import listed
-from .tensor_names import is_beside
+from .tensor_names import is_averaged, is_beside
 
 if TYPE_CHECKING:
     from .checkpoint import Weights
@@ -28,6 +29,8 @@ _LEFT_BY_TOOLS = re.compile(r"total_ops|total_params")
 
 # what timm's modules call their function for weights with other names
 _CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+
+_MAX_SECONDS = 30.0  # for such a function
 
 _ANCHORS = 5  # names of the network that prefixes are looked for with
 
@@ -90,14 +93,22 @@ def _without_prefix(weights: Weights, wanted: set[str]) -> Weights:
             "by --prefix (prefix=...)"
         )
     if not whole:  # the names may be converted, if they share a prefix
-        whole = [
+        whole = sorted(
             p for p in prefixes if all(name.startswith(p) or is_beside(name) for name in weights)
-        ]
+        )
     if not whole:
         return weights
-    (prefix,) = whole[:1]
+    prefix = whole[0]
     taken = {name[len(prefix) :]: t for name, t in weights.items() if name.startswith(prefix)}
     others = [name for name in weights if not name.startswith(prefix)]
+    known = [name for name in others if is_beside(name) or is_averaged(name)]
+    layers = [n for n in others if n not in known and _is_of_layer(n, weights[n])]
+    if layers:
+        raise CheckpointError(
+            f"the network is there under {prefix!r}, and beside it are other layers: "
+            f"{listed(layers)}; if they are no part of what the model computes, leave them out by "
+            f"--prefix {prefix} (prefix=...)"
+        )
     notes = [f"removed the prefix {prefix!r}"]
     notes += [f"left out, since they lack it: {listed(others)}"] if others else []
     result = weights.like(taken, *notes)
@@ -106,16 +117,26 @@ def _without_prefix(weights: Weights, wanted: set[str]) -> Weights:
     return result
 
 
+def _is_of_layer(name: str, tensor: Tensor) -> bool:
+    """Whether it is the weight of a convolution or of a linear layer, by its form."""
+    return name.endswith(".weight") and tensor.ndim > 1
+
+
 def _converted(
     weights: Weights, wanted: set[str], network: nn.Module, converter: Converter
 ) -> Weights:
     """By the names that the converter gives, where these are more of what the network needs.
 
-    Zeros that it makes up are left out, so that `fill_` says what is missing.
+    Zeros that it makes up are left out, so that `fill_` says what is missing. Buffers that the
+    network computes itself stay, to be compared with those.
     """
-    try:
+
+    def convert() -> dict[str, Tensor]:
         with torch.no_grad():
-            given = converter(*(dict(weights), network)[: len(signature(converter).parameters)])
+            return converter(*(dict(weights), network)[: len(signature(converter).parameters)])
+
+    try:
+        given = within(_MAX_SECONDS, "timm's function", convert)  # of hostile sizes it takes hours
         read = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
         new = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
         made = [n for n, t in new.items() if t.untyped_storage().data_ptr() not in read]
@@ -127,8 +148,16 @@ def _converted(
     name = f"{converter.__module__}.{converter.__qualname__}"
     notes = [f"named as the network by {name}"]
     notes += [f"joined, resized or made by it: {listed(made)}"] if made else []
+    kept = {tensor.untyped_storage().data_ptr() for tensor in new.values()}
+    gone = [n for n, t in weights.items() if t.untyped_storage().data_ptr() not in kept]
+    buffers = {name for name, _ in network.named_buffers()}.intersection(gone)
+    new.update({name: weights[name] for name in buffers.difference(new)})
+    gone = [name for name in gone if name not in buffers]
+    notes += [f"{'joined or ' if made else ''}left out by it: {listed(gone)}"] if gone else []
     result = weights.like({n: t.contiguous() for n, t in new.items()}, *notes)
     result.mapping["converted_by"] = name
+    if gone:
+        result.leave_out(gone)
     return result
 
 

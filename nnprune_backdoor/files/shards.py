@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .file_kinds import JSON, kind_of
 
 # what a folder may hold, most wanted first
 _USUAL = (
@@ -24,8 +25,8 @@ _SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.(safetensors|bin|pt|pth)", re.IGNOREC
 # entries of timm's configuration that say how images are prepared -> whether a value is one
 _PREPROCESSING: dict[str, Callable[[Any], bool]] = {
     "input_size": lambda v: _numbers(v, int) and len(v) == 3,
-    "mean": lambda v: _numbers(v, int, float),
-    "std": lambda v: _numbers(v, int, float),
+    "mean": lambda v: _numbers(v, int, float) and all(-1e6 < n < 1e6 for n in v),
+    "std": lambda v: _numbers(v, int, float) and all(0 < n < 1e6 for n in v),
     "interpolation": lambda v: v in ("bilinear", "bicubic", "nearest"),
     "crop_pct": lambda v: type(v) in (int, float),
 }
@@ -61,7 +62,7 @@ def usual_file(folder: Path) -> Path:
 def files_of(path: Path) -> list[Path]:
     """The files that hold the weights of a model: one, or those of an index after it."""
     path = usual_file(path) if path.is_dir() else path
-    return [path, *read_index(path).files] if path.suffix == ".json" else [path]
+    return [path, *read_index(path).files] if kind_of(path)[0] == JSON else [path]
 
 
 def hub_config(folder: Path) -> dict[str, Any]:

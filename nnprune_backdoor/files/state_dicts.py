@@ -178,10 +178,12 @@ def _module_entries(module: StandIn) -> dict[str, Any]:
         if not _is_module(inner):
             continue
         state = inner.state
-        left -= 1 + sum(map(len, (state[n] for n in _HOLDERS if isinstance(state.get(n), dict))))
+        passing = state.get("_non_persistent_buffers_set")
+        passing = {n for n in passing if isinstance(n, str)} if isinstance(passing, list) else set()
+        left -= 1 + len(passing)
+        left -= sum(len(state[n]) for n in _HOLDERS if isinstance(state.get(n), dict))
         if left < 0:
             raise CheckpointError(f"a pickled module of more than {_MAX_PARTS:,} parts")
-        passing = state.get("_non_persistent_buffers_set", [])
         for holder in ("_parameters", "_buffers"):
             for name, tensor in _plain(state.get(holder)).items():
                 if tensor is not None and not (holder == "_buffers" and name in passing):

@@ -65,12 +65,19 @@ def choose(
     notes = [f"dropped as asked: {listed(sorted(gone))}"] if gone else []
     names = [name for name in names if name not in gone]
     if prefix is not None:
-        return _with_prefix(names, prefix, found.averaged, notes)
+        is_average = found.averaged or _COUNTER in names
+        is_average = is_average or any(map(_AVERAGED.fullmatch, prefix.split(".")))
+        if weights is not None and (weights == "ema") != is_average:
+            raise CheckpointError(
+                f"prefix={prefix!r} and weights={weights!r} ask for different weights; leave one "
+                "of them out (--prefix, --weights)"
+            )
+        return _with_prefix(names, prefix, is_average, notes)
     plain, averaged = split_averaged(names)
-    is_average = found.averaged or _COUNTER in names or (weights == "ema" and bool(averaged))
+    is_average = found.averaged or (weights == "ema" if averaged else _COUNTER in names)
     if weights == "ema" and not is_average:
         raise CheckpointError("it holds no averaged weights; leave out weights='ema' (--weights)")
-    if weights == "plain" and _COUNTER in names and not found.averaged:
+    if weights == "plain" and is_average and not found.averaged:
         raise CheckpointError("it holds averaged weights alone; leave out weights='plain'")
     if averaged:
         left = plain if weights == "ema" else averaged
@@ -83,14 +90,22 @@ def choose(
     inside = [name for name in names if name not in set(beside)]
     start = ""
     if weights == "ema" and averaged:
-        start = wrappers(inside)
-        start += inside[0][len(start) :].split(".")[0] + "."
+        start = _only([_start(name) for name in inside])
     start += wrappers([name.removeprefix(start) for name in inside])
     if start or _COUNTER in beside:
         notes += [f"removed the prefix {start!r}"] if start else []
         notes += [f"left out, beside the network: {listed(beside)}"] if beside else []
         names = inside
     return Chosen(_without_compiled(names, start, notes), start, is_average, notes)
+
+
+def _only(starts: list[str]) -> str:
+    several = sorted(set(starts))
+    if len(several) != 1:
+        raise CheckpointError(
+            f"it holds several averages: {listed(several)}; say which by --prefix (prefix=...)"
+        )
+    return several[0]
 
 
 def _with_prefix(names: list[str], prefix: str, averaged: bool, notes: list[str]) -> Chosen:
@@ -118,12 +133,17 @@ def is_beside(name: str) -> bool:
     return _BESIDE.fullmatch(name.partition(".")[0]) is not None
 
 
+def is_averaged(name: str) -> bool:
+    """Whether a tensor belongs to an average of the network by its name."""
+    return _AVERAGED.fullmatch(_start(name).split(".")[-2]) is not None
+
+
 def _dropped_by(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
     """The names that match a pattern of the shell's kind; CheckpointError if one matches none."""
     names = list(names)
     gone: set[str] = set()
     for pattern in patterns:
-        matching = fnmatch.filter(names, pattern)
+        matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matching:
             raise CheckpointError(
                 f"no tensor to drop is named {pattern!r}; some that are there: {listed(names)}"
@@ -153,6 +173,12 @@ def split_averaged(names: Iterable[str]) -> tuple[set[str], set[str]]:
     if averaged and twins and twins <= tails:
         return plain, averaged
     return plain | averaged, set()
+
+
+def _start(name: str) -> str:
+    """Wrappers, and the part of the name behind them."""
+    outer = wrappers([name])
+    return f"{outer}{name[len(outer) :].partition('.')[0]}."
 
 
 def _bare(name: str) -> str:

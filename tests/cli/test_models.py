@@ -90,6 +90,15 @@ def test_which_tensors_were_taken_is_printed_and_recorded(
     assert "w.pth: removed the prefix 'net.' as asked" in notes
 
 
+def test_a_checkpoint_that_is_named_as_an_index_is_purified(
+    tmp_path: Path, model: nn.Module, clean: Path
+) -> None:
+    torch.save(model.state_dict(), tmp_path / "w.json")
+    command = ["purify", tmp_path / "w.json", "--clean", clean, "--out", tmp_path / "out", *PURIFY]
+    assert main([*map(str, command), "--arch", "test_resnet", "--quiet"]) == 0
+    assert read_record(tmp_path / "out")["source"]["checkpoint"] == "w.json"
+
+
 def test_a_folder_of_a_hub_says_how_images_are_prepared(
     tmp_path: Path, model: nn.Module, clean: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
