@@ -23,7 +23,7 @@ from .pickle_objects import StandIn
 from .safetensors_file import PURIFIED, read_with_texts
 from .shards import hub_config, read_index, refuse_shard, usual_file
 from .state_dicts import LEAF, Found, Kind, listed, short, unwrap
-from .tensor_names import choose
+from .tensor_names import Chosen, choose
 from .torch_file import read_torch_file
 
 _MAX_ENTRIES = 100_000  # tensors and others in the entry that holds the weights
@@ -142,13 +142,18 @@ def load_weights(
     result = Weights({new: tensors[old] for old, new in chosen.names.items()})
     result.notes, result.purified = (*notes, *chosen.notes), opened.purified
     _set_architecture(result, found.arch, path)
-    result.mapping = {
+    result.mapping = _mapping(found, chosen, leaves)
+    return result
+
+
+def _mapping(found: Found, chosen: Chosen, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Weights`."""
+    return {
         "entry": found.path,
         "averaged": found.averaged or chosen.averaged,
         "prefix": chosen.prefix,
         "left_out": [short(name) for name in leaves if name not in chosen.names],
     }
-    return result
 
 
 def _set_architecture(weights: Weights, named: Any, path: Path) -> None:
