@@ -137,7 +137,8 @@ def built(
         named = fitted(weights, model, converter)
     except CheckpointError as error:
         raise CheckpointError(f"{what}: {error}") from error
-    if weights.arch and weights.arch.partition(".")[0] != arch.partition(".")[0]:
+    plain = arch.rpartition(":")[2].partition(".")[0]
+    if weights.arch and weights.arch.partition(".")[0] != plain:
         named = named.like(named, f"it says that it is a {short(weights.arch)!r}, not a {arch!r}")
     fill_(model, named, f"{what} as {arch!r}")
     return model, arch, arguments, named
