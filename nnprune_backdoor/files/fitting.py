@@ -152,7 +152,7 @@ def _converted(
     gone = [n for n, t in weights.items() if t.untyped_storage().data_ptr() not in kept]
     buffers = {name for name, _ in network.named_buffers()}.intersection(gone)
     new.update({name: weights[name] for name in buffers.difference(new)})
-    gone = [name for name in gone if name not in buffers]
+    gone = [name for name in gone if name not in buffers and name not in made]
     notes += [f"{'joined or ' if made else ''}left out by it: {listed(gone)}"] if gone else []
     result = weights.like({n: t.contiguous() for n, t in new.items()}, *notes)
     result.mapping["converted_by"] = name
