@@ -81,10 +81,9 @@ def _read_archive(found: TorchFile, size: int) -> None:
                 raise CheckpointError(
                     f"{found.path}: written on a big-endian machine; save it as .safetensors there"
                 )
-            for member in members:
-                if member.filename.startswith(f"{top}data/"):
-                    key = member.filename.removeprefix(f"{top}data/")
-                    found.places[key] = (_first_byte(found.path, member), member.file_size)
+            for name, place in _places(found.path, members).items():
+                if name.startswith(f"{top}data/"):
+                    found.places[name.removeprefix(f"{top}data/")] = place
     except CheckpointError:
         raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, RuntimeError, struct.error) as error:
@@ -150,6 +149,22 @@ def _check_sums(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> Non
         with archive.open(member) as part:  # compares with the header before the part
             while summed and part.read(_BLOCK):
                 pass  # the last read compares the checksum
+
+
+def _places(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
+    """Name -> first byte and length of its content; CheckpointError where two overlap."""
+    places: dict[str, tuple[int, int]] = {}
+    end = 0
+    for member in sorted(members, key=lambda member: member.header_offset):
+        first = _first_byte(path, member)
+        if member.header_offset < end:
+            raise CheckpointError(
+                f"{path}: {member.filename!r} overlaps another part; torch.save writes no such "
+                "archive, so get the file from its author"
+            )
+        end = first + member.file_size
+        places[member.filename] = (first, member.file_size)
+    return places
 
 
 def _first_byte(path: Path, member: zipfile.ZipInfo) -> int:

@@ -115,6 +115,21 @@ def test_a_small_file_does_not_take_long(tmp_path: Path, name: str) -> None:
     assert time.process_time() - start < 5
 
 
+def test_parts_of_an_archive_that_overlap_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    written(path, entries(w=EIGHT))
+    with zipfile.ZipFile(path) as file:
+        inner = path.read_bytes()[file.getinfo("archive/data/0").header_offset : file.start_dir]
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("archive/data/1", inner)  # a part within a part
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"archive/data/0") - 46
+    content[directory + 42 : directory + 46] = struct.pack("<I", content.rindex(inner))
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"overlap"):
+        load_weights(path)
+
+
 def test_tensors_that_share_memory_may_not_fill_it(tmp_path: Path) -> None:
     shared = torch.zeros(1000)
     state = {f"w{n}": shared for n in range(200)}
