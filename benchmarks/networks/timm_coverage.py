@@ -86,9 +86,13 @@ POPULAR = (
 def build(name: str) -> tuple[nn.Module, Tensor]:
     """A model in which every layer matters, and images for it."""
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10).eval().requires_grad_(False)
-    size = model.pretrained_cfg.get("input_size", (3, 224, 224))
-    images = torch.randn(4, *size)
+    model = timm.create_model(name, num_classes=10)
+    return stirred(model, torch.randn(4, *model.pretrained_cfg.get("input_size", (3, 224, 224))))
+
+
+def stirred(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
+    """The model with no layer at neutral values, statistics that fit the images, and these."""
+    model.eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim <= 1 or parameter.min() == parameter.max():
             parameter.add_(0.3 * torch.randn_like(parameter))

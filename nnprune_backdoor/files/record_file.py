@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, DataError
-from ..removal.compaction import RemovalReport
 from ..removal.recipe import Recipe
+from ..removal.report import RemovalReport
 from ..reports.purified import Purified
 from ..reports.report import Report, plain
 from .strict_json import read_json
@@ -174,6 +174,7 @@ def _removal_data(report: RemovalReport) -> dict[str, Any]:
         only_silenced.setdefault(reason, {}).setdefault(site, []).append(channel)
     return {
         "removed": len(report.removed),
+        "filled": len(report.filled),
         "channels": report.channels,
         "only_silenced": only_silenced,
         "drift": report.drift,

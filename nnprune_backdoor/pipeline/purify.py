@@ -26,7 +26,8 @@ from ..core.sites import Neuron, Site
 from ..core.unscored import unscored
 from ..criteria.base import Criterion
 from ..errors import UnsupportedModelError
-from ..removal.compaction import RemovalReport, compact
+from ..removal.compaction import compact
+from ..removal.report import RemovalReport
 from ..reports.purified import Purified
 from ..reports.record import Given
 from ..selectors.base import Selector

@@ -1,7 +1,8 @@
 """Remove silent neurons from the tensors where that changes nothing."""
 
-from .compaction import RemovalReport, compact
+from .compaction import compact
 from .recipe import Cut, Recipe
+from .report import RemovalReport
 
 __all__ = [
     "Cut",

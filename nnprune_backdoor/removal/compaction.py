@@ -2,21 +2,19 @@
 
 `liveness` finds the channels that a network does not need. Here they are cut out of a copy, and the
 logits are compared with those of the silenced model. If the copy does not run, or computes other
-logits, independent parts of the channels are tried one by one. Neurons that cannot be removed stay
-silenced, and the report gives the reason.
+logits, independent parts of the channels are tried one by one. Where others are read together with
+a silent channel, its layer no longer computes it, and a constant takes its place (`narrowing`).
+Neurons that cannot be removed stay silenced, and the report gives the reason.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.copies import clone, frozen_copy
 from ..core.drift import allowed_drift, logit_drift
@@ -26,94 +24,18 @@ from ..core.scores import Selection
 from ..core.sites import Neuron
 from ..errors import DataError
 from ..utils.randomness import usual_passes
-from ..utils.short_repr import ShortRepr
 from .heads import NOT_SILENT, remove_heads
 from .liveness import Removable, find_coupled, find_removable, merge, split
+from .narrowing import Narrowed, narrow
 from .probing import OutOfTime, ProbedNetwork, is_dense
 from .recipe import Recipe
 from .recipes import compose, recipe_of
+from .report import RemovalReport, Size
+from .search import working_parts
 
 _TRIAL_IMAGES = 4  # on which each cut is tried; the result is compared on all images
 
-_TIMINGS = 5  # of a batch
-
-_MAX_TIMING = 1.0  # seconds after which a batch is not timed again
-
-COUPLED = "read together with channels that stay (a residual sum, a norm over channels, attention)"
-
-
-@dataclass(frozen=True)
-class Size:
-    """Size and speed of a model.
-
-    Attributes:
-        parameters: Number of parameters.
-        macs: Multiply-accumulate operations for one image.
-        latency: Seconds for one batch, the median of several runs.
-    """
-
-    parameters: int
-    macs: int
-    latency: float
-
-    @classmethod
-    def of(cls, model: nn.Module, example: Tensor) -> Size:
-        """Measure a model in eval mode on a batch of images (N, C, H, W); slow ones fewer times."""
-        with usual_passes(), torch.no_grad():
-            with FlopCounterMode(display=False) as flops:
-                model(example[:1])
-            seconds: list[float] = []
-            while len(seconds) < _TIMINGS and sum(seconds) < _MAX_TIMING:
-                _wait(example)
-                start = time.perf_counter()
-                model(example)
-                _wait(example)
-                seconds.append(time.perf_counter() - start)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        return cls(count, flops.get_total_flops() // 2, statistics.median(seconds))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RemovalReport(ShortRepr):
-    """What was removed, what only stays silenced and why, and what was gained.
-
-    Attributes:
-        removed: Neurons that were removed.
-        silenced: Neurons that only stay silenced -> reason.
-        channels: Number of output channels that were removed, including those that only removed
-            neurons need.
-        recipe: What was cut from each tensor.
-        drift: Largest difference of logits to the silenced model (`core.drift.logit_drift`).
-        before: Size of the silenced model.
-        after: Size of the smaller model.
-        seconds: Wall time.
-    """
-
-    removed: tuple[Neuron, ...]
-    silenced: dict[Neuron, str]
-    channels: int
-    recipe: Recipe
-    drift: float
-    before: Size
-    after: Size
-    seconds: float
-
-    def __str__(self) -> str:
-        """Neurons, sizes and reasons, a line each."""
-        old, new = self.before, self.after
-        selected = len(self.removed) + len(self.silenced)
-        lines = [
-            f"{len(self.removed)} of {selected} neurons removed (drift {self.drift:.1e}), "
-            f"{len(self.silenced)} only silenced",
-            f"parameters {old.parameters:,} -> {new.parameters:,} "
-            f"({new.parameters / old.parameters - 1:+.1%}), "
-            f"MACs {old.macs:,} -> {new.macs:,} ({new.macs / old.macs - 1:+.1%})",
-        ]
-        reasons = list(self.silenced.values())
-        lines += [
-            f"{reasons.count(reason)} silenced: {reason}" for reason in dict.fromkeys(reasons)
-        ]
-        return "\n".join(lines)
+COUPLED = "others are read together with it (a residual sum, a norm over channels, attention)"
 
 
 @usual_passes()
@@ -124,6 +46,8 @@ def compact(
     *,
     seconds: float = 300.0,
     groups: bool = False,
+    fill: bool = True,
+    round_to: int = 1,
 ) -> tuple[nn.Module, RemovalReport]:
     """A smaller copy of a silenced model that computes the same logits.
 
@@ -135,15 +59,22 @@ def compact(
             by then stays silent.
         groups: also remove neurons that are added to others, together with those others (the whole
             coupled group). This changes the logits; `RemovalReport.drift` says by how much.
+        fill: also remove neurons that are read together with others, and put a constant in the
+            place of each. It takes time when the model runs: without it fewer parameters go, but
+            the model is faster.
+        round_to: layers from which channels go keep a multiple of this, for hardware that wants
+            that, so fewer go; `groups` apart.
 
     Raises:
-        DataError: fewer than two images.
+        DataError: fewer than two images; `round_to` is not positive.
         UnsupportedModelError: the model is wrapped, cannot be copied, or its copy runs layers of
             the model itself.
     """
     start = time.monotonic()
     if example.ndim != 4 or len(example) < 2:
         raise DataError(f"expected two images (N, C, H, W) or more, got {tuple(example.shape)}")
+    if round_to < 1:
+        raise DataError(f"expected round_to to be 1 or more, got {round_to}")
     example = _detached(example)
     silenced = frozen_copy(model)
     take_images_by_name_(silenced)
@@ -159,7 +90,14 @@ def compact(
     if len(others):
         try:
             network = ProbedNetwork(probed, example[:2].float(), seconds)
-            removable, why = _decide(comparison.smaller(), network, others, groups)
+            removable, why = _decide(
+                comparison.smaller(),
+                network,
+                others,
+                groups=groups,
+                fill=fill,
+                round_to=round_to,
+            )
             problem = comparison.problem(removable, any_drift=groups)
         except OutOfTime as error:
             problem = str(error)
@@ -175,6 +113,7 @@ def compact(
     before, after = (Size.of(frozen_copy(each), example) for each in (model, smaller))
     return smaller, RemovalReport(
         removed=tuple(neuron for neuron in selection.neurons if neuron not in reasons),
+        filled=tuple(n for n in selection.neurons if n in removable.narrowed.neurons),
         silenced=reasons,
         channels=_outputs(model) - _outputs(smaller),
         recipe=recipe,
@@ -217,15 +156,36 @@ def _without_heads(
 
 
 def _decide(
-    comparison: _Comparison, network: ProbedNetwork, selection: Selection, groups: bool
+    comparison: _Comparison,
+    network: ProbedNetwork,
+    selection: Selection,
+    *,
+    groups: bool,
+    fill: bool,
+    round_to: int,
 ) -> tuple[Removable, dict[Neuron, str]]:
     """The channels to remove, and the reasons why other selected neurons stay."""
-    candidates, must_stay = find_removable(network)
-    removable, failures = _working_part(comparison, network, candidates)
+    try:
+        candidates = find_removable(network, round_to)
+    except Exception:  # OutOfTime, or whatever a network raises on noise or NaN
+        candidates = Removable.none()
+    removable = _working_part(comparison, network, candidates)
     if groups:
         removable = _with_groups(comparison, network, selection, removable)
-    stay = {reason: Removable(marks, {}, {}, {}) for reason, marks in must_stay.items()}
-    return removable, _reasons(network.model, selection, removable, {**failures, **stay})
+    silent, left = _left(network.model, selection, removable)
+    reasons = dict.fromkeys(left - silent, NOT_SILENT)
+    if not fill:
+        return removable, reasons | dict.fromkeys(silent, COUPLED)
+    reference = comparison.after(removable) if groups else comparison
+
+    def problem(narrowed: Narrowed) -> str:
+        return reference.problem(replace(removable, narrowed=narrowed))
+
+    network.use_reserve()
+    narrowed, stuck = narrow(
+        network, selection, silent, removable.gone(), problem, round_to=round_to
+    )
+    return replace(removable, narrowed=narrowed), reasons | stuck
 
 
 @dataclass
@@ -255,6 +215,15 @@ class _Comparison:
             return self
         return _Comparison(self.model, self.names, self.example[:_TRIAL_IMAGES], self.before)
 
+    def after(self, removable: Removable) -> _Comparison:
+        """Compares with the model without these channels, whatever they changed."""
+        recipe, other = recipe_of(self.names, removable), copy.copy(self)
+        with torch.no_grad():
+            smaller = compose(self.before, recipe).apply_(copy.deepcopy(self.model))
+            other._expected = smaller(self.example)
+        other._latest = recipe, 0.0
+        return other
+
     def drift(self, recipe: Recipe) -> float:
         """How far the logits are apart after a cut."""
         if recipe != self._latest[0]:
@@ -271,7 +240,7 @@ class _Comparison:
 
     def problem(self, removable: Removable, *, any_drift: bool = False) -> str:
         """Why these channels cannot be removed; empty if they can."""
-        if not removable.outputs:
+        if not removable.outputs and not removable.narrowed.neurons:
             return ""
         return self.problem_of(recipe_of(self.names, removable), any_drift=any_drift)
 
@@ -288,30 +257,15 @@ class _Comparison:
 
 def _working_part(
     comparison: _Comparison, network: ProbedNetwork, candidates: Removable
-) -> tuple[Removable, dict[str, Removable]]:
-    """As many of the channels as can be removed, and reason -> channels that cannot."""
+) -> Removable:
+    """As many of the channels as can be removed."""
     if not comparison.problem(candidates):
-        return candidates, {}
-    working = Removable.none()
-    failures: dict[str, Removable] = {}
-    pending = [split(network, candidates)]
-    while pending:
-        parts = pending.pop()
-        try:
-            network.check_time()
-        except OutOfTime as error:  # the parts that work can be removed all the same
-            failures[str(error)] = merge(itertools.chain(parts, *pending))
-            break
-        larger = merge([working, *parts])
-        problem = comparison.problem(larger)
-        if not problem:
-            working = larger
-        elif len(parts) == 1:
-            failures[problem] = merge([failures.get(problem, parts[0]), *parts])
-        else:
-            half = len(parts) // 2
-            pending += [parts[half:], parts[:half]]
-    return working, failures
+        return candidates
+    parts = split(network, candidates)
+    working, _ = working_parts(
+        parts, lambda some: comparison.problem(merge(some)), network.check_time
+    )
+    return merge(working)
 
 
 def _with_groups(
@@ -340,29 +294,18 @@ def _with_groups(
     return removable
 
 
-def _reasons(
-    model: nn.Module, selection: Selection, removed: Removable, causes: dict[str, Removable]
-) -> dict[Neuron, str]:
-    """Reasons why selected neurons were not removed; `causes` has the known ones."""
-
-    def has(channels: Removable, module: nn.Module, channel: int) -> bool:
-        _, after = channels.between.get(module, (None, None))
-        marks = channels.outputs.get(module) if is_dense(module) else after
-        return marks is not None and bool(marks[channel])
-
-    def silent(neuron: Neuron) -> bool:
-        weight = model.get_submodule(neuron.site).weight
-        assert isinstance(weight, Tensor)
-        return not weight[neuron.channel].any()
-
-    reasons = {}
+def _left(
+    model: nn.Module, selection: Selection, removed: Removable
+) -> tuple[set[Neuron], set[Neuron]]:
+    """Selected neurons that were not removed: the silent ones, and all."""
+    gone, left = removed.gone(), set()
     producers = {site.name: model.get_submodule(site.producer) for site in selection.sites}
     for neuron in selection.neurons:
-        output = producers[neuron.site], neuron.channel
-        if not has(removed, *output):
-            known = [reason for reason, channels in causes.items() if has(channels, *output)]
-            reasons[neuron] = (known[0] if known else COUPLED) if silent(neuron) else NOT_SILENT
-    return reasons
+        marks = gone.get(producers[neuron.site])
+        if marks is None or not marks[neuron.channel]:
+            left.add(neuron)
+    weights = {name: model.get_submodule(name).weight for name in selection.by_site()}
+    return {n for n in left if not weights[n.site][n.channel].any()}, left  # type: ignore[index]
 
 
 def _first_line(error: Exception) -> str:
@@ -374,9 +317,3 @@ def _detached(example: Tensor) -> Tensor:
     """The images without gradient, as if made outside of inference mode."""
     with torch.inference_mode(False):
         return example.detach().clone() if example.is_inference() else example.detach()
-
-
-def _wait(example: Tensor) -> None:
-    """Wait until the device has finished."""
-    if example.is_cuda:
-        torch.cuda.synchronize(example.device)

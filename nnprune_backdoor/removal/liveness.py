@@ -11,17 +11,18 @@ Its dense layers are disconnected (`probing`), then:
 
 This finds silent neurons, and channels that only they need: the gate of a silent channel, the
 convolution before a silent depthwise one. Channels that are added to others, normalised with them
-or mixed with them stay, since the others are read through them.
+or mixed with them are left to `narrowing`, since the others are read through them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from .narrowing import Narrowed, surplus
 from .probing import (
     Marks,
     ProbedNetwork,
@@ -43,35 +44,46 @@ class Removable:
         between: Inputs and outputs of the layers between dense layers.
         constants: Values (channels,) of `inputs`; the bias of their layer replaces those that are
             not zero.
+        narrowed: Channels in whose place there is a constant.
     """
 
     outputs: Marks
     inputs: Marks
     between: dict[nn.Module, tuple[Tensor, Tensor]]
     constants: dict[nn.Module, Tensor]
+    narrowed: Narrowed = field(default_factory=Narrowed)
 
     @classmethod
     def none(cls) -> Removable:
         """No channels."""
         return cls({}, {}, {}, {})
 
+    def gone(self) -> Marks:
+        """Outputs of all layers."""
+        return {module: after for module, (_, after) in self.between.items()} | self.outputs
 
-UNEVEN = "a convolution in groups would lose more channels in one group than in another"
 
-LAST = "it is the last channel of its layer"
-
-
-def find_removable(network: ProbedNetwork) -> tuple[Removable, dict[str, Marks]]:
+def find_removable(network: ProbedNetwork, round_to: int = 1) -> Removable:
     """All channels that can be removed without changing what the network computes.
 
-    Returns:
-        these channels; and reason -> outputs of dense layers that are not needed, but must stay.
+    Args:
+        network: a silenced model.
+        round_to: dense layers lose so many outputs that a multiple of this stays, or none.
     """
     constant, values = constant_inputs(network)
-    removed = without_influence(network, constant)
-    last = {module: marks.all() & (marks.cumsum(0) == 1) for module, marks in removed.items()}
-    removed = {module: marks & ~last[module] for module, marks in removed.items()}
-    uneven = {module: torch.zeros_like(marks) for module, marks in removed.items()}
+    unneeded = without_influence(network, constant)
+    for module, marks in unneeded.items():
+        unneeded[module] = marks & ~(marks.all() & (marks.cumsum(0) == 1))  # a layer keeps one
+    while True:
+        removed, reach = _confined(network, constant, unneeded)
+        spared = {module: surplus(marks, round_to) for module, marks in removed.items()}
+        if not _any(spared):
+            return _removable(removed, reach, values)
+        unneeded = {module: marks & ~spared[module] for module, marks in unneeded.items()}
+
+
+def _confined(network: ProbedNetwork, constant: Marks, removed: Marks) -> tuple[Marks, Reach]:
+    """Those of the channels that can go without others, and what they reach."""
     while True:
         reach = reach_of(network, removed)
         if not _any(removed):
@@ -86,14 +98,12 @@ def find_removable(network: ProbedNetwork) -> tuple[Removable, dict[str, Marks]]
             uneven_inputs[module] = marks & ~even_inputs & ~shared[module]
         unshared = _without_sources(network, even, shared)
         left = _without_sources(network, unshared, uneven_inputs)
-        for module, marks in removed.items():
-            uneven[module] |= (marks & ~even[module]) | (unshared[module] & ~left[module])
         if _same(left, removed):
             if not (reach.unconfined or _any(shared) or _any(uneven_inputs)):
                 break
             left = _without_unexplained(network, removed, shared)
         removed = left
-    return _removable(removed, reach, values), {UNEVEN: uneven, LAST: last}
+    return removed, reach
 
 
 def find_coupled(network: ProbedNetwork, outputs: Marks) -> Removable | None:
@@ -225,7 +235,7 @@ def split(network: ProbedNetwork, removable: Removable) -> list[Removable]:
 
 def merge(parts: Iterable[Removable]) -> Removable:
     """The channels of all parts together."""
-    whole = Removable.none()
+    whole, parts = Removable.none(), list(parts)
     for part in parts:
         for total, marks in ((whole.outputs, part.outputs), (whole.inputs, part.inputs)):
             for module, layer in marks.items():
@@ -235,4 +245,4 @@ def merge(parts: Iterable[Removable]) -> Removable:
             old = whole.between.get(module, (before, after))
             whole.between[module] = before | old[0], after | old[1]
         whole.constants.update(part.constants)
-    return whole
+    return replace(whole, narrowed=Narrowed.merge(part.narrowed for part in parts))

@@ -27,6 +27,8 @@ _SCALES = (1.0, 8.0, 64.0, 4096.0)
 _CONSTANT = 1e-6  # relative range up to which an input counts as constant
 
 
+_RESERVE = 1 / 3  # of the time
+
 Marks = dict[nn.Module, Tensor]  # layer -> bool (channels,)
 
 
@@ -77,7 +79,8 @@ class ProbedNetwork:
         model: a copy in eval mode that nothing else uses. A `forward` that was set on an instance
             of a dense layer is removed.
         example: two images (N, C, H, W) or more on its device.
-        seconds: time limit of all passes together; after it, `OutOfTime` is raised.
+        seconds: time limit of all passes together; after it, `OutOfTime` is raised. A third of it
+            is kept until `use_reserve` is called.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, seconds: float = 1e9) -> None:
@@ -85,7 +88,8 @@ class ProbedNetwork:
         self.example = example
         self.generator = torch.Generator().manual_seed(0)
         self._seconds = seconds
-        self._deadline = time.monotonic() + seconds
+        self._start = time.monotonic()
+        self._deadline = self._start + (1 - _RESERVE) * seconds
         self._calls: dict[nn.Module, list[Call]] = {}
         self._record_calls()
         self.dense = list(self._calls)
@@ -142,6 +146,10 @@ class ProbedNetwork:
         """Raise `OutOfTime` after the time limit."""
         if time.monotonic() > self._deadline:
             raise OutOfTime(f"not decided within {self._seconds:g} s")
+
+    def use_reserve(self) -> None:
+        """Allow the time that is kept for what comes after the passes."""
+        self._deadline = self._start + self._seconds
 
     def noise(self, call: Call, scale: float) -> Tensor:
         """Random output of a layer, around the mean and in units of the scale of each channel."""

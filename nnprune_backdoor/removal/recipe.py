@@ -21,6 +21,7 @@ from ..core.copies import how_to_make_plain
 from ..core.trace import LAYERS
 from ..errors import DataError, UnsupportedModelError
 from ..utils.short_repr import ShortRepr
+from .filling import check_filling, surround_
 from .reshapes import infer_last_sizes_
 
 
@@ -36,12 +37,17 @@ class Cut(ShortRepr):
             the output is added to the bias, which is made if there is none.
         inferred: Whether the layer is attention that takes the width of its heads from its input,
             and has to take it from its weights (see `reshapes`).
+        filled: Outputs that are no longer computed, but still read -> the constant that is put in
+            their place (see `filling`).
+        unread: Inputs that still arrive at a depthwise convolution, but are not read.
     """
 
     kept: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     attributes: Mapping[str, int] = field(default_factory=dict)
     constants: Mapping[int, float] = field(default_factory=dict)
     inferred: bool = False
+    filled: Mapping[int, float] = field(default_factory=dict)
+    unread: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,8 +81,17 @@ class Recipe(ShortRepr):
         for name, cut in self.layers.items():
             _check(name, modules[name], cut, holders)
             _check_widths(name, modules[name], cut)
+            if cut.filled or cut.unread:
+                if _tensor(modules[name], "weight") is None:
+                    raise _not_plain(name, modules[name], "weight")
+                kept = cut.kept.get("weight", {}).get(0, ())
+                check_filling(name, modules[name], kept, cut.filled, cut.unread)
         for name, cut in self.layers.items():
             _apply_(modules[name], cut)
+        for name, cut in self.layers.items():
+            if cut.filled or cut.unread:
+                kept = cut.kept["weight"][0]
+                surround_(model, modules[name], kept, cut.filled, cut.unread)
         return model
 
     def after(self, first: Recipe) -> Recipe:
@@ -97,6 +112,8 @@ class Recipe(ShortRepr):
                 "attributes": dict(cut.attributes),
                 "constants": {str(index): value for index, value in cut.constants.items()},
                 "inferred": cut.inferred,
+                "filled": {str(index): value for index, value in cut.filled.items()},
+                "unread": list(cut.unread),
             }
             for name, cut in self.layers.items()
         }
@@ -139,25 +156,40 @@ def _parse(entry: Mapping[str, Any]) -> Cut:
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for tensor, sides in entry["kept"].items():
         for dim, indices in sides.items():
-            good = type(indices) is list and bool(indices)
-            good = good and all(type(index) is int and index >= 0 for index in indices)
-            if not good or indices != sorted(set(indices)):
-                raise ValueError(f"{tensor}: expected ascending indices, got {_short(indices)}")
-            kept.setdefault(tensor, {})[_index(dim)] = tuple(indices)
+            if not indices:
+                raise ValueError(f"{tensor}: expected indices, got {_short(indices)}")
+            kept.setdefault(tensor, {})[_index(dim)] = _ascending(tensor, indices)
     attributes = entry["attributes"]
     for name, value in attributes.items():
         if name not in _KNOWN or type(value) is not int or not 1 <= value < _MAX_WIDTH:
             raise ValueError(f"expected a width of {', '.join(_KNOWN)}, got {name}={_short(value)}")
-    constants = {_index(index): value for index, value in entry["constants"].items()}
-    for value in constants.values():
-        # compared before it is converted, since an int may be too large for a float
-        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
-            raise ValueError(f"expected finite constants, got {_short(value)}")
     inferred = entry.get("inferred", False)  # missing in recipes of format 1
     if type(inferred) is not bool:
         raise ValueError(f"expected inferred to be true or false, got {_short(inferred)}")
-    values = {index: float(value) for index, value in constants.items()}
-    return Cut(kept, dict(attributes), values, inferred)
+    filled, unread = entry.get("filled", {}), entry.get("unread", [])  # as are these
+    return Cut(
+        kept=kept,
+        attributes=dict(attributes),
+        constants=_floats(entry["constants"]),
+        inferred=inferred,
+        filled=_floats(filled),
+        unread=_ascending("unread", unread),
+    )
+
+
+def _ascending(name: str, indices: Any) -> tuple[int, ...]:
+    good = type(indices) is list and all(type(i) is int and i >= 0 for i in indices)
+    if not good or indices != sorted(set(indices)):
+        raise ValueError(f"{name}: expected ascending indices, got {_short(indices)}")
+    return tuple(indices)
+
+
+def _floats(values: Mapping[str, Any]) -> dict[int, float]:
+    for value in values.values():
+        # compared before it is converted, since an int may be too large for a float
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"expected finite constants, got {_short(value)}")
+    return {_index(index): float(value) for index, value in values.items()}
 
 
 def _index(text: str) -> int:
@@ -181,6 +213,7 @@ ATTRIBUTES = (
     "groups",
     "num_features",
     "num_channels",
+    "num_groups",
     "num_parameters",
     "channels",
 )
@@ -206,6 +239,13 @@ def _tensor(module: nn.Module, name: str) -> Tensor | None:
     return module._parameters.get(name, module._buffers.get(name))
 
 
+def _not_plain(name: str, module: nn.Module, tensor_name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"layer {name!r} has no plain {tensor_name!r} to cut; make it plain first with "
+        f"{how_to_make_plain(module, tensor_name)}"
+    )
+
+
 def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> None:
     weight = module._parameters.get("weight")
     if cut.constants and (weight is None or weight.ndim < 2 or getattr(module, "groups", 1) > 1):
@@ -219,10 +259,7 @@ def _check(name: str, module: nn.Module, cut: Cut, holders: dict[int, int]) -> N
         if tensor is None and tensor_name == "bias" and cut.constants and weight is not None:
             tensor = weight.new_empty(len(weight))  # stands for the bias that will be made
         if tensor is None:
-            raise UnsupportedModelError(
-                f"layer {name!r} has no plain {tensor_name!r} to cut; make it plain first with "
-                f"{how_to_make_plain(module, tensor_name)}"
-            )
+            raise _not_plain(name, module, tensor_name)
         if holders.get(id(tensor), 1) > 1:
             raise UnsupportedModelError(
                 f"layer {name!r} shares {tensor_name!r} with another layer; give each its own copy"
@@ -270,7 +307,7 @@ def _check_widths(name: str, module: nn.Module, cut: Cut) -> None:
                 fits = {new for new, size in zip(after, before, strict=True) if size == old}
                 if fits and widths[attribute] not in fits:
                     wrong.append(attribute)
-        if widths.get("num_channels", 0) % getattr(module, "num_groups", 1):
+        if widths.get("num_channels", 0) % widths.get("num_groups", 1):
             wrong.append("num_channels")
     if wrong:
         given = ", ".join(f"{a}={value}" for a, value in cut.attributes.items()) or wrong[0]

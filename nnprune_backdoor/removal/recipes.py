@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
 from .liveness import Removable
+from .probing import is_dense
 from .recipe import ATTRIBUTES, Cut, Recipe
 
 
 def recipe_of(names: dict[nn.Module, str], removable: Removable) -> Recipe:
     """The recipe that cuts these channels out; `names` has the names of their layers."""
+    narrowed, none = removable.narrowed, torch.zeros(0, dtype=torch.bool)
+    outputs_of, between = dict(removable.outputs), dict(removable.between)
+    for module, marks in narrowed.outputs.items():
+        if is_dense(module):
+            outputs_of[module] = marks | outputs_of.get(module, marks)
+        else:
+            before, after = between.get(module, (marks, marks))
+            between[module] = before | marks, after | marks
     layers = {}
-    for module in dict.fromkeys([*removable.inputs, *removable.outputs]):
-        none = torch.zeros(0, dtype=torch.bool)
-        inputs = removable.inputs.get(module, none)
-        outputs = removable.outputs.get(module, none)
+    for module in dict.fromkeys([*removable.inputs, *outputs_of]):
+        inputs, outputs = removable.inputs.get(module, none), outputs_of.get(module, none)
         constants = removable.constants.get(module)
         layers[names[module]] = _dense_cut(module, inputs, outputs, constants)
-    for module, (before, after) in removable.between.items():
+    for module, (before, after) in between.items():
         layers[names[module]] = _between_cut(module, before, after)
+    for module, marks in narrowed.outputs.items():
+        channels, values = marks.nonzero().flatten().tolist(), narrowed.values.get(module)
+        filled = {} if values is None else {c: float(values[c]) for c in channels}
+        unread = tuple(channels) if module in narrowed.unread else ()
+        cut = layers[names[module]]
+        layers[names[module]] = dataclasses.replace(cut, filled=filled, unread=unread)
     return Recipe({name: cut for name, cut in layers.items() if cut.kept or cut.attributes})
 
 
@@ -40,7 +55,11 @@ def compose(first: Recipe, second: Recipe) -> Recipe:
         constants = {i if inputs is None else inputs[i]: v for i, v in later.constants.items()}
         attributes = {**cut.attributes, **later.attributes}
         constants = {**cut.constants, **constants}
-        layers[name] = Cut(kept, attributes, constants, cut.inferred or later.inferred)
+        outputs = cut.kept.get("weight", {}).get(0)
+        filled = {c if outputs is None else outputs[c]: v for c, v in later.filled.items()}
+        unread = tuple(c if outputs is None else outputs[c] for c in later.unread)
+        inferred = cut.inferred or later.inferred
+        layers[name] = Cut(kept, attributes, constants, inferred, filled, unread)
     return Recipe(layers)
 
 
@@ -89,6 +108,8 @@ def _between_cut(module: nn.Module, before: Tensor, after: Tensor) -> Cut:
         marks = before if name in ("in_channels", "groups") else after
         if getattr(module, name, None) == len(marks):
             attributes[name] = int((~marks).sum())
+    if isinstance(module, nn.GroupNorm):
+        attributes["num_groups"] = int((~after.reshape(module.num_groups, -1).all(1)).sum())
     return Cut(kept, attributes)
 
 

@@ -223,6 +223,8 @@ def _size(report: Report) -> Section:
     drift = "not finite" if size["drift"] is None else f"{size['drift']:.1e}"
     text = (
         f"Neurons removed from the tensors: {size['removed']}, only silenced: {size['silenced']}. "
+        f"Of the removed, {size.get('filled', 0)} left a constant in their place, since others are "
+        "read together with them. "
         f"Channels removed: {size['channels']}, including those that only removed neurons needed "
         "or that were never used. "
         f"Logits differ from the silenced model's by {drift} of their scale."

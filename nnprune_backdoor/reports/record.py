@@ -16,7 +16,7 @@ from ..core.measures import PairedAccuracy, ProxySuccess, Removal, Repair, Suspe
 from ..core.recovered import PixelRange
 from ..core.scores import ChannelScores, Selection
 from ..criteria.base import Criterion
-from ..removal.compaction import RemovalReport
+from ..removal.report import RemovalReport
 from ..selectors.base import Selector
 from ..utils.fingerprint import fingerprint
 from ..utils.short_repr import ShortRepr

@@ -21,7 +21,7 @@ from ..core.agreement import Agreement
 from ..core.measures import PairedAccuracy, ProxySuccess, SuspectLabel
 from ..core.scores import Selection
 from ..errors import DataError
-from ..removal.compaction import RemovalReport
+from ..removal.report import RemovalReport
 from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate
 from ..version import __version__
@@ -299,6 +299,7 @@ def _size(removal: RemovalReport, batch: int) -> Data:
         "after": plain(removal.after),
         "batch": batch,  # images for which the latency was measured
         "removed": len(removal.removed),
+        "filled": len(removal.filled),
         "silenced": len(removal.silenced),
         "channels": removal.channels,
         "drift": plain(removal.drift),

@@ -21,16 +21,17 @@ from nnprune_backdoor.core.masks import Silencing, silence_
 from nnprune_backdoor.core.scores import Selection, neurons_of
 from nnprune_backdoor.core.sites import Neuron, Site, find_sites
 from nnprune_backdoor.errors import DataError, UnsupportedModelError
-from nnprune_backdoor.removal import Recipe, RemovalReport, compact
+from nnprune_backdoor.removal import Recipe, RemovalReport, compact, compaction
 from nnprune_backdoor.removal.compaction import (
     COUPLED,
     NOT_SILENT,
-    Size,
     _Comparison,
     allowed_drift,
 )
-from nnprune_backdoor.removal.liveness import LAST, UNEVEN, Removable
+from nnprune_backdoor.removal.liveness import Removable
+from nnprune_backdoor.removal.narrowing import LAST, MIXED, ROUNDED, UNEVEN
 from nnprune_backdoor.removal.probing import OutOfTime, ProbedNetwork
+from nnprune_backdoor.removal.report import Size
 
 IMAGES = noise_images(8)
 
@@ -90,12 +91,8 @@ def test_the_smaller_model_computes_what_the_silenced_one_does(
     assert (parameters(smaller) < parameters(product)) == bool(report.removed)
 
 
-# NFNet's convolutions standardise their weights over their inputs, so hardly one can do without
-COMPACTED = sorted(set(SMALL) - {"test_nfnet"})
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMPACTED)
+@pytest.mark.parametrize("name", SMALL)
 def test_real_architectures_become_smaller(name: str) -> None:
     model = build(name)
     selection = chosen(find_sites(model, IMAGES[:2]), 0.1)
@@ -157,8 +154,9 @@ def test_modes_and_flags_are_the_models_own() -> None:
     assert model.training
     assert smaller.training
     assert not first.requires_grad
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    assert flags == {name: p.requires_grad for name, p in smaller.named_parameters()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    assert flags == [parameter.requires_grad for parameter in smaller.parameters()]
+    assert all(module.training for module in smaller.modules())
 
 
 # --- small networks whose answer is known ------------------------------------------------------
@@ -180,24 +178,35 @@ class Net(nn.Module):
 
 def cut(model: nn.Module, silencing: Silencing = "zero", **channels: list[int]) -> RemovalReport:
     """Silence some channels of some layers, compact, check that nothing changed."""
+    selection = prepared(model, channels)
+    product, wanted = silenced(model, selection, silencing)
+    smaller, report = compact(product, selection, IMAGES)
+    assert drift(smaller, wanted) <= 1e-4
+    assert sorted([*report.removed, *report.silenced]) == sorted(selection.neurons)
+    assert set(report.filled) <= set(report.removed)
+    return report
+
+
+def prepared(model: nn.Module, channels: dict[str, list[int]]) -> Selection:
+    """These channels of these layers of a model that is in eval mode from now on."""
     torch.manual_seed(0)
     model.eval()
     with torch.no_grad():
         model(IMAGES)  # lazy layers take their shape
     sites = tuple(_site(model, name) for name in channels)
-    neurons = tuple(Neuron(name, c) for name, some in channels.items() for c in some)
-    selection = Selection(sites, neurons)
-    product, wanted = silenced(model, selection, silencing)
-    smaller, report = compact(product, selection, IMAGES)
-    assert drift(smaller, wanted) <= 1e-4
-    assert sorted([*report.removed, *report.silenced]) == sorted(neurons)
-    return report
+    return Selection(sites, tuple(Neuron(n, c) for n, some in channels.items() for c in some))
+
+
+def filled(report: RemovalReport, layer: str) -> list[int]:
+    """Outputs of a layer that a constant stands for."""
+    return sorted(report.recipe.layers[layer].filled)
 
 
 def _site(model: nn.Module, name: str) -> Site:
     """`bn1` stands for `conv1`; anything else for itself."""
     layer = model.get_submodule(name)
-    width = getattr(layer, "num_features", None) or getattr(layer, "out_channels", None)
+    widths = ("num_features", "num_channels", "out_channels")
+    width = next((getattr(layer, name) for name in widths if hasattr(layer, name)), None)
     if name.startswith("bn"):
         return Site(name, int(width or 0), "norm", name.replace("bn", "conv"))
     return Site(name, int(width or getattr(layer, "out_features", 0)), "layer", name)
@@ -249,8 +258,9 @@ def test_a_constant_goes_into_the_bias_unless_the_layer_pads() -> None:
     padded = cut(model, "constant", bn1=[0, 2])
     with torch.no_grad():
         silent = [c for c in (0, 2) if float(model.bn1.bias[c]) <= 0]  # relu makes zero of it
-    assert [neuron.channel for neuron in padded.removed] == silent
+    assert filled(padded, "bn1") == [channel for channel in (0, 2) if channel not in silent]
     assert len(silent) < 2
+    assert not padded.silenced
 
 
 def test_a_bias_is_made_where_there_was_none() -> None:
@@ -281,27 +291,57 @@ class Residual(Net):
         return self.head(self.conv3(x.relu()).relu().mean((2, 3)))
 
 
-def test_a_coupled_channel_goes_only_if_all_that_is_added_is_silent() -> None:
-    report = cut(Residual(), bn2=[1, 2], conv1=[2, 3])
-    assert set(report.removed) == {Neuron("bn2", 2), Neuron("conv1", 2)}
-    assert set(report.silenced.values()) == {COUPLED}
+def test_a_coupled_channel_leaves_a_constant_unless_all_that_is_added_is_silent() -> None:
+    model = Residual()
+    report = cut(model, bn2=[1, 2], conv1=[2, 3])
+    assert not report.silenced
+    assert set(report.filled) == {Neuron("bn2", 1), Neuron("conv1", 3)}
     assert kept(report, "conv3") == {1: [0, 1, 3, 4, 5]}
+    assert kept(report, "conv2")[0] == kept(report, "bn2")[0] == [0, 3, 4, 5]
+    assert "2 of the removed left a constant in their place" in str(report)
+    product, _ = silenced(model, selection := Selection((_site(model, "bn2"),), report.filled[:1]))
+    smaller, without = compact(product, selection, IMAGES, fill=False)
+    assert without.silenced == {Neuron("bn2", 1): COUPLED}
+    assert parameters(smaller) == parameters(product)
 
 
 def test_whole_groups_go_on_request() -> None:
     model = Residual()
     report = cut(model, bn2=[1, 2])
-    assert not report.removed
+    assert report.filled == report.removed
     sites = (_site(model, "bn2"),)
     selection = Selection(sites, (Neuron("bn2", 1), Neuron("bn2", 2)))
     product, wanted = silenced(model, selection)
     smaller, report = compact(product, selection, IMAGES, groups=True)
     assert set(report.removed) == set(selection.neurons)
+    assert not report.filled
     for layer in ("conv1", "conv2"):
         assert kept(report, layer)[0] == [0, 3, 4, 5]
     with torch.no_grad():
         assert report.drift == pytest.approx(logit_drift(wanted, smaller(IMAGES)), rel=1e-3)
     assert report.drift > 1e-3  # conv1 was not silent
+
+
+def test_widths_are_rounded_by_keeping_silent_channels() -> None:
+    """Off the residual sum, in it, and where a constant stands for a channel."""
+    for model, channels, widths in (
+        (Chain(), {"bn1": [0, 3, 4]}, {"conv1": 4}),
+        (Residual(), {"conv1": [0, 1, 5], "bn2": [0, 1, 3]}, {"conv1": 4, "conv2": 4}),
+        (Residual(), {"bn2": [2]}, {}),
+    ):
+        selection = prepared(model, channels)
+        product, wanted = silenced(model, selection)
+        smaller, report = compact(product, selection, IMAGES, round_to=2)
+        assert drift(smaller, wanted) <= 1e-4
+        cuts = {
+            n: c.attributes["out_channels"]
+            for n, c in report.recipe.layers.items()
+            if "out_channels" in c.attributes
+        }
+        assert cuts == widths
+        assert set(report.silenced.values()) == {ROUNDED}
+    with pytest.raises(DataError, match="round_to"):
+        compact(product, selection, IMAGES, round_to=0)
 
 
 class Separable(Net):
@@ -336,13 +376,14 @@ def test_what_serves_a_silent_channel_alone_goes_with_it() -> None:
     }
 
 
-def test_a_silent_channel_that_becomes_a_constant_behind_a_norm_stays() -> None:
+def test_a_silent_channel_that_becomes_a_constant_behind_a_norm_leaves_a_constant() -> None:
     model = Separable()
     report = cut(model, bn1=[0, 3])
     with torch.no_grad():  # bn2 makes its bias of zero, and relu nothing of a negative one
         nothing = [channel for channel in (0, 3) if model.bn2.bias[channel] <= 0]
-    assert [neuron.channel for neuron in report.removed] == nothing
+    assert filled(report, "bn1") == [channel for channel in (0, 3) if channel not in nothing]
     assert len(nothing) < 2
+    assert not report.silenced
 
 
 class Gated(Net):
@@ -358,7 +399,7 @@ class Gated(Net):
 
 def test_a_gate_goes_with_its_value_but_no_value_with_its_gate() -> None:
     assert kept(cut(Gated(), conv1=[2]), "conv1") == {0: [0, 1, 3, 4, 5, 6, 7, 9, 10, 11]}
-    assert set(cut(Gated(), conv1=[8]).silenced.values()) == {COUPLED}
+    assert filled(cut(Gated(), conv1=[8]), "conv1") == [8]
 
 
 class Normed(Net):
@@ -376,10 +417,26 @@ class GroupNormLast(nn.GroupNorm):
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(6), GroupNormLast(2, 6)])
-def test_a_channel_that_is_normalised_with_others_stays(norm: nn.Module) -> None:
+def test_a_channel_that_is_normalised_with_others_leaves_a_constant(norm: nn.Module) -> None:
     report = cut(Normed(norm), conv1=[1, 4])
-    assert set(report.silenced.values()) == {COUPLED}
-    assert not report.recipe
+    assert filled(report, "conv1") == [1, 4]
+
+
+class GroupNormed(Net):
+    """The norm is the site, and its convolution is not silent."""
+
+    def __init__(self) -> None:
+        super().__init__(conv1=nn.Conv2d(3, 6, 1), bn1=nn.GroupNorm(3, 6), conv2=nn.Conv2d(6, 5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv2(self.bn1(self.conv1(x)).relu()).relu().mean((2, 3)))
+
+
+def test_a_group_of_channels_leaves_its_norm_as_a_whole() -> None:
+    report = cut(GroupNormed(), bn1=[0, 2, 3])
+    assert report.silenced == {Neuron("bn1", 0): MIXED}
+    assert kept(report, "conv1") == {0: [0, 1, 4, 5]}
+    assert report.recipe.layers["bn1"].attributes == {"num_channels": 4, "num_groups": 2}
 
 
 class Grouped(Net):
@@ -397,17 +454,30 @@ class Grouped(Net):
 
 def test_groups_stay_of_one_size() -> None:
     uneven = cut(Grouped(), conv1=[0, 3], conv2=[1])
-    assert set(uneven.silenced.values()) == {UNEVEN}
+    assert uneven.silenced == {Neuron("conv2", 1): UNEVEN}
+    assert filled(uneven, "conv1") == [0, 3]
     alike = cut(Grouped(), conv1=[0, 2, 3, 4, 6], conv2=[1, 4, 7, 10])
-    assert list(alike.silenced) == [Neuron("conv1", 3)]
+    assert filled(alike, "conv1") == [3]
     assert kept(alike, "conv2") == {0: [0, 2, 3, 5, 6, 8, 9, 11], 1: [1]}
     whole = cut(Grouped(), conv1=[2, 3], conv2=[3, 4, 5])
-    assert not whole.silenced
+    assert not whole.filled
     assert whole.recipe.layers["conv2"].attributes == {
         "groups": 3,
         "in_channels": 6,
         "out_channels": 9,
     }
+
+
+def test_as_many_channels_leave_each_group_of_a_convolution() -> None:
+    class Added(Grouped):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv2(self.conv1(x).relu())
+            return self.head((x + x.mean(1, keepdim=True)).relu().mean((2, 3)))
+
+    report = cut(Added(), conv2=[0, 4, 5, 6, 9, 10])
+    assert kept(report, "conv2") == {0: [1, 2, 3, 5, 7, 8, 10, 11]}
+    assert report.silenced == {Neuron("conv2", c): UNEVEN for c in (5, 10)}
+    assert report.recipe.layers["conv2"].attributes == {"out_channels": 8}
 
 
 class Joined(Net):
@@ -439,10 +509,95 @@ class Split(Net):
         return self.head(self.conv(torch.cat([first - second, self.other(x)], 1)).mean((2, 3)))
 
 
-def test_a_network_that_counts_its_channels_keeps_them_and_loses_others() -> None:
+def test_a_network_that_counts_its_channels_keeps_constants_in_their_places() -> None:
     report = cut(Split(), one=[1, 4], other=[0])
-    assert report.removed == (Neuron("other", 0),)
-    assert all("does not run without it" in why for why in report.silenced.values())
+    assert filled(report, "one") == [1, 4]
+    assert kept(report, "other") == {0: [1, 2, 3, 4, 5]}
+    assert not filled(report, "other")
+
+
+class Reshaped(Net):
+    """Gives what a norm computes the shape of its input."""
+
+    def __init__(self) -> None:
+        super().__init__(conv1=nn.Linear(3, 6), bn1=nn.BatchNorm1d(6), conv2=nn.Linear(6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x.flatten(2).transpose(1, 2))
+        x = self.bn1(x.flatten(0, 1)).reshape_as(x)
+        return self.head(self.conv2(F.layer_norm(x, (6,))).relu().mean(1))
+
+
+def test_constants_are_put_before_a_norm_that_is_reshaped_by_its_input() -> None:
+    report = cut(Reshaped(), bn1=[0, 5])
+    assert filled(report, "conv1") == [0, 5]
+    assert "bn1" not in report.recipe.layers
+
+
+class Alone(Net):
+    """A depthwise convolution whose channels a norm mixes."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__(
+            conv0=nn.Conv2d(3, 6, 1),
+            conv1=nn.Conv2d(6, 6, 3, padding=1, groups=6),
+            bn1=norm,
+            conv2=nn.Conv2d(6, 5, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(self.conv0(x).relu()))
+        x = F.layer_norm(x.movedim(1, -1), (6,)).movedim(-1, 1)
+        return self.head(self.conv2(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("norm", "site"), [(nn.BatchNorm2d(6), "bn1"), (nn.Identity(), "conv1")])
+@pytest.mark.parametrize("silencing", ["zero", "constant"])
+def test_a_depthwise_convolution_reads_what_it_computes_alone(
+    norm: nn.Module, site: str, silencing: Silencing
+) -> None:
+    report = cut(Alone(norm), silencing, **{site: [1, 2]})
+    assert filled(report, site) == [1, 2]
+    assert report.recipe.layers["conv1"].unread == (1, 2)
+    assert report.recipe.layers["conv1"].attributes == {
+        "in_channels": 4,
+        "out_channels": 4,
+        "groups": 4,
+    }
+
+
+class Standardised(nn.Conv2d):
+    """NFNet's: without an input, all weights would be others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / (weight.square().mean((1, 2, 3), keepdim=True) + 1e-6).sqrt()
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_a_standardised_convolution_loses_outputs_but_no_inputs() -> None:
+    model = Chain()
+    model.conv1, model.bn1, model.conv2 = (
+        Standardised(3, 6, 1),
+        nn.Identity(),
+        Standardised(6, 5, 1),
+    )
+    report = cut(model, conv1=[1, 4], conv2=[2])
+    assert not report.silenced
+    assert filled(report, "conv1") == [1, 4]
+    assert kept(report, "conv2") == {0: [0, 1, 3, 4]}
+
+
+class Upsampled(Net):
+    def __init__(self) -> None:
+        super().__init__(conv1=nn.Conv2d(3, 6, 1), up=nn.ConvTranspose2d(6, 5, 2, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.conv1(x).relu()).relu().mean((2, 3)))
+
+
+def test_a_transposed_convolution_reads_a_constant() -> None:
+    assert filled(cut(Upsampled(), conv1=[0, 3]), "conv1") == [0, 3]
 
 
 class Branching(Net):
@@ -504,6 +659,16 @@ def test_a_time_limit_leaves_the_silenced_model() -> None:
     assert drift(smaller, wanted) == 0
 
 
+def test_constants_are_put_in_the_time_that_is_kept_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(*_: object) -> Removable:
+        raise OutOfTime("not decided within 300 s")
+
+    monkeypatch.setattr(compaction, "find_removable", slow)
+    assert filled(cut(Chain(), bn1=[1, 2]), "bn1") == [1, 2]
+
+
 def test_what_was_settled_in_time_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One part does not work; time is up when the half without it is settled."""
     plain, tried = _Comparison.problem, list[set[str]]()
@@ -542,10 +707,9 @@ class Touchy(Chain):
         return logits
 
 
-def test_a_network_that_refuses_the_analysis_stays_silenced() -> None:
+def test_a_network_that_refuses_the_analysis_keeps_constants() -> None:
     report = cut(Touchy(), bn1=[1, 2])
-    assert not report.removed
-    assert all("cannot be analysed (ValueError: NaN" in why for why in report.silenced.values())
+    assert filled(report, "bn1") == [1, 2]
 
 
 def test_a_layer_with_a_forward_of_its_own_is_handled() -> None:
@@ -564,12 +728,12 @@ def test_a_compiled_model_is_refused() -> None:
 
 def test_shared_and_computed_weights_are_left_alone() -> None:
     tied = Chain()
-    tied.conv3 = nn.Conv2d(6, 5, 3)
-    tied.conv3.weight = tied.conv2.weight  # the same parameter in two places
+    tied.conv3 = nn.Conv2d(3, 6, 3, bias=False)
+    tied.conv3.weight = tied.conv1.weight  # the same parameter in two places
     report = cut(tied, bn1=[1])
     assert "shares 'weight'" in report.silenced[Neuron("bn1", 1)]
     computed = Chain()
-    nn.utils.parametrizations.weight_norm(computed.conv2)
+    nn.utils.parametrizations.weight_norm(computed.conv1)
     report = cut(computed, bn1=[1])
     assert "no plain 'weight'" in report.silenced[Neuron("bn1", 1)]
 

@@ -21,7 +21,7 @@ from nnprune_backdoor.criteria.parts.unlearning import Look
 from nnprune_backdoor.evidence import Evidence, Exposed, Relearned, Restored
 from nnprune_backdoor.files import FolderImages
 from nnprune_backdoor.removal import Cut, Recipe, RemovalReport
-from nnprune_backdoor.removal.compaction import Size
+from nnprune_backdoor.removal.report import Size
 from nnprune_backdoor.reports import Given, Report
 from nnprune_backdoor.selectors import LowestCount
 from nnprune_backdoor.triggers import RecoveredPerturbation, TargetEvidence
@@ -96,7 +96,7 @@ def removal() -> RemovalReport:
     reasons = dict.fromkeys(neurons_of(SITES)[25_000:50_000], "read together")
     size = Size(10**8, 10**10, 0.5)
     removed = tuple(neurons_of(SITES)[:25_000])
-    return RemovalReport(removed, reasons, 25_000, recipe(), 1e-7, size, size, 1.0)
+    return RemovalReport(removed, removed, reasons, 25_000, recipe(), 1e-7, size, size, 1.0)
 
 
 def given() -> Given:
