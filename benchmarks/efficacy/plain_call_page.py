@@ -19,10 +19,11 @@ DEVELOPMENT = (
     "resnet-blended-short-0",
     "resnet-benign-short-0",
     "convnext-badnets-short-0",
+    "convnext-benign-short-0",
     "mobilenet-badnets-short-0",
     "vit-badnets-short-0",
     "vit-blended-short-0",
-    "wideresnet-badnets-0",  # the rule for the amount was made after it
+    "wideresnet-badnets-0",
 )
 PURIFIED = (0.1, 0.015)  # ASR at most, for at most so much accuracy
 Row = dict[str, Any]
@@ -70,7 +71,7 @@ def beside(rows: list[Row]) -> str:
     names = ["rnp", "random", "distilling alone"]
     found = {(row["network"], row["row"]): row for row in rows if backdoored(row)}
     lines = ["| network | as given | " + " | ".join(names) + " |", "|---|---|---|---|---|"]
-    for network in sorted({network for network, name in found if name == names[-1]}):
+    for network in sorted({network for network, name in found if name in names[1:]}):
         given = found[network, "rnp"]["before"]
         cells = [f"{percent(given['acc'])} / {percent(given['asr'])}"]
         for name in names:
