@@ -233,7 +233,7 @@ def _sizes_summary(rows: list[dict[str, Any]]) -> list[str]:
         "",
         "A neuron that others are read together with (a residual sum, a norm over all channels)",
         "leaves a constant in its place. Without these,",
-        f"{statistics.mean(apart):.1%} were removed. The constants cost time: see the latencies.",
+        f"{statistics.mean(apart):.1%} were removed. The constants can cost time (latencies).",
     ]
 
 

@@ -88,8 +88,7 @@ class ProbedNetwork:
         self.example = example
         self.generator = torch.Generator().manual_seed(0)
         self._seconds = seconds
-        self._start = time.monotonic()
-        self._deadline = self._start + (1 - _RESERVE) * seconds
+        self._deadline = time.monotonic() + (1 - _RESERVE) * seconds
         self._calls: dict[nn.Module, list[Call]] = {}
         self._record_calls()
         self.dense = list(self._calls)
@@ -149,7 +148,7 @@ class ProbedNetwork:
 
     def use_reserve(self) -> None:
         """Allow the time that is kept for what comes after the passes."""
-        self._deadline = self._start + self._seconds
+        self._deadline = time.monotonic() + _RESERVE * self._seconds
 
     def noise(self, call: Call, scale: float) -> Tensor:
         """Random output of a layer, around the mean and in units of the scale of each channel."""
