@@ -303,6 +303,9 @@ def _removed(
     if options.removal == "none" or not len(selection):
         return product, None
     with progress_bar(1, "removing", options.progress) as bar:
-        smaller, report = compact(product, selection, probe, groups=options.removal == "group")
+        # no constants: the product stays a network that others can prune, purify and run fast
+        smaller, report = compact(
+            product, selection, probe, groups=options.removal == "group", fill=False
+        )
         bar.update()
     return smaller, report

@@ -122,6 +122,8 @@ def numbers_of_heads(model: nn.Module) -> list[int]:
     "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in REMOVED]
 )
 def test_heads_are_removed_and_nothing_changes(case: str, fused: bool) -> None:
+    if case == "MobileViT" and not fused:
+        pytest.skip("its unfused heads stay silenced: docs/attention.md")
     model, images = tiny(*REMOVED[case])
     for module in model.modules():
         if hasattr(module, "fused_attn"):
