@@ -21,18 +21,19 @@ _ALONE = 0.05  # of the logits' scale: more than any precision's rounding
 _BESIDE = 4  # images in one pass, of which one is given alone as well
 
 
-def validate_model(model: nn.Module, clean: CleanData) -> int:
-    """Run the model on two images; return its number of classes.
+def validate_model(model: nn.Module, clean: CleanData, logits: object = None) -> int:
+    """Check a model with clean images; return its number of classes.
 
     Args:
         model: in eval mode.
+        logits: what it gave for two of the images; None: it is run on them.
 
     Raises:
         UnsupportedModelError: NaN or inf in its weights or logits; output not (N, classes).
         DataError: it does not accept these images; labels out of range, too few, all alike.
     """
     _check_finite_weights(model)
-    classes = count_classes(model, clean.images)
+    classes = count_classes(model, clean.images) if logits is None else _classes_in(logits)
     if clean.labels is not None:
         _check_labels_fit(clean, classes)
     return classes
@@ -45,7 +46,10 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
         UnsupportedModelError: NaN or inf in its logits; output not (N, classes).
         DataError: it does not accept these images.
     """
-    logits = run_once(model, images[:2].to(**placement(model)).clone())
+    return _classes_in(run_once(model, images[:2].to(**placement(model)).clone()))
+
+
+def _classes_in(logits: object) -> int:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(

@@ -111,8 +111,10 @@ def take_images_by_name_(model: nn.Module) -> None:
         model.register_forward_pre_hook(ByKeyword(), with_kwargs=True)
 
 
-def give_logits_alone_(model: nn.Module, images: Tensor) -> None:
+def give_logits_alone_(model: nn.Module, images: Tensor) -> object:
     """Have a copy, in eval mode, return its logits alone; two of them where there is one an image.
+
+    What it then returns for two of the images is given back, so that it need not be run again.
 
     Args:
         model: nothing is done where its output is a tensor of several logits an image.
@@ -136,7 +138,10 @@ def give_logits_alone_(model: nn.Module, images: Tensor) -> None:
                 "and have no gradient; have it return the logit itself (nn.Identity() in place of "
                 "its last nn.Sigmoid())"
             )
-        model.register_forward_hook(AsTwoLogits())
+        as_two = AsTwoLogits()
+        model.register_forward_hook(as_two)
+        output = as_two(model, images, output)
+    return output
 
 
 def gives_logits(output: object) -> bool:

@@ -64,8 +64,8 @@ class Prepared(ShortRepr):
         frozen = frozen_copy(model)
         take_images_by_name_(frozen)
         refuse_originals(model, frozen, data.images[:2].to(**placement(frozen)))
-        give_logits_alone_(frozen, data.images)
-        return cls(frozen, data, validate_model(frozen, data))
+        logits = give_logits_alone_(frozen, data.images)
+        return cls(frozen, data, validate_model(frozen, data, logits))
 
     def check_runs(self, *, gradients: bool = True) -> None:
         """Raise UnsupportedModelError where passes cannot be relied on.
