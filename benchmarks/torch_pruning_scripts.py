@@ -64,55 +64,51 @@ def _unpadded_attention(self: Any, x: Tensor, **_: Any) -> Tensor:
     return projected
 
 
-def timm_models(name: str = "test_vit", **settings: Any) -> Outcome:
-    """timm_models/prune_timm_models.py: half of each layer, widths of multiples of eight."""
-    model = timm.create_model(name, num_classes=10, **settings).eval()
-    before, heads = _size(model), {}
+def _timm_heads(model: nn.Module) -> dict[nn.Module, int]:
+    """timm's projections of queries, keys and values, with the number of heads; widths mended."""
+    heads: dict[nn.Module, int] = {}
     for module in model.modules():
         if isinstance(module, Attention):
             heads[module.qkv] = module.num_heads
             module.forward = _unpadded_attention.__get__(module)
-    importance = MagnitudeImportance(model, [EXAMPLE])
-    pruner = tp.pruner.BasePruner(
-        model,
-        EXAMPLE,
-        importance,
-        pruning_ratio=0.5,
-        num_heads=heads,
-        in_channel_groups={},
-        out_channel_groups={},
-        ignored_layers=[model.get_classifier()],
-        round_to=8,
-    )
+    return heads
+
+
+def _pruned(
+    model: nn.Module, importance: Any, kind: Any = tp.pruner.BasePruner, **settings: Any
+) -> Any:
+    """The pruner, after it has taken half of the channels in the way that the scripts have it."""
+    usual = {"pruning_ratio": 0.5, "in_channel_groups": {}, "out_channel_groups": {}}
+    pruner = kind(model, EXAMPLE, importance, **{**usual, **settings})
     for group in pruner.step(interactive=True):
         group.prune()
+    return pruner
+
+
+def timm_models(name: str = "test_vit", **settings: Any) -> Outcome:
+    """timm_models/prune_timm_models.py: half of each layer, widths of multiples of eight."""
+    model = timm.create_model(name, num_classes=10, **settings).eval()
+    before, heads = _size(model), _timm_heads(model)
+    importance = MagnitudeImportance(model, [EXAMPLE])
+    ignored = [model.get_classifier()]
+    _pruned(model, importance, num_heads=heads, ignored_layers=ignored, round_to=8)
     return _outcome(model, before, importance)
 
 
 def timm_vit(name: str = "test_vit") -> Outcome:
     """transformers/prune_timm_vit.py with --prune_num_heads: half of the heads are asked for."""
     model = timm.create_model(name, num_classes=10, img_size=32).eval()
-    before, heads = _size(model), {}
-    for module in model.modules():
-        if isinstance(module, Attention):
-            heads[module.qkv] = module.num_heads
-            module.forward = _unpadded_attention.__get__(module)
+    before, heads = _size(model), _timm_heads(model)
     importance = MagnitudeImportance(model, [EXAMPLE])
-    pruner = tp.pruner.BasePruner(
+    pruner = _pruned(
         model,
-        EXAMPLE,
         importance,
-        pruning_ratio=0.5,
         num_heads=heads,
-        in_channel_groups={},
-        out_channel_groups={},
         prune_num_heads=True,
         prune_head_dims=False,
         head_pruning_ratio=0.5,
         ignored_layers=[model.head],
     )
-    for group in pruner.step(interactive=True):
-        group.prune()
     for module in model.modules():
         if isinstance(module, Attention):
             module.num_heads = pruner.num_heads[module.qkv]
@@ -151,19 +147,15 @@ def _of_torchvision(name: str, kind: Any, *, everywhere: bool) -> Outcome:
     ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
     groups = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     importance = MagnitudeImportance(model, [EXAMPLE], trial=mend)
-    pruner = kind(
+    pruner = _pruned(
         model,
-        EXAMPLE,
         importance,
-        pruning_ratio=0.5,
+        kind,
         global_pruning=everywhere,
         ignored_layers=ignored,
-        in_channel_groups={},
         out_channel_groups=groups,
         num_heads={},
     )
-    for group in pruner.step(interactive=True):
-        group.prune()
     mend(model)
     if kind is tp.pruner.GroupNormPruner:
         model(EXAMPLE).sum().backward()
@@ -193,19 +185,13 @@ def hugging_face_vit() -> Outcome:
     model = ViTForImageClassification(config).eval()
     before, heads = _size(model), _heads(model)
     importance = MagnitudeImportance(model, [EXAMPLE])
-    pruner = tp.pruner.BasePruner(
+    _pruned(
         model,
-        EXAMPLE,
         importance,
-        pruning_ratio=0.5,
         num_heads=heads,
-        in_channel_groups={},
-        out_channel_groups={},
         ignored_layers=[model.classifier],
         output_transform=lambda output: output.logits.sum(),
     )
-    for group in pruner.step(interactive=True):
-        group.prune()
     return _outcome(model, before, importance)
 
 
@@ -240,21 +226,15 @@ def hugging_face_swin() -> Outcome:
     model = SwinForImageClassification(config).eval()
     before, heads = _size(model), _heads(model)
     importance = MagnitudeImportance(model, [EXAMPLE])
-    pruner = tp.pruner.BasePruner(
+    _pruned(
         model,
-        EXAMPLE,
         importance,
-        pruning_ratio=0.5,
         num_heads=heads,
-        in_channel_groups={},
-        out_channel_groups={},
         ignored_layers=[model.classifier],
         output_transform=lambda output: output.logits.sum(),
         customized_pruners={SwinPatchMerging: _Merging()},
         root_module_types=(nn.Linear, nn.LayerNorm, SwinPatchMerging),
     )
-    for group in pruner.step(interactive=True):
-        group.prune()
     return _outcome(model, before, importance)
 
 

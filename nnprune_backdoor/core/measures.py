@@ -113,13 +113,13 @@ class SuspectLabel:
 
     Attributes:
         label: That the images are sent to.
-        before: Share of them, by the model as given.
-        after: By the purified model.
+        before: Share of them, by the model as given; None where no image is left to count on.
+        after: By the purified model; None likewise.
     """
 
     label: int
-    before: Rate
-    after: Rate
+    before: Rate | None
+    after: Rate | None
 
     @classmethod
     def of(
@@ -129,12 +129,13 @@ class SuspectLabel:
         before: nn.Module,
         after: nn.Module,
         clean: CleanData,
-    ) -> Self | None:
-        """Of a perturbation of this label; None where no image is left to count on."""
-        rates = _sent(perturb, label, (before, after), clean)
-        return None if rates is None else cls(label, *rates)
+    ) -> Self:
+        """Of a perturbation of this label."""
+        return cls(label, *(_sent(perturb, label, (before, after), clean) or (None, None)))
 
     def __str__(self) -> str:
+        if self.before is None or self.after is None:
+            return f"label {self.label}: no image was left to measure a small perturbation on"
         return (
             f"label {self.label}: a small perturbation sends {self.before.value:.1%} -> "
             f"{self.after.value:.1%} of {self.before.count} images there"

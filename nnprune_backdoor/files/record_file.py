@@ -174,7 +174,6 @@ def _removal_data(report: RemovalReport) -> dict[str, Any]:
         only_silenced.setdefault(reason, {}).setdefault(site, []).append(channel)
     return {
         "removed": len(report.removed),
-        "filled": len(report.filled),
         "channels": report.channels,
         "only_silenced": only_silenced,
         "drift": report.drift,

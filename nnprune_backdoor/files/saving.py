@@ -29,7 +29,7 @@ from ..core.copies import clone
 from ..core.drift import allowed_drift, logit_drift
 from ..core.outputs import logits_alone
 from ..errors import CheckpointError, DataError
-from ..removal.recipe import Recipe
+from ..removal.recipe import Recipe, compose
 from ..reports.purified import Purified
 from ..utils.randomness import private_randomness
 from ..utils.tensors import placement
@@ -108,7 +108,7 @@ def save_purified(
         arguments = _plain_arguments(complete(arch, arguments, state))
     elif arguments:
         raise CheckpointError("model_args are for a timm architecture; give arch too")
-    recipe = purified.recipe.after(earlier or Recipe())
+    recipe = compose(earlier or Recipe(), purified.recipe)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _draft(folder) as draft:

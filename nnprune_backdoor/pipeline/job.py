@@ -12,7 +12,7 @@ from ..core.data import CleanData
 from ..core.predictions import predict_labels
 from ..core.prepared import Prepared
 from ..core.scores import ChannelScores, Selection
-from ..training.distillation import Distillation, distil_and_tell
+from ..training.distillation import Distillation, distil_with_triggers
 from ..triggers.suspects import SuspectTrigger
 from .options import Options
 
@@ -81,7 +81,7 @@ class Job:
         parts = [self.scoring.images]
         if not self.options.selector.recovers_triggers:
             parts.append(self.selecting.images)
-        return distil_and_tell(
+        return distil_with_triggers(
             silenced,
             self.model,
             CleanData(torch.cat(parts)),

@@ -156,12 +156,11 @@ def _suspects(
     """What became of the perturbations of the suspect labels; None where none was looked for."""
     if done.triggers is None:
         return None
-    tried = (
+    return tuple(
         SuspectLabel.of(trigger.target, trigger, before, after, clean)
         for trigger in done.triggers
         if isinstance(trigger, RecoveredPerturbation)
     )
-    return tuple(suspect for suspect in tried if suspect is not None)
 
 
 def _pruned(job: Job, clock: Clock, seed: int) -> Pruned:

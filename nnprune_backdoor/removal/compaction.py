@@ -28,8 +28,8 @@ from .heads import NOT_SILENT, remove_heads
 from .liveness import Removable, find_coupled, find_removable, merge, split
 from .narrowing import Narrowed, narrow
 from .probing import OutOfTime, ProbedNetwork, is_dense
-from .recipe import Recipe
-from .recipes import compose, recipe_of
+from .recipe import Recipe, compose
+from .recipes import recipe_of
 from .report import RemovalReport, Size
 from .search import working_parts
 

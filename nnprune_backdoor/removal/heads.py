@@ -24,8 +24,8 @@ from ..core.sites import Neuron, Site
 from ..core.trace import LAYERS, NORMS, Trace, channel_axis
 from ..utils.hooks import hooked
 from .probing import is_depthwise
-from .recipe import ATTRIBUTES, HEAD_COUNTS, HEAD_WIDTHS, Cut, Recipe
-from .recipes import compose, stay_of
+from .recipe import ATTRIBUTES, HEAD_COUNTS, HEAD_WIDTHS, Cut, Recipe, compose
+from .recipes import stay_of
 
 NOT_SILENT = "it is not silent in the model; run silence_ on it before"
 

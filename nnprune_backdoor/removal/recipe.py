@@ -94,13 +94,6 @@ class Recipe(ShortRepr):
                 surround_(model, modules[name], kept, cut.filled, cut.unread)
         return model
 
-    def after(self, first: Recipe) -> Recipe:
-        """The recipe that cuts as `first` and then this one do, for a network cut twice."""
-        layers = dict(first.layers)
-        for name, cut in self.layers.items():
-            layers[name] = _joined(layers[name], cut) if name in layers else cut
-        return Recipe(layers)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON."""
         return {
@@ -137,19 +130,30 @@ class Recipe(ShortRepr):
         return cls(layers)
 
 
-def _joined(first: Cut, second: Cut) -> Cut:
-    """Both cuts as one; the indices of the second are those of the layer after the first."""
-    kept = {tensor: dict(sides) for tensor, sides in first.kept.items()}
-    for tensor, sides in second.kept.items():
-        for dim, indices in sides.items():
-            before = first.kept.get(tensor, {}).get(dim)
-            joined = indices if before is None else tuple(before[index] for index in indices)
-            kept.setdefault(tensor, {})[dim] = joined
-    inputs = first.kept.get("weight", {}).get(1)
-    constants = {
-        index if inputs is None else inputs[index]: v for index, v in second.constants.items()
-    }
-    return Cut(kept, {**first.attributes, **second.attributes}, {**first.constants, **constants})
+def compose(first: Recipe, second: Recipe) -> Recipe:
+    """The recipe for a network that does what two recipes do, of which the second is for its cut.
+
+    All indices of the result are those of the uncut network.
+    """
+    layers = dict(first.layers)
+    for name, later in second.layers.items():
+        cut = layers.get(name, Cut())
+        kept = {tensor: dict(sides) for tensor, sides in cut.kept.items()}
+        for tensor, sides in later.kept.items():
+            for dim, indices in sides.items():
+                old = kept.setdefault(tensor, {}).get(dim)
+                kept[tensor][dim] = indices if old is None else tuple(old[i] for i in indices)
+        inputs = cut.kept.get("weight", {}).get(1)
+        constants = {i if inputs is None else inputs[i]: v for i, v in later.constants.items()}
+        attributes = {**cut.attributes, **later.attributes}
+        constants = {**cut.constants, **constants}
+        outputs = cut.kept.get("weight", {}).get(0)
+        more = {c if outputs is None else outputs[c]: v for c, v in later.filled.items()}
+        filled = {**cut.filled, **more}
+        unread = (*cut.unread, *(c if outputs is None else outputs[c] for c in later.unread))
+        inferred = cut.inferred or later.inferred
+        layers[name] = Cut(kept, attributes, constants, inferred, filled, unread)
+    return Recipe(layers)
 
 
 def _parse(entry: Mapping[str, Any]) -> Cut:

@@ -38,31 +38,6 @@ def recipe_of(names: dict[nn.Module, str], removable: Removable) -> Recipe:
     return Recipe({name: cut for name, cut in layers.items() if cut.kept or cut.attributes})
 
 
-def compose(first: Recipe, second: Recipe) -> Recipe:
-    """The recipe for a network that does what two recipes do, of which the second is for its cut.
-
-    All indices of the result are those of the uncut network.
-    """
-    layers = dict(first.layers)
-    for name, later in second.layers.items():
-        cut = layers.get(name, Cut())
-        kept = {tensor: dict(sides) for tensor, sides in cut.kept.items()}
-        for tensor, sides in later.kept.items():
-            for dim, indices in sides.items():
-                old = kept.setdefault(tensor, {}).get(dim)
-                kept[tensor][dim] = indices if old is None else tuple(old[i] for i in indices)
-        inputs = cut.kept.get("weight", {}).get(1)
-        constants = {i if inputs is None else inputs[i]: v for i, v in later.constants.items()}
-        attributes = {**cut.attributes, **later.attributes}
-        constants = {**cut.constants, **constants}
-        outputs = cut.kept.get("weight", {}).get(0)
-        filled = {c if outputs is None else outputs[c]: v for c, v in later.filled.items()}
-        unread = tuple(c if outputs is None else outputs[c] for c in later.unread)
-        inferred = cut.inferred or later.inferred
-        layers[name] = Cut(kept, attributes, constants, inferred, filled, unread)
-    return Recipe(layers)
-
-
 def _dense_cut(module: nn.Module, inputs: Tensor, outputs: Tensor, constants: Tensor | None) -> Cut:
     """The cut of a linear layer or convolution; marks are empty for a side that stays whole."""
     attributes: dict[str, int] = {}

@@ -33,7 +33,9 @@ def headline(report: Report) -> list[Row]:
         note = f"of {same['count']} images, as by the given model"
         rows.append(("same label", _share(same), note))
     for suspect in report.suspects or ():
-        shares = f"{_share(suspect['before'])} → {_share(suspect['after'])}"
+        shares = "not measured"
+        if suspect["before"] is not None:
+            shares = f"{_share(suspect['before'])} → {_share(suspect['after'])}"
         note = f"sent to label {_label(report, suspect['label'])} by a small perturbation"
         rows.append(("suspect label", shares, note))
     if report.triggers:
@@ -223,8 +225,6 @@ def _size(report: Report) -> Section:
     drift = "not finite" if size["drift"] is None else f"{size['drift']:.1e}"
     text = (
         f"Neurons removed from the tensors: {size['removed']}, only silenced: {size['silenced']}. "
-        f"Of the removed, {size.get('filled', 0)} left a constant in their place, since others are "
-        "read together with them. "
         f"Channels removed: {size['channels']}, including those that only removed neurons needed "
         "or that were never used. "
         f"Logits differ from the silenced model's by {drift} of their scale."

@@ -55,7 +55,7 @@ class Report(ShortRepr):
         accuracy: Before, after, drop; None if the images had no labels.
         agreement: Of the purified model with the given one: same label, divergence (nats).
         suspects: Labels that a small perturbation reached in the given model: label, shares of the
-            images before and after; None: not looked for.
+            images before and after, None where there was no image; None: not looked for.
         size: Before, after, drift; None if nothing was removed from the tensors.
         seconds: Stage -> seconds.
         seed: As for `purify`.
@@ -285,8 +285,8 @@ def _accuracy(accuracy: PairedAccuracy) -> Data:
 
 
 def _suspect(suspect: SuspectLabel) -> Data:
-    before, after = _rate(suspect.before), _rate(suspect.after)
-    return {"label": suspect.label, "before": before, "after": after}
+    rates = (None if rate is None else _rate(rate) for rate in (suspect.before, suspect.after))
+    return {"label": suspect.label, **dict(zip(("before", "after"), rates, strict=True))}
 
 
 def _agreement(agreement: Agreement) -> Data:
@@ -299,7 +299,6 @@ def _size(removal: RemovalReport, batch: int) -> Data:
         "after": plain(removal.after),
         "batch": batch,  # images for which the latency was measured
         "removed": len(removal.removed),
-        "filled": len(removal.filled),
         "silenced": len(removal.silenced),
         "channels": removal.channels,
         "drift": plain(removal.drift),

@@ -16,8 +16,7 @@ from .base import Selector
 class Agreeing(Selector):
     """The most, up to a share, at which few held-out images change their label.
 
-    Needs no labels. Ours; the limits were set with one small network in sight, of which 5 % of the
-    neurons were more than distilling gives back (docs/results/distilling.md).
+    Needs no labels. Ours; the limits were set on one small network, and not compared with others.
 
     Attributes:
         max_changed: Largest share of the images whose label changes, before anything is distilled.

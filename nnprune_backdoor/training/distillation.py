@@ -125,13 +125,13 @@ def distil(
             is of a model of another shape.
         ScoringError: training diverged.
     """
-    model, _ = distil_and_tell(
+    model, _ = distil_with_triggers(
         pruned, teacher, clean, settings, selection=selection, seed=seed, progress=progress
     )
     return model
 
 
-def distil_and_tell(
+def distil_with_triggers(
     pruned: nn.Module,
     teacher: nn.Module,
     clean: CleanData | Iterable[Any],
@@ -141,7 +141,10 @@ def distil_and_tell(
     seed: int,
     progress: bool,
 ) -> tuple[nn.Module, tuple[SuspectTrigger, ...]]:
-    """What `distil` gives, and the triggers of the labels that the teacher made suspect."""
+    """The same as `distil`, with the triggers of the labels that the teacher makes suspect.
+
+    Those that were recovered from the student meanwhile are not among them.
+    """
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
         prepared = Prepared.of(pruned, clean, labels="ignored").moved()

@@ -1,8 +1,8 @@
 """Recover triggers of the labels to which a small perturbation sends almost every image.
 
-That is rare on benign networks and usual on those with a backdoor, whatever its trigger looks like
-(docs/results/distilling.md). Nobody is accused by it: a network that is trained to ignore such
-triggers loses a short cut, be it a backdoor's or its own.
+On the networks of docs/results/distilling.md the target of a backdoor is such a label, and few
+others are. No verdict rests on it: a network that is trained to ignore such triggers loses a short
+cut, be it a backdoor's or its own.
 """
 
 from __future__ import annotations
@@ -80,7 +80,15 @@ class SuspectLabels:
     def still_working(
         self, model: nn.Module, clean: CleanData, labels: Iterable[int], *, seed: int = 0
     ) -> tuple[SuspectTrigger, ...]:
-        """The same for those of these labels that a perturbation still reaches."""
+        """The same for those of these labels that a perturbation still reaches.
+
+        Args:
+            model, clean, seed: as for `suspect`.
+            labels: classes of the model.
+
+        Raises:
+            DataError, UnsupportedModelError, ScoringError: see `Inversion.recover`.
+        """
         return self._above(self.working, model, clean, list(labels), seed)
 
     def _above(

@@ -17,7 +17,6 @@ from nnprune_backdoor import load_model, load_purified, load_weights
 from nnprune_backdoor.cli.main import main
 from nnprune_backdoor.errors import CheckpointError
 from nnprune_backdoor.files import read_record
-from nnprune_backdoor.removal.recipe import Recipe
 
 pytestmark = pytest.mark.cli
 
@@ -165,22 +164,3 @@ def test_weights_of_a_purified_model_without_its_record_are_told_from_others(
     for path in (purified, purified / "model.safetensors"):
         with pytest.raises(CheckpointError, match=r"a purified model; read it by load_purified\("):
             load_model(path)
-
-
-def test_recipes_of_two_cuts_are_one() -> None:
-    def network() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
-
-    def recipe(out: list[int], inputs: list[int], constants: dict[str, float]) -> Recipe:
-        kept = {"weight": {"0": out}}
-        first = {"kept": kept, "attributes": {"out_features": len(out)}, "constants": {}}
-        second = {"kept": {"weight": {"1": inputs}}, "attributes": {"in_features": len(inputs)}}
-        return Recipe.from_dict({"0": first, "2": {**second, "constants": constants}})
-
-    first, second = recipe([0, 2, 3], [0, 2, 3], {"1": 0.5}), recipe([1, 2], [1, 2], {"0": 2.0})
-    images = torch.randn(7, 5)
-    twice, once = second.apply_(first.apply_(network())), second.after(first).apply_(network())
-    torch.testing.assert_close(once(images), twice(images))
-    assert once[2].in_features == 2 and once[0].out_features == 2
-    assert second.after(Recipe()) == second and Recipe().after(first) == first

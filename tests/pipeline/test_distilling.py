@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from helpers.networks import planted
 from helpers.states import assert_same_state, state_of
 from nnprune_backdoor import CleanData, Purified, Selector, create_criterion, purify
 from nnprune_backdoor.core.agreement import Agreement
+from nnprune_backdoor.core.measures import SuspectLabel
 from nnprune_backdoor.core.predictions import predict, predict_logits
 from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.core.sites import Site
@@ -158,6 +159,22 @@ def test_it_is_said_whether_a_label_was_suspected(
     assert ("by a small perturbation" in page) == (suspicious == 0)
 
 
+def test_a_suspect_label_is_told_where_no_image_can_tell_more(quick: Any) -> None:
+    """Of images that the given model has all at this label already."""
+    model, clean = quick
+    answers = predict(model, clean.images)
+    label = int(answers[0])
+    there = clean.take((answers == label).nonzero().flatten())
+    purified = purify(model, clean, "magnitude", repair="none", progress=False)
+    suspect = SuspectLabel.of(label, torch.clone, model, model, there)
+    assert suspect == SuspectLabel(label, None, None)
+    told = replace(purified, suspects=(suspect,), given=replace(purified.given, repair="distil"))
+    assert told.to_dict()["suspects"] == [{"label": label, "before": None, "after": None}]
+    assert Report.from_dict(told.to_dict()).suspects == told.to_dict()["suspects"]
+    assert f"suspect    label {label}: no image was left" in told.summary()
+    assert "| suspect label | **not measured** |" in told.to_markdown()
+
+
 @pytest.mark.parametrize(
     ("given", "selector", "repair"),
     [
@@ -195,7 +212,7 @@ def test_what_is_counted_on_once_more_does_not_teach(
         taught.append(len(clean))
         return student, ()
 
-    monkeypatch.setattr(job, "distil_and_tell", watched)
+    monkeypatch.setattr(job, "distil_with_triggers", watched)
     model, clean = quick
     purified = purify(model, clean, "magnitude", selector=selector, repair="distil", progress=False)
     assert taught == [count]

@@ -26,7 +26,7 @@ from nnprune_backdoor.errors import DataError, UnsupportedModelError
 from nnprune_backdoor.files import read_record
 from nnprune_backdoor.removal import Cut, Recipe, RemovalReport, compact
 from nnprune_backdoor.removal.heads import LAST_HEAD, NOT_SILENT
-from nnprune_backdoor.removal.recipes import compose
+from nnprune_backdoor.removal.recipe import compose
 from nnprune_backdoor.selectors import LowestCount
 
 TINY: dict[str, Any] = {
@@ -364,6 +364,35 @@ def test_two_recipes_make_one(data: st.DataObject) -> None:
     assert (got.in_features, got.out_features) == (wanted.in_features, wanted.out_features)
     torch.testing.assert_close(got.weight, wanted.weight)
     torch.testing.assert_close(got.bias, wanted.bias)
+
+
+def test_recipes_of_two_cuts_are_one() -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
+
+    def recipe(out: list[int], inputs: list[int], constants: dict[str, float]) -> Recipe:
+        kept = {"weight": {"0": out}}
+        first = {"kept": kept, "attributes": {"out_features": len(out)}, "constants": {}}
+        second = {"kept": {"weight": {"1": inputs}}, "attributes": {"in_features": len(inputs)}}
+        return Recipe.from_dict({"0": first, "2": {**second, "constants": constants}})
+
+    first, second = recipe([0, 2, 3], [0, 2, 3], {"1": 0.5}), recipe([1, 2], [1, 2], {"0": 2.0})
+    images = torch.randn(7, 5)
+    twice, once = second.apply_(first.apply_(network())), compose(first, second).apply_(network())
+    torch.testing.assert_close(once(images), twice(images))
+    assert once[2].in_features == 2 and once[0].out_features == 2
+    assert compose(Recipe(), second) == second and compose(first, Recipe()) == first
+
+
+def test_nothing_of_two_cuts_of_one_layer_is_lost() -> None:
+    """Purified twice, a network has what both times did to it."""
+    kept = {"weight": {0: (1, 2, 4)}}
+    first = Recipe({"attn": Cut(kept, {}, {}, inferred=True, filled={0: 2.0}, unread=(0,))})
+    second = Recipe({"attn": Cut({"weight": {0: (0, 2)}}, filled={1: 3.0}, unread=(1,))})
+    (cut,) = compose(first, second).layers.values()
+    assert cut.kept == {"weight": {0: (1, 4)}} and cut.inferred
+    assert cut.filled == {0: 2.0, 2: 3.0} and cut.unread == (0, 2)
 
 
 def test_a_recipe_may_only_lower_the_number_of_heads() -> None:
