@@ -1,8 +1,8 @@
 """Recover triggers of the labels to which a small perturbation sends almost every image.
 
-On the networks of docs/results/distilling.md the target of a backdoor is such a label, and few
-others are. No verdict rests on it: a network that is trained to ignore such triggers loses a short
-cut, be it a backdoor's or its own.
+In docs/results/distilling.md the target of every backdoor is such a label, and so are some labels
+of benign networks. No verdict rests on it: a network that is trained to ignore such triggers loses
+a short cut, be it a backdoor's or its own.
 """
 
 from __future__ import annotations
