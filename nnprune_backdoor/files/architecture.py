@@ -139,7 +139,8 @@ def built(
         raise CheckpointError(f"{what}: {error}") from error
     plain = arch.rpartition(":")[2].partition(".")[0]
     if weights.arch and weights.arch.partition(".")[0] != plain:
-        named = named.like(named, f"it says that it is a {short(weights.arch)!r}, not a {arch!r}")
+        other = f"it says that it is a {short(weights.arch)!r}, not a {arch!r}"
+        named = named.with_tensors(named, other)
     fill_(model, named, f"{what} as {arch!r}")
     return model, arch, arguments, named
 

@@ -54,7 +54,7 @@ class Weights(dict[str, Tensor]):
         super().__init__(tensors)
         self.mapping = {}
 
-    def like(self, tensors: Mapping[str, Tensor], *notes: str) -> Weights:
+    def with_tensors(self, tensors: Mapping[str, Tensor], *notes: str) -> Weights:
         """Other tensors out of these, with further notes."""
         other = Weights(tensors)
         other.notes, other.arch = (*self.notes, *notes), self.arch
@@ -205,12 +205,12 @@ def _open_one(path: Path, kind: str, size: int, max_bytes: int) -> _Opened:
 
 def _open_shards(path: Path, max_bytes: int) -> _Opened:
     index = read_index(path)
-    all_ = _Opened({}, 0, [f"read {len(index.files)} files that {path.name} names"])
+    whole = _Opened({}, 0, [f"read {len(index.files)} files that {path.name} names"])
     wanted: dict[Path, list[str]] = {file: [] for file in index.files}
     for name, file in index.places.items():
         wanted[file].append(name)
     for file in index.files:
-        size = size_of(file, max_bytes - all_.size)
+        size = size_of(file, max_bytes - whole.size)
         kind, instead = kind_of(file)
         if kind is None or kind == JSON:
             raise CheckpointError(f"{file}: {instead or 'JSON, not the weights'}")
@@ -220,10 +220,10 @@ def _open_shards(path: Path, max_bytes: int) -> _Opened:
                 raise CheckpointError(
                     f"{file}: {name[:100]!r} is not in it, although {path.name} says so"
                 )
-            all_.content[name] = part.content[name]
-        all_.size += size
-        all_.named |= part.named
-    return all_
+            whole.content[name] = part.content[name]
+        whole.size += size
+        whole.named |= part.named
+    return whole
 
 
 def _is_tensor(name: Any, value: Any) -> bool:

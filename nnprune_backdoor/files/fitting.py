@@ -111,7 +111,7 @@ def _without_prefix(weights: Weights, wanted: set[str]) -> Weights:
         )
     notes = [f"removed the prefix {prefix!r}"]
     notes += [f"left out, since they lack it: {listed(others)}"] if others else []
-    result = weights.like(taken, *notes)
+    result = weights.with_tensors(taken, *notes)
     result.mapping["prefix"] = weights.mapping.get("prefix", "") + prefix
     result.leave_out(others)
     return result
@@ -154,7 +154,7 @@ def _converted(
     new.update({name: weights[name] for name in buffers.difference(new)})
     gone = [name for name in gone if name not in buffers and name not in made]
     notes += [f"{'joined or ' if made else ''}left out by it: {listed(gone)}"] if gone else []
-    result = weights.like({n: t.contiguous() for n, t in new.items()}, *notes)
+    result = weights.with_tensors({n: t.contiguous() for n, t in new.items()}, *notes)
     result.mapping["converted_by"] = name
     if gone:
         result.leave_out(gone)
@@ -177,7 +177,7 @@ def _without_others(weights: Weights, network: nn.Module) -> Weights:
     if not left:
         return weights
     tensors = {name: tensor for name, tensor in weights.items() if name not in left}
-    result = weights.like(tensors, f"left out, no weights of the network: {listed(left)}")
+    result = weights.with_tensors(tensors, f"left out, no weights of the network: {listed(left)}")
     result.leave_out(left)
     return result
 
@@ -208,7 +208,7 @@ def _with_counters(weights: Weights, network: nn.Module) -> Weights:
     if not missing:
         return weights
     zeros = {name: torch.tensor(0) for name in missing}
-    result = weights.like(
+    result = weights.with_tensors(
         {**weights, **zeros}, f"set to 0, not in the file: {len(missing)} {_COUNTER}"
     )
     result.mapping["set_to_0"] = missing
