@@ -7,7 +7,9 @@ is patient and consistent", CVPR 2022). It gives back what pruning cost, and nee
 Some images carry a trigger (a universal perturbation or a patch), and the student is to answer as
 the teacher does without it: adversarial training against what works on all images, as in Zeng et
 al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022. The triggers are
-those of the labels that the teacher makes suspect; where it makes none so, there are none.
+those of the labels that the teacher makes suspect; where it makes none so, there are none. Where
+single images, too, go to such a label more easily than to others, some carry a perturbation of
+their own (Madry et al., ICLR 2018): a trigger may differ from image to image.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from ..core.masks import Silencing, silence_
 from ..core.norms import use_statistics_
 from ..core.outputs import give_same_output_
 from ..core.prepared import Prepared
+from ..core.recovered import PixelRange
 from ..core.scores import Selection
 from ..core.splits import jittered
 from ..errors import DataError, ScoringError
+from ..triggers.individual import IndividualPerturbations
 from ..triggers.suspects import SuspectLabels, SuspectTrigger
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
@@ -58,9 +62,12 @@ class Distillation:
         mixed: Share of the batches in which images are blended with one another (mixup) or have a
             rectangle of one another (CutMix), half and half.
         stamped: Share of each batch that carries a recovered trigger; 0 for plain distillation.
+        perturbed: Share of each batch in which each image is moved by itself, in the student as it
+            is then, towards a suspect label that stands out; 0 where triggers are not stamped.
         renewed: Epochs between two searches of the student for triggers that still work; those
             found before stay in use.
         search: Which labels the teacher makes suspect, and how their triggers are recovered.
+        individual: How single images are moved towards a label.
         largest_gradient: Norm over all weights to which a larger gradient is scaled down.
         silencing: What keeping a neuron silent means (see `core.masks`).
     """
@@ -72,17 +79,24 @@ class Distillation:
     turned: float = 0.5
     mixed: float = 0.5
     stamped: float = 0.2
+    perturbed: float = 0.1
     renewed: int = 24
     search: SuspectLabels = SuspectLabels()
+    individual: IndividualPerturbations = IndividualPerturbations()
     largest_gradient: float = 1.0
     silencing: Silencing = "zero"
 
     def __post_init__(self) -> None:
         check_settings(self, positive=("lr", "temperature", "largest_gradient", "renewed"))
-        if self.batch_size < 2 or max(self.turned, self.mixed, self.stamped) > 1:
+        if self.batch_size < 2 or max(self.turned, self.mixed) > 1:
             raise DataError(
-                "expected a batch_size of at least 2, and turned, mixed and stamped in [0, 1], "
-                f"got {self.batch_size}, {self.turned:g}, {self.mixed:g} and {self.stamped:g}"
+                "expected a batch_size of at least 2, and turned and mixed in [0, 1], "
+                f"got {self.batch_size}, {self.turned:g} and {self.mixed:g}"
+            )
+        if self.stamped + self.perturbed > 1:
+            raise DataError(
+                "expected stamped and perturbed of together at most 1, "
+                f"got {self.stamped:g} and {self.perturbed:g}"
             )
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -156,10 +170,23 @@ def distil_with_triggers(
         model = prepared.model.to(training_precision(prepared.model))
         student = _Student(model, settings, selection or Selection((), ()))
         triggers: tuple[SuspectTrigger, ...] = ()
+        outstanding: tuple[int, ...] = ()
         if settings.stamped:
             triggers = settings.search.suspect(given.model, prepared.clean, seed=seed)
+        if settings.perturbed and triggers:
+            suspects = {trigger.target for trigger in triggers}
+            outstanding = settings.search.standing_out(
+                given.model, prepared.clean, suspects, seed=seed
+            )
         generator = torch.Generator().manual_seed(seed)
-        student.learn(given.model, prepared.clean, triggers, generator, progress)
+        student.learn(
+            given.model,
+            prepared.clean,
+            triggers,
+            generator,
+            outstanding=outstanding,
+            progress=progress,
+        )
     restore_modes_(model, pruned)
     give_same_output_(model, pruned)
     restore_precision_(model, pruned)
@@ -184,8 +211,11 @@ class _Student:
         clean: CleanData,
         triggers: tuple[SuspectTrigger, ...],
         generator: torch.Generator,
+        *,
+        outstanding: tuple[int, ...],
         progress: bool,
     ) -> None:
+        """Distil, and train against the triggers and, image by image, the outstanding labels."""
         settings, model = self._settings, self._model
         steps = settings.epochs * max(1, -(-len(clean) // settings.batch_size))
         optimiser = torch.optim.AdamW(self._weights, lr=settings.lr)
@@ -193,6 +223,7 @@ class _Student:
             optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
         )
         suspects = sorted({trigger.target for trigger in triggers})
+        pixels = PixelRange.seen_in(clean.images)
         with progress_bar(settings.epochs, "distilling", progress) as bar:
             for epoch in range(settings.epochs):
                 if suspects and epoch % settings.renewed == 0:
@@ -201,9 +232,10 @@ class _Student:
                     triggers += settings.search.still_working(now, clean, suspects, seed=seed)
                 for batch in clean.batches(settings.batch_size, generator):
                     images = settings.view(batch.images, generator)
-                    loss = self._loss(
-                        teacher, images, stamp(images, triggers, settings.stamped, generator)
-                    )
+                    attacked = stamp(images, triggers, settings.stamped, generator)
+                    if outstanding:
+                        attacked = self._perturbed(attacked, outstanding, pixels, generator)
+                    loss = self._loss(teacher, images, attacked)
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
                     nn.utils.clip_grad_norm_(self._weights, settings.largest_gradient)
@@ -213,6 +245,22 @@ class _Student:
                     silence_(model, self._silent, silencing=settings.silencing)
                 bar.update()
         optimiser.zero_grad(set_to_none=True)
+
+    def _perturbed(
+        self,
+        images: Tensor,
+        labels: tuple[int, ...],
+        pixels: PixelRange,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The last images (of B, in random order), each moved towards one of the labels."""
+        count = round(self._settings.perturbed * len(images))
+        if not count:
+            return images
+        label = labels[int(torch.randint(len(labels), (), generator=generator))]
+        rest, last = images[:-count], images[-count:]
+        moved = self._settings.individual.perturb(self._model, last, label, pixels, generator)
+        return torch.cat([rest, moved])
 
     def _loss(self, teacher: nn.Module, images: Tensor, stamped: Tensor) -> Tensor:
         """Divergence of the answers to stamped images from the teacher's to the same without."""

@@ -1,10 +1,12 @@
 """Recover triggers from clean images: patches (`Inversion`) and additive perturbations."""
 
+from .individual import IndividualPerturbations
 from .inversion import Inversion, TargetEvidence
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
 from .suspects import SuspectLabels
 
 __all__ = [
+    "IndividualPerturbations",
     "Inversion",
     "RecoveredPerturbation",
     "SuspectLabels",

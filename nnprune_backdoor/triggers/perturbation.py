@@ -23,7 +23,7 @@ from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.short_repr import ShortRepr
-from ..utils.tensors import at_least_float32, placement
+from ..utils.tensors import at_least_float32, placement, scaled
 from .search import Search
 
 
@@ -143,7 +143,7 @@ class UniversalPerturbation:
             torch.randn(shape, generator=torch.Generator().manual_seed(seed + label))
             for label in labels
         ]
-        shares = _scaled(torch.stack(start), 0.1 * radius).to(place["device"])
+        shares = scaled(torch.stack(start), 0.1 * radius).to(place["device"])
         velocity = torch.zeros_like(shares)
         generator = torch.Generator().manual_seed(seed)
         size = min(self.batch_size, len(fit))
@@ -162,17 +162,10 @@ class UniversalPerturbation:
                 )
             (gradient,) = torch.autograd.grad(loss, shares)
             with torch.no_grad():
-                velocity = self.momentum * velocity + _scaled(gradient, 1.0)
+                velocity = self.momentum * velocity + scaled(gradient, 1.0)
                 length = radius / 8 * (1 - step / self.steps)
-                shares = shares.detach() - _scaled(velocity, length)
+                shares = shares.detach() - scaled(velocity, length)
                 norms = shares.flatten(1).norm(dim=1).clamp_min(1e-12)
                 shares = shares * (radius / norms).clamp_max(1).view(-1, 1, 1, 1)
             bar.update()
         return (shares.to(low) * (high - low)).float().cpu()
-
-
-def _scaled(vectors: Tensor, length: float) -> Tensor:
-    """Each of (K, ...) at this Euclidean length."""
-    norms = vectors.flatten(1).norm(dim=1).clamp_min(1e-12)
-    scaled: Tensor = vectors * (length / norms).view(-1, 1, 1, 1)
-    return scaled

@@ -8,18 +8,22 @@ a short cut, be it a backdoor's or its own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..core.data import CleanData
 from ..core.prepared import Prepared
-from ..core.recovered import RecoveredTrigger
+from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError
+from .individual import IndividualPerturbations
 from .inversion import Inversion
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
 
+# of the labels that are compared: images moved to each, other labels, and radii that are tried
+_MOVED, _COMPARED, _HALVINGS = 128, 8, 4
+_RARE = 0.25  # a label that fewer images reach does not stand out
 SuspectTrigger = RecoveredPerturbation | RecoveredTrigger
 
 
@@ -36,6 +40,9 @@ class SuspectLabels:
         perturbations: The search for perturbations of the easiest labels.
         patches: The search for patches of the suspected labels; shorter than where one is to be
             shown.
+        outlying: A suspected label stands out if single images are moved to it this many times as
+            often as to any label that is not suspected.
+        single: How they are moved for that.
     """
 
     labels: int = 2
@@ -45,6 +52,8 @@ class SuspectLabels:
     glance: UniversalPerturbation = UniversalPerturbation(steps=20)
     perturbations: UniversalPerturbation = UniversalPerturbation()
     patches: Inversion = Inversion(steps=100, batch_size=16)
+    outlying: float = 1.5
+    single: IndividualPerturbations = IndividualPerturbations(rms=2 / 255)
 
     def __post_init__(self) -> None:
         if not 1 <= self.labels <= self.tried:
@@ -54,6 +63,8 @@ class SuspectLabels:
                 "expected 0 <= working <= suspicious <= 1, "
                 f"got {self.working:g} and {self.suspicious:g}"
             )
+        if self.outlying < 1:
+            raise DataError(f"expected outlying of at least 1, got {self.outlying:g}")
 
     def suspect(
         self, model: nn.Module, clean: CleanData, *, seed: int = 0
@@ -90,6 +101,37 @@ class SuspectLabels:
             DataError, UnsupportedModelError, ScoringError: see `Inversion.recover`.
         """
         return self._above(self.working, model, clean, list(labels), seed)
+
+    def standing_out(
+        self, model: nn.Module, clean: CleanData, labels: Iterable[int], *, seed: int = 0
+    ) -> tuple[int, ...]:
+        """Those of these labels to which the model lets single images go most easily.
+
+        So it is with triggers that cover the image, those that differ from image to image among
+        them; hardly with patches. Empty where every class is among the labels.
+
+        Args:
+            model, clean, seed: as for `suspect`.
+            labels: classes of the model.
+        """
+        prepared = Prepared.of(model, clean, labels="ignored").moved()
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(prepared.classes, generator=generator, device="cpu").tolist()
+        asked = sorted(set(labels))
+        others = [label for label in order if label not in asked][:_COMPARED]
+        if not asked or not others:
+            return ()
+        some = prepared.clean.images[:_MOVED]
+        pixels = PixelRange.seen_in(prepared.clean.images)
+        single = self.single
+        for _ in range(_HALVINGS):
+            reached = single.reach(prepared.model, some, (*asked, *others), pixels, seed=seed)
+            most = max(reached[label] for label in others)
+            if most <= 0.5:
+                break
+            single = replace(single, rms=single.rms / 2)  # so wide a ball would tell nothing
+        least = max(self.outlying * most, _RARE)
+        return tuple(label for label in asked if reached[label] >= least)
 
     def _above(
         self, least: float, model: nn.Module, clean: CleanData, labels: list[int], seed: int

@@ -23,6 +23,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def scaled(vectors: Tensor, length: float) -> Tensor:
+    """Each of (K, ...) at this Euclidean length."""
+    norms = vectors.flatten(1).norm(dim=1).clamp_min(1e-12)
+    made: Tensor = vectors * (length / norms).view(-1, *[1] * (vectors.ndim - 1))
+    return made
+
+
 def check_default_device() -> None:
     """Raise DataError where new tensors are made elsewhere than on the CPU unless told otherwise.
 

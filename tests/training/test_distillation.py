@@ -14,6 +14,7 @@ from nnprune_backdoor import CleanData
 from nnprune_backdoor.attacks import train_classifier
 from nnprune_backdoor.core.masks import silence_
 from nnprune_backdoor.core.predictions import predict, predict_logits
+from nnprune_backdoor.core.recovered import PixelRange
 from nnprune_backdoor.core.scores import Selection
 from nnprune_backdoor.criteria import Magnitude
 from nnprune_backdoor.errors import DataError, ScoringError, UnsupportedModelError
@@ -21,7 +22,7 @@ from nnprune_backdoor.removal import compact
 from nnprune_backdoor.selectors import LowestFraction
 from nnprune_backdoor.training import Distillation, distil
 from nnprune_backdoor.training.views import turned
-from nnprune_backdoor.triggers import SuspectLabels, UniversalPerturbation
+from nnprune_backdoor.triggers import IndividualPerturbations, SuspectLabels, UniversalPerturbation
 
 SHORT = Distillation(epochs=8)
 
@@ -184,14 +185,22 @@ class Watched(nn.Module):
         return logits
 
 
+class StandingOut(SuspectLabels):
+    """Every suspect stands out."""
+
+    def standing_out(self, model: nn.Module, clean: CleanData, labels: Any, **how: Any) -> Any:
+        assert clean.labels is None
+        return tuple(labels)
+
+
 def test_the_student_alone_sees_triggers(teacher: nn.Module, clean: CleanData) -> None:
     student, given = Watched(teacher, "student"), Watched(teacher, "teacher")
-    search = SuspectLabels(suspicious=0.0, working=0.0)
-    settings = Distillation(epochs=1, stamped=0.25, search=search)
+    search = StandingOut(suspicious=0.0, working=0.0)
+    settings = Distillation(epochs=1, stamped=0.25, perturbed=0.125, search=search)
     distil(student, given, clean, settings, progress=False)
     shown, plain = SEEN["student"][-1], SEEN["teacher"][-1]  # 48 images are left for the last step
     changed = (shown != plain).flatten(1).any(1)
-    assert len(shown) == 48 and changed.tolist() == [True] * 12 + [False] * 36
+    assert len(shown) == 48 and changed.tolist() == [True] * 12 + [False] * 30 + [True] * 6
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +238,29 @@ def test_triggers_are_of_the_student_as_it_is_then_and_stop_working(
     assert fooled(student, clean) < 0.3
 
 
+def test_perturbations_of_single_images_stop_working_too(
+    backdoored: nn.Module, clean: CleanData
+) -> None:
+    individual = IndividualPerturbations(rms=0.12, steps=5)
+    search = StandingOut(labels=1, perturbations=UniversalPerturbation(rms=0.08))
+    settings = Distillation(epochs=24, search=search, individual=individual, perturbed=0.2)
+    student, without = (
+        distil(backdoored, backdoored, clean, replace(settings, perturbed=share), progress=False)
+        for share in (0.2, 0.0)
+    )
+
+    def sent(model: nn.Module) -> float:
+        """Share of the images that leave their class for the backdoor's label."""
+        images = clean.images[clean.targets != 0]
+        pixels, generator = PixelRange.seen_in(images), torch.Generator().manual_seed(1)
+        moved = individual.perturb(model, images, 0, pixels, generator)
+        return (predict(model, moved) == 0).float().mean().item()
+
+    assert agreement(student, backdoored, clean) > 0.95
+    assert sent(without) > 0.25
+    assert sent(student) < 0.1
+
+
 def fooled(model: nn.Module, clean: CleanData) -> float:
     """Success of the best universal perturbation, found anew."""
     search = UniversalPerturbation(rms=0.08, steps=40)
@@ -243,5 +275,7 @@ def test_bad_input_is_refused(teacher: nn.Module, selection: Selection, clean: C
         distil(smaller, teacher, clean, SHORT, selection=selection, progress=False)
     with pytest.raises(DataError, match="batch_size"):
         Distillation(batch_size=1)
+    with pytest.raises(DataError, match="together at most 1"):
+        Distillation(stamped=0.6, perturbed=0.5)
     with pytest.raises(ScoringError, match=r"diverged|NaN"):
         distil(teacher, teacher, clean, Distillation(lr=1e30), progress=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
@@ -16,6 +16,7 @@ from nnprune_backdoor import CleanData
 from nnprune_backdoor.core.recovered import RecoveredTrigger
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.triggers import (
+    IndividualPerturbations,
     Inversion,
     RecoveredPerturbation,
     SuspectLabels,
@@ -118,3 +119,44 @@ def test_settings_are_checked() -> None:
     for given in ({"working": 0.95}, {"suspicious": 1.1}, {"working": -0.1}):
         with pytest.raises(DataError, match="working <= suspicious"):
             SuspectLabels(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved(IndividualPerturbations):
+    """Claims shares of the images that are moved, by radius and label."""
+
+    claimed: Mapping[float, Mapping[int, float]]
+
+    def reach(
+        self, model: object, images: object, labels: Iterable[int], *_: object, **__: object
+    ) -> dict[int, float]:
+        return {label: self.claimed[self.rms].get(label, 0.1) for label in labels}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "found"),
+    [
+        ({0.2: {1: 0.9, 2: 0.8, 3: 0.5}}, (1, 2)),
+        ({0.2: {1: 0.9, 2: 0.6, 3: 0.5}}, (1,)),
+        ({0.2: {1: 0.2, 2: 0.2, 3: 0.1}}, ()),  # hardly any go anywhere
+        # at the first radius another label is reached too often to tell, at half of it none is
+        ({0.2: {1: 1.0, 2: 1.0, 3: 0.9}, 0.1: {1: 0.9, 2: 0.3, 3: 0.4}}, (1,)),
+    ],
+)
+def test_labels_to_which_single_images_go_more_easily_than_to_others_stand_out(
+    claimed: Mapping[float, Mapping[int, float]], found: tuple[int, ...], clean: CleanData
+) -> None:
+    search = SuspectLabels(single=Moved(rms=0.2, claimed=claimed))
+    assert search.standing_out(build("test_resnet"), clean, (1, 2)) == found
+
+
+def test_single_images_are_moved_in_a_copy_and_nothing_stands_out_alone(clean: CleanData) -> None:
+    model = build("test_resnet")
+    before, rng = state_of(model), torch.get_rng_state()
+    classes = model(clean.images[:1]).shape[1]
+    once, again = (SuspectLabels().standing_out(model, clean, (0,), seed=3) for _ in range(2))
+    assert once == again
+    assert SuspectLabels().standing_out(model, clean, range(classes)) == ()
+    assert SuspectLabels().standing_out(model, clean, ()) == ()
+    assert_same_state(before, state_of(model))
+    assert torch.equal(rng, torch.get_rng_state())

@@ -1,0 +1,108 @@
+"""A perturbation for each image by itself that moves it towards a label.
+
+Projected gradient descent (Madry et al., "Towards Deep Learning Models Resistant to Adversarial
+Attacks", ICLR 2018), towards a label and in a ball of the Euclidean norm. A backdoor whose trigger
+differs from image to image is a short cut that no universal perturbation shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.predictions import images_per_pass, predict_labels
+from ..core.recovered import PixelRange
+from ..errors import DataError
+from ..utils.tensors import at_least_float32, placement, scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndividualPerturbations:
+    """How they are found: normalised gradient steps inside a ball, from a random beginning.
+
+    Attributes:
+        rms: Radius of the ball: root mean square change as a share of the valid range.
+        steps: Gradient steps, each of 2.5 radii over their number.
+    """
+
+    rms: float = 8 / 255
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.rms <= 1:
+            raise DataError(
+                f"expected steps of at least 1 and rms in (0, 1], got {self.steps} and {self.rms:g}"
+            )
+
+    def perturb(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        label: int,
+        pixels: PixelRange,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The images, each changed so that the model sends it to the label if it can.
+
+        Nothing of the model changes; no gradient of its weights is computed.
+
+        Args:
+            model: (N, C, H, W) -> (N, classes), in eval mode.
+            images: (N, C, H, W), normalised as the model expects.
+            label: that they are moved towards.
+            pixels: valid range; what is returned lies in it.
+            generator: of the random beginnings, on the CPU.
+
+        Returns:
+            (N, C, H, W), of the type and on the device of `images`.
+        """
+        place = placement(model)
+        low, high = pixels.low.to(**place), pixels.high.to(**place)
+        given = images.to(**place)
+        radius = self.rms * given[0].numel() ** 0.5
+        labels = torch.full((len(given),), label, device=given.device)
+        # in shares of the valid range, where all channels weigh alike
+        shares = torch.randn(given.shape, generator=generator).to(**place)
+        shares = scaled(shares, 0.1 * radius)
+        for _ in range(self.steps):
+            shares.requires_grad_(True)
+            logits = model((given + shares * (high - low)).clamp(low, high))
+            loss = F.cross_entropy(at_least_float32(logits), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, shares)
+            with torch.no_grad():
+                shares = shares - scaled(gradient, 2.5 * radius / self.steps)
+                norms = shares.flatten(1).norm(dim=1).clamp_min(1e-12)
+                shares = shares * (radius / norms).clamp_max(1).view(-1, 1, 1, 1)
+        return (given + shares * (high - low)).clamp(low, high).to(images)
+
+    def reach(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Iterable[int],
+        pixels: PixelRange,
+        *,
+        seed: int = 0,
+    ) -> dict[int, float]:
+        """The share of the images that are sent to each label, without those already there.
+
+        Args:
+            model, images, pixels: as for `perturb`.
+            labels: classes of the model.
+            seed: of the random beginnings, the same for every label.
+        """
+        predicted = predict_labels(model, images)
+        shares = {}
+        for label in labels:
+            others, generator = images[predicted != label], torch.Generator().manual_seed(seed)
+            sent = torch.zeros(1, dtype=torch.bool)
+            if len(others):
+                parts = others.split(images_per_pass(others, model))
+                moved = [self.perturb(model, part, label, pixels, generator) for part in parts]
+                sent = predict_labels(model, torch.cat(moved)) == label
+            shares[label] = sent.float().mean().item()
+        return shares
