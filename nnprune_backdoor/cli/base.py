@@ -7,14 +7,14 @@ import difflib
 import json
 import sys
 import textwrap
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import OutputError, PurifyError
+from ..errors import PurifyError
+from ..utils.whole_file import draft_of, write_whole
 
 Commands = Any  # what `add_subparsers` returns; argparse does not export its class
 
@@ -144,7 +144,7 @@ def check_writable(path: Path | None, option: str) -> None:
         raise MisuseError(f"{option} {path}: no such folder {path.parent}; create it first")
     if path.exists() and not path.is_file():
         raise MisuseError(f"{option} {path} is no regular file; give the name of one")
-    draft = _draft_of(path)
+    draft = draft_of(path)
     try:  # to ask for access rights is not enough: the disk may be full, the name too long
         try:
             with draft.open("xb") as file:
@@ -156,22 +156,3 @@ def check_writable(path: Path | None, option: str) -> None:
             f"{option} {path}: {path.parent} cannot be written to ({error.strerror}); choose "
             "another folder"
         ) from error
-
-
-def _draft_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write the file, or leave what was there before where that fails; raises OutputError."""
-    draft = _draft_of(path)
-    try:
-        with draft.open("xb") as file:  # x: never through a link that somebody put there
-            file.write(content)
-        draft.replace(path)
-    except (OSError, UnicodeError) as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error}); free space on the disk, or give another name"
-        ) from error
-    finally:
-        draft.unlink(missing_ok=True)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError, ScoringError
 from ..utils.short_repr import ShortRepr
+from .neuron_files import Stored, read_stored, write_stored
 from .recovered import RecoveredTrigger
 from .sites import Neuron, Site
+
+_OF_SCORES = ("criterion", "details", "made_from")  # what a file has of them besides neurons
+
+_OF_SELECTIONS = ("neurons", "reason", "details", "curve", "made_from")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +30,8 @@ class ChannelScores(ShortRepr):
         criterion: The criterion's repr.
         details: Plain data about the run (steps, accuracies, stops not reached) for the report.
         triggers: Triggers that the criterion recovered and used.
+        made_from: What they depend on besides: "weights" and "images" by their SHA-256, "seed" and
+            "compute".
     """
 
     sites: tuple[Site, ...]
@@ -35,6 +39,7 @@ class ChannelScores(ShortRepr):
     criterion: str
     details: dict[str, Any] = field(default_factory=dict)
     triggers: tuple[RecoveredTrigger, ...] = ()
+    made_from: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         total = sum(site.channels for site in self.sites)
@@ -70,39 +75,31 @@ class ChannelScores(ShortRepr):
         return [neurons[index] for index in self.order().tolist()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.safetensors` file: the numbers, and sites and details as JSON in its header."""
-        plain = ("target", "success", "tested", "steps")
-        header = {
-            "sites": [asdict(site) for site in self.sites],
-            "criterion": self.criterion,
-            "details": self.details,
-            "triggers": [{name: getattr(t, name) for name in plain} for t in self.triggers],
-        }
-        tensors = {"scores": self.flat.contiguous()}
-        for i, trigger in enumerate(self.triggers):
-            tensors[f"mask{i}"] = trigger.mask.contiguous()
-            tensors[f"pattern{i}"] = trigger.pattern.contiguous()
-        save_file(tensors, os.fspath(path), {"scores": json.dumps(header)})
+        """Write a `.safetensors` file, whole or not at all; raises OutputError."""
+        header = {name: getattr(self, name) for name in _OF_SCORES}
+        stored = Stored(header, self.sites, self.triggers, {"scores": self.flat})
+        write_stored(path, "scores", stored)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ChannelScores:
-        """Read what `save` wrote. No pickle is involved."""
-        with safe_open(os.fspath(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "scores" not in metadata:
-                raise DataError(f"{os.fspath(path)!r} holds no channel scores")
-            header = json.loads(metadata["scores"])
-            sites = tuple(Site(**site) for site in header["sites"])
-            triggers = tuple(
-                RecoveredTrigger(
-                    mask=file.get_tensor(f"mask{i}"),
-                    pattern=file.get_tensor(f"pattern{i}"),
-                    **plain,
-                )
-                for i, plain in enumerate(header.get("triggers", []))
-            )
-            flat = file.get_tensor("scores")
-            return cls(sites, flat, header["criterion"], header["details"], triggers)
+        """Read what `save` wrote; no pickle is involved.
+
+        Raises:
+            DataError: the file holds something else, or is damaged.
+            OSError: there is no such file.
+        """
+        stored = read_stored(path, "scores", ("criterion", "details"))
+        if "scores" not in stored.tensors:
+            raise DataError(f"{os.fspath(path)!r} holds no scores; give a file that save() wrote")
+        made_from = stored.header.get("made_from", {})  # older files have none
+        return cls(
+            stored.sites,
+            stored.tensors["scores"],
+            stored.header["criterion"],
+            stored.header["details"],
+            stored.triggers,
+            made_from,
+        )
 
 
 def neurons_of(sites: tuple[Site, ...]) -> list[Neuron]:
@@ -135,6 +132,8 @@ class Selection(ShortRepr):
         details: Plain data about the decision, for the report.
         curve: The amounts that were tried, if any.
         triggers: The recovered triggers that decided, if any.
+        made_from: What it depends on: that of the scores, and the criterion; of `purify` also the
+            selector and what it was given.
     """
 
     sites: tuple[Site, ...]
@@ -143,6 +142,30 @@ class Selection(ShortRepr):
     details: dict[str, Any] = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
     triggers: tuple[RecoveredTrigger, ...] = ()
+    made_from: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.safetensors` file, whole or not at all; raises OutputError."""
+        header = {name: getattr(self, name) for name in _OF_SELECTIONS}
+        write_stored(path, "selection", Stored(header, self.sites, self.triggers, {}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Selection:
+        """Read what `save` wrote; no pickle is involved.
+
+        Raises:
+            DataError: the file holds something else, or is damaged.
+            OSError: there is no such file.
+        """
+        stored = read_stored(path, "selection", _OF_SELECTIONS)
+        header = stored.header
+        try:
+            neurons = tuple(Neuron(str(site), int(channel)) for site, channel in header["neurons"])
+            curve = tuple(Point(*point) for point in header["curve"])
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{os.fspath(path)!r} is damaged ({error}); delete it") from error
+        reason, details, made_from = header["reason"], header["details"], header["made_from"]
+        return cls(stored.sites, neurons, reason, details, curve, stored.triggers, made_from)
 
     def __len__(self) -> int:
         return len(self.neurons)
@@ -176,4 +199,5 @@ def lowest(scores: ChannelScores, count: int, reason: str = "", **details: Any) 
             chosen.append(neuron)
     if reason and len(chosen) < count:
         reason += f"; only {len(chosen)} can go, since each layer keeps one"
-    return Selection(scores.sites, tuple(chosen), reason, details)
+    made_from = {**scores.made_from, "criterion": scores.criterion}
+    return Selection(scores.sites, tuple(chosen), reason, details, made_from=made_from)

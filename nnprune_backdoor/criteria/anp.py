@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.data import CleanData
 from ..core.masks import MaskedModel, Silencing
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from ..utils.tensors import placement
@@ -74,6 +75,10 @@ class ANP(Criterion):
     @property
     def silencing(self) -> Silencing:
         return self.mask_silencing if isinstance(self.ranking, MaskTraining) else "zero"
+
+    def passes(self, task: Task) -> Work:
+        noise = self.noise_steps + 1 if self.noise_budget > 0 else 1
+        return self.ranking.passes(task, noise + (self.alpha > 0))
 
     def score(
         self,

@@ -14,11 +14,13 @@ from ..core.compute import Compute
 from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.norms import keeps_statistics
+from ..core.passes import Task, Work
 from ..core.prepared import Labels, Prepared
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from ..core.stand_in import stand_in_images
 from ..errors import DataError, ScoringError, UnsupportedModelError
+from ..utils.fingerprint import fingerprint
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.registry import Registry
 from ..utils.settings import check_settings
@@ -79,6 +81,10 @@ class Criterion(ABC):
         On a GPU the images may lie there as well (`CleanData.near`); labels are on the CPU.
         """
 
+    def passes(self, task: Task) -> Work | None:
+        """What scoring sends through the network; None where that is not known beforehand."""
+        return None if self.needs_images else ()
+
     @final
     def __call__(
         self,
@@ -122,7 +128,21 @@ class Criterion(ABC):
                 scores = self.score(frozen, data, sites, generator, progress)
         if scores.sites != sites:
             raise ScoringError(f"{type(self).__name__} did not score the sites it was given")
-        return scores
+        made_from = self.made_from(model, prepared.clean, seed=seed, compute=compute)
+        return dataclasses.replace(scores, made_from=made_from)
+
+    @final
+    def made_from(
+        self, model: nn.Module, clean: CleanData, *, seed: int, compute: Compute = Compute()
+    ) -> dict[str, str]:
+        """What scores of this model would depend on besides the criterion (`ChannelScores`)."""
+        images = {"images": clean.images, "labels": clean.labels} if self.needs_images else {}
+        return {
+            "weights": fingerprint(model.state_dict()),
+            "images": fingerprint(images),
+            "seed": str(seed),
+            "compute": repr(compute),
+        }
 
     @final
     def images_for(self, model: nn.Module, clean: CleanData | Iterable[Any] | None) -> CleanData:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core.data import CleanData
 from ..core.norms import keeps_statistics
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from .base import Criterion, register_criterion
@@ -49,6 +50,9 @@ class BNP(Criterion):
         The authors' code looks at one batch; here all clean images given count.
         """
         return cls()
+
+    def passes(self, task: Task) -> Work:
+        return (task.forward(task.images),)
 
     def score(
         self,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 
@@ -28,6 +28,7 @@ from ..core.checks import count_classes
 from ..core.compute import mean_gradients
 from ..core.data import CleanData
 from ..core.masks import MaskedModel, Silencing
+from ..core.passes import Task, Work
 from ..core.predictions import check_labels, predict_labels
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..core.scores import ChannelScores
@@ -139,6 +140,23 @@ class CNP(TriggerCriterion):
             ranking=PlateauTraining(steps=1200),
             mirror=True,
         )
+
+    def passes(self, task: Task) -> Work:
+        # a gradient: the noise, then three views under the masks and two without
+        under_masks = self.ranking.passes(task, self.noise_steps + 3)
+        without = (replace(each, kind="forward", images=each.images / 2) for each in under_masks)
+        noise = ()
+        if self.candidates is not None and self.stamp is None:
+            size, drawn = self.ranking.batch_size, self.noise_passes
+            noise = (task.epochs("masks", size, self.noise_steps * drawn),)
+            noise += (task.epochs("forward", size, 2 * drawn),)
+        found = self.recovery(task) if self.stamp is None else ()
+        return (*noise, *found, *under_masks, *without)
+
+    def recovery(self, task: Task) -> Work:
+        if self.target is None and self.candidates is not None:
+            task = replace(task, classes=self.candidates if self.candidates > 1 else 0)
+        return super().recovery(task)
 
     def score(
         self,

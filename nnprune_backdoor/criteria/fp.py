@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.data import CleanData
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from .base import Criterion, register_criterion
@@ -47,6 +48,9 @@ class FP(Criterion):
     def paper(cls) -> Self:
         """The defaults. Select by clean accuracy (`AccuracyBudget`), then fine-tune."""
         return cls()
+
+    def passes(self, task: Task) -> Work:
+        return (task.forward(task.images),)
 
     def score(
         self,

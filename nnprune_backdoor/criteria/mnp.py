@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..core.data import CleanData
 from ..core.masks import MaskedModel, Silencing
 from ..core.norms import use_statistics_
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from ..errors import DataError, ScoringError
@@ -82,6 +83,10 @@ class MNP(Criterion):
     @property
     def silencing(self) -> Silencing:
         return self.mask_silencing if isinstance(self.ranking, MaskTraining) else "zero"
+
+    def passes(self, task: Task) -> Work:
+        models = 2 if 0 < self.preserve < 1 else 1
+        return (*self.unlearning.passes(task), *self.ranking.passes(task, models))
 
     def score(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core.data import CleanData
 from ..core.masks import MaskedModel, Silencing
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores
 from ..core.sites import Site
 from .base import Criterion, register_criterion
@@ -65,6 +66,9 @@ class RNP(Criterion):
     @property
     def silencing(self) -> Silencing:
         return self.mask_silencing if isinstance(self.ranking, MaskTraining) else "zero"
+
+    def passes(self, task: Task) -> Work:
+        return (*self.unlearning.passes(task), *self.ranking.passes(task))
 
     def score(
         self,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..core.data import CleanData
 from ..core.masks import MaskedModel
+from ..core.passes import Passes, Task, Work
 from ..core.predictions import predict_labels
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores
@@ -64,6 +65,13 @@ class TAC(TriggerCriterion):
         For Neural Cleanse itself give the last site alone as `sites`.
         """
         return cls(ranking=ActivationChange(), steps=1000)
+
+    def passes(self, task: Task) -> Work:
+        if isinstance(self.ranking, ActivationChange):
+            ranking: Work = (Passes("forward", _FEW, 2 * task.images),)
+        else:
+            ranking = self.ranking.passes(task)
+        return (task.forward(task.images), *self.recovery(task), *ranking)
 
     def score(
         self,

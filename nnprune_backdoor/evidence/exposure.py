@@ -23,6 +23,9 @@ from ..utils.randomness import checked_seed, private_randomness
 from ..utils.short_repr import ShortRepr
 
 
+UNLEARNING = Unlearning(missed="flag", stop=None)  # RNP's way with our defaults
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Exposed(ShortRepr):
     """A model that has forgotten the clean task, and how it got there.
@@ -69,7 +72,7 @@ def expose(
         DataError, UnsupportedModelError: see `Prepared.of`.
         ScoringError: it diverged.
     """
-    settings = unlearning or Unlearning(missed="flag", stop=None)
+    settings = unlearning or UNLEARNING
     seed = checked_seed(seed)
     with private_randomness(seed), torch.enable_grad():
         prepared = Prepared.of(model, clean, labels="ignored").moved()

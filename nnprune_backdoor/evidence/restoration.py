@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core.data import CleanData
 from ..core.held_out import HeldOut
 from ..core.masks import MaskedModel, Silencing
+from ..core.passes import Task, Work
 from ..core.predictions import images_per_pass, predict_labels
 from ..core.scores import ChannelScores, Selection, lowest
 from ..core.sites import Site
@@ -92,6 +93,19 @@ class Restoration:
         self._sites, self._ranking, self._seed = sites, ranking, seed
         self._min_kept = min_kept
         self._stiffness = ranking.stiffness(model, self._fit, sites, self._generator())
+
+    @staticmethod
+    def passes(task: Task, labels: int, ranking: Response = Response()) -> Work:
+        """What it sends through the network for so many labels, preparation included."""
+        held = _HELD_OUT * task.images
+        fit = task.part(task.images - held)
+        ranked = min(ranking.batch_size, max(16, task.at_once))
+        return (
+            task.forward(task.images),
+            fit.epochs("masks", ranking.probe_size, 1),
+            fit.epochs("masks", ranked, labels),
+            task.forward(labels * held * (1 + 2 * len(SHARES))),
+        )
 
     def __call__(self, label: int, trigger: Callable[[Tensor], Tensor]) -> Restored | None:
         """What it does to this trigger; None where it sends no held-out image to the label."""

@@ -11,6 +11,8 @@ from torch import nn
 
 from ..core.data import CleanData
 from ..core.masks import Silencing
+from ..core.passes import Task
+from ..core.plan import Plan
 from ..core.predictions import check_labels
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
@@ -24,6 +26,7 @@ from .diagnosis import Diagnosis
 from .exposure import expose
 from .null import KINDS, Evidence, evidence_of
 from .restoration import Restoration, Restored
+from .work import passes_of_scan
 
 _LABELS = 10  # of the benign networks of the reference distribution
 
@@ -87,29 +90,28 @@ class Scan:
             unseen = unscored(frozen, prepared.probe, prepared.sites)
             if labels is not None:
                 labels = check_labels(labels, classes)
+            clock = self._clock(prepared, labels, seed, progress)
             found: dict[str, ByLabel] = {}
-            clock = Clock()
             how: dict[str, Any] = {"pixels": pixels, "seed": seed, "progress": progress}
-            # first, since it is quick and refuses where it diverges
-            exposed = expose(frozen, data, self.unlearning, seed=seed, progress=progress)
-            found["exposure"] = dict(enumerate(exposed.predicted))
-            clock.lap("exposure")
+            with clock.stage("exposure"):  # first, since it is quick and refuses where it diverges
+                exposed = expose(frozen, data, self.unlearning, seed=seed, progress=progress)
+                found["exposure"] = dict(enumerate(exposed.predicted))
             likely = labels
             if labels is None and classes > self.screened:
-                likely = self._screened(frozen, data, **how)
-                clock.lap("screening")
-            perturbations, found["universal"] = self._universal(frozen, data, likely, **how)
+                with clock.stage("screening"):
+                    likely = self._screened(frozen, data, **how)
+            with clock.stage("universal"):
+                perturbations, found["universal"] = self._universal(frozen, data, likely, **how)
             wanted = [perturbation.target for perturbation in perturbations]
             if labels is None and classes > self.many:
                 wanted = sorted(wanted, key=lambda label: -found["universal"][label])
                 wanted = sorted(wanted[: self.candidates])
-            clock.lap("universal")
-            triggers = self.search.recover(frozen, data, wanted, **how)
-            clock.lap("triggers")
-            found |= self._sizes(triggers)
-            weighed, best = self._weigh(prepared, triggers, silencing, seed, progress)
-            found |= weighed
-            clock.lap("restoration")
+            with clock.stage("triggers"):
+                triggers = self.search.recover(frozen, data, wanted, **how)
+            with clock.stage("restoration"):
+                found |= self._sizes(triggers)
+                weighed, best = self._weigh(prepared, triggers, silencing, seed, progress)
+                found |= weighed
         return Diagnosis(
             self._judged(found, triggers, data, classes),
             classes,
@@ -126,6 +128,18 @@ class Scan:
             clock.laps,
             unseen,
         )
+
+    def _clock(
+        self, prepared: Prepared, labels: Sequence[int] | None, seed: int, progress: bool
+    ) -> Clock:
+        """The clock of a scan, which has said what will be done and how long it should take."""
+        model, images, sites = prepared.model, prepared.clean.images, prepared.sites
+        asked = len(labels) if labels is not None else prepared.classes
+        what = f"scanning: {len(images):,} images, {asked:,} of {prepared.classes:,} labels"
+        task = Task.of(model, images, prepared.classes)
+        work = passes_of_scan(self, task, None if labels is None else len(labels))
+        plan = Plan.of(what, work, model, images, sites, seed=seed, progress=progress)
+        return Clock(plan.seconds, progress)
 
     def _works(self, trigger: RecoveredTrigger) -> bool:
         return trigger.success >= self.min_success

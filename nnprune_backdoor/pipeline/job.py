@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from ..core.checks import check_scoring_part
 from ..core.data import CleanData
+from ..core.held_out import HeldOut
 from ..core.predictions import predict_labels
 from ..core.prepared import Prepared
 from ..core.scores import ChannelScores, Selection
 from ..training.distillation import Distillation, distil_with_triggers
 from ..triggers.suspects import SuspectTrigger
+from ..utils.fingerprint import fingerprint
+from .kept import Kept, KeptIn
 from .options import Options
 
 
@@ -47,31 +51,73 @@ class Job:
     """
 
     def __init__(self, model: nn.Module, prepared: Prepared, options: Options, seed: int) -> None:
-        self.model, self.prepared, self.options = model, prepared, options
+        self.model, self.prepared, self.options, self.seed = model, prepared, options, seed
         self.parts = prepared.clean.split(*options.shares, seed=seed)
         check_scoring_part(self.parts, prepared.classes)
         self.scoring, self.selecting, self.measuring = self.parts
 
-    def scored(self, seed: int) -> ChannelScores:
-        """The criterion's scores of the given network.
+    @cached_property
+    def to_score(self) -> CleanData:
+        """The scoring images; with the network's own answers where labels are needed and none."""
+        scoring = self.scoring
+        if scoring.labels is None and self.options.criterion.needs_labels:
+            return CleanData(scoring.images, predict_labels(self.prepared.model, scoring.images))
+        return scoring
 
-        A criterion that needs labels gets the network's own answers where the images have none.
-        """
-        options, scoring = self.options, self.scoring
-        if scoring.labels is None and options.criterion.needs_labels:
-            answers = predict_labels(self.prepared.model, scoring.images)
-            scoring = CleanData(scoring.images, answers)
-        return options.criterion(
+    @cached_property
+    def kept(self) -> Kept:
+        """Scores and selection of an earlier purification, where the caller named their files."""
+        files, options = self.options.kept_in, self.options
+        if files == KeptIn():
+            return Kept(files, (), {}, {})
+        compute = options.compute
+        made_from = options.criterion.made_from(
+            self.model, self.to_score, seed=self.seed, compute=compute
+        )
+        made_from["criterion"] = repr(options.criterion)
+        held = {"images": self.selecting.images, "labels": self.selecting.labels}
+        selected_from = {
+            **made_from,
+            "selecting images": fingerprint(held),
+            "selector": repr(options.selector),
+            "silencing": options.silencing,
+        }
+        return Kept(files, self.prepared.sites, made_from, selected_from)
+
+    def scored(self) -> ChannelScores:
+        """The criterion's scores of the given network."""
+        if self.kept.scores is not None:
+            return self.kept.scores
+        options = self.options
+        scores = options.criterion(
             self.model,
-            scoring,
+            self.to_score,
             sites=self.prepared.sites,
-            seed=seed,
+            seed=self.seed,
             progress=options.progress,
             compute=options.compute,
         )
+        self.kept.keep_scores(scores)
+        return scores
+
+    def selected(self, scores: ChannelScores, held_out: HeldOut) -> Selection:
+        """The selector's selection."""
+        if self.kept.selection is not None:
+            return self.kept.selection
+        return self.kept.keep_selection(self.options.selector(scores, held_out))
+
+    @property
+    def distillation(self) -> Distillation:
+        """How the silenced network is distilled."""
+        return Distillation(silencing=self.options.silencing)
+
+    @property
+    def teaches_selecting(self) -> bool:
+        """Whether the selecting images teach in distilling, too; see `distilled`."""
+        return not self.options.selector.recovers_triggers
 
     def distilled(
-        self, silenced: nn.Module, silent: Selection, seed: int
+        self, silenced: nn.Module, silent: Selection
     ) -> tuple[nn.Module, tuple[SuspectTrigger, ...]]:
         """A silenced network that has learned from the given one, and what it learned to ignore.
 
@@ -79,14 +125,14 @@ class Job:
         triggers, which counts once more on them what is left.
         """
         parts = [self.scoring.images]
-        if not self.options.selector.recovers_triggers:
+        if self.teaches_selecting:
             parts.append(self.selecting.images)
         return distil_with_triggers(
             silenced,
             self.model,
             CleanData(torch.cat(parts)),
-            Distillation(silencing=self.options.silencing),
+            self.distillation,
             selection=silent,
-            seed=seed,
+            seed=self.seed,
             progress=self.options.progress,
         )

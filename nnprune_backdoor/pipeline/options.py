@@ -12,6 +12,7 @@ from ..criteria.base import Criterion, create_criterion
 from ..errors import DataError
 from ..selectors.agreement import Agreeing
 from ..selectors.base import Selector, create_selector
+from .kept import KeptIn
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Options:
     shares: tuple[float, float, float]
     compute: Compute
     progress: bool
+    kept_in: KeptIn
 
     @classmethod
     def of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -38,7 +40,9 @@ from ..utils.progress import Clock, progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.tensors import placement
 from .job import Job, Pruned
+from .kept import KeptIn
 from .options import Options
+from .planning import planned
 
 _PROBE = 16  # images on which the smaller model is held against the silenced one
 
@@ -56,6 +60,8 @@ def purify(
     seed: int = 0,
     progress: bool = True,
     compute: Compute = Compute(),
+    scores: str | os.PathLike[str] | None = None,
+    selection: str | os.PathLike[str] | None = None,
     **hyperparameters: Any,
 ) -> Purified:
     """Take the neurons that look like a backdoor's out of an image classifier.
@@ -89,13 +95,19 @@ def purify(
             the first two; the first alone with a selector that recovers triggers. Equal images come
             into the same part.
         seed: same seed, same machine, same number of threads, same result.
-        progress: show progress bars on a terminal.
+        progress: say what will be done and how long it should take, by a few passes that are timed
+            first; then show progress bars on a terminal, elsewhere a line every 30 seconds.
         compute: how the criterion's passes are run.
+        scores: file of the scores (`ChannelScores.save`): read and not computed again if it is
+            there, else written. The result is the same.
+        selection: the same of the selection (`Selection.save`).
         **hyperparameters: of the criterion, when `method` is a name.
 
     Raises:
         UnknownNameError: method, selector or hyper-parameter; before any work is done.
-        DataError: images or options that cannot be used; labels in another order of classes.
+        DataError: images or options that cannot be used; labels in another order of classes; a file
+            of scores or of a selection that is of another model, other images or other settings.
+        OutputError: such a file cannot be written.
         UnsupportedModelError, ScoringError: see there. Nothing half done is returned.
     """
     options = Options.of(
@@ -108,6 +120,7 @@ def purify(
         shares=shares,
         compute=compute,
         progress=progress,
+        kept_in=KeptIn(scores, selection),
     )
     return _run(model, clean_loader, options, checked_seed(seed))
 
@@ -115,24 +128,23 @@ def purify(
 def _run(
     model: nn.Module, clean_loader: CleanData | Iterable[Any], options: Options, seed: int
 ) -> Purified:
-    clock = Clock()
+    start = time.perf_counter()
     with private_randomness(seed):
         prepared = _prepare(model, clean_loader, options)
         job = Job(same_hooks(model, prepared.model), prepared, options, seed)
         frozen, measuring = job.prepared.model, job.measuring
         probe = job.scoring.images[:_PROBE].to(**placement(frozen))
         given = _given(job, len(probe))
-        clock.lap("checks")
-        done = _pruned(job, clock, seed)
-        product, report = _removed(done.model, done.selection, probe, options)
-        if report is not None:
-            clock.lap("removing")
-        accuracy = PairedAccuracy.of(frozen, product, measuring)
-        agreement = Agreement.of(frozen, product, measuring.images)
-        proxies = ProxySuccess.of(done.scores, done.selection, frozen, product, measuring)
-        suspects = _suspects(done, frozen, product, measuring)
-        give_same_output_(product, model)
-        clock.lap("certifying")
+        clock = Clock(planned(job).seconds, options.progress)
+        clock.laps["checks"] = time.perf_counter() - start
+        done = _pruned(job, clock)
+        product, report = _removed(done.model, done.selection, probe, options, clock)
+        with clock.stage("certifying"):
+            accuracy = PairedAccuracy.of(frozen, product, measuring)
+            agreement = Agreement.of(frozen, product, measuring.images)
+            proxies = ProxySuccess.of(done.scores, done.selection, frozen, product, measuring)
+            suspects = _suspects(done, frozen, product, measuring)
+            give_same_output_(product, model)
     return Purified(
         product,
         done.scores,
@@ -163,33 +175,32 @@ def _suspects(
     )
 
 
-def _pruned(job: Job, clock: Clock, seed: int) -> Pruned:
+def _pruned(job: Job, clock: Clock) -> Pruned:
     """Score once, select once, silence, and repair where that was asked for."""
     frozen, options = job.prepared.model, job.options
-    with counting_what_was_given(job.parts):
-        scores = job.scored(seed)
-    clock.lap("scoring")
-    held_out = HeldOut(
-        frozen,
-        job.prepared.sites,
-        job.selecting,
-        silencing=options.silencing,
-        scored=job.scoring,
-        progress=options.progress,
-    )
-    with counting_what_was_given(job.parts):
-        selection = options.selector(scores, held_out)
-    clock.lap("selecting")
+    with counting_what_was_given(job.parts), clock.stage("scoring"):
+        scores = job.scored()
+    with counting_what_was_given(job.parts), clock.stage("selecting"):
+        held_out = HeldOut(
+            frozen,
+            job.prepared.sites,
+            job.selecting,
+            silencing=options.silencing,
+            scored=job.scoring,
+            progress=options.progress,
+        )
+        selection = job.selected(scores, held_out)
     product = _silenced(job.model, frozen, selection, job.measuring, options.silencing)
+    if options.repair == "none" or not len(selection):
+        return Pruned(product, scores, selection)
     rejected, triggers = "", None
-    if options.repair != "none" and len(selection):
+    with clock.stage("repairing"):
         if options.repair == "distil":
-            product, triggers = job.distilled(product, selection, seed)
+            product, triggers = job.distilled(product, selection)
         else:
-            product, rejected = _repaired(product, scores, selection, held_out, seed)
+            product, rejected = _repaired(product, scores, selection, held_out, job.seed)
         if not rejected:
             selection = options.selector.review(selection, product, held_out)
-        clock.lap("repairing")
     return Pruned(product, scores, selection, rejected, triggers)
 
 
@@ -296,12 +307,16 @@ def _repaired(
 
 
 def _removed(
-    product: nn.Module, selection: Selection, probe: torch.Tensor, options: Options
+    product: nn.Module,
+    selection: Selection,
+    probe: torch.Tensor,
+    options: Options,
+    clock: Clock,
 ) -> tuple[nn.Module, RemovalReport | None]:
     """The product without its silent neurons, and how it went; None where nothing was to go."""
     if options.removal == "none" or not len(selection):
         return product, None
-    with progress_bar(1, "removing", options.progress) as bar:
+    with clock.stage("removing"), progress_bar(1, "removing", options.progress) as bar:
         # no constants: the product stays a network that others can prune, purify and run fast
         smaller, report = compact(
             product, selection, probe, groups=options.removal == "group", fill=False

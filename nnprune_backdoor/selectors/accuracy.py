@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ..core.held_out import HeldOut
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
 from ..utils.progress import progress_bar
@@ -48,6 +49,10 @@ class AccuracyBudget(Selector):
             )
         if not 0 < self.max_fraction <= 1 or self.points < 2:
             raise DataError("expected max_fraction in (0, 1] and at least 2 points")
+
+    def passes(self, task: Task) -> Work:
+        amounts = amounts_to_try(task.neurons, self.max_fraction, self.points)
+        return (task.forward(task.images * (1 + len(amounts))),)
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         if held_out is None:

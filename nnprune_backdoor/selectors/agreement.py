@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.held_out import HeldOut
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores, Selection, lowest
 from ..errors import DataError
 from ..utils.statistics import isotonic
@@ -27,6 +28,10 @@ class Agreeing(Selector):
     max_changed: float = 0.15
     max_fraction: float = 0.05
     points: int = 20
+
+    def passes(self, task: Task) -> Work:
+        amounts = amounts_to_try(task.neurons, self.max_fraction, self.points)
+        return (task.forward(task.images * (1 + len(amounts))),)
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         if held_out is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.held_out import HeldOut
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores, Selection, lowest
 from ..errors import DataError
 from ..utils.randomness import as_integer
@@ -17,9 +18,16 @@ from .base import (
 )
 
 
+class _ByScores(Selector):
+    """Looks at the scores alone."""
+
+    def passes(self, task: Task) -> Work:
+        return ()
+
+
 @register_selector("below")
 @dataclass(frozen=True)
-class BelowThreshold(Selector):
+class BelowThreshold(_ByScores):
     """Every neuron whose score is at most `threshold` (the published codes compare with <=).
 
     Raises:
@@ -43,7 +51,7 @@ class BelowThreshold(Selector):
 
 @register_selector("count")
 @dataclass(frozen=True)
-class LowestCount(Selector):
+class LowestCount(_ByScores):
     """The `count` neurons of lowest score."""
 
     count: int
@@ -58,7 +66,7 @@ class LowestCount(Selector):
 
 @register_selector("fraction")
 @dataclass(frozen=True)
-class LowestFraction(Selector):
+class LowestFraction(_ByScores):
     """This share of all neurons, those of lowest score.
 
     Attributes:
@@ -78,7 +86,7 @@ class LowestFraction(Selector):
 
 @register_selector("outlier")
 @dataclass(frozen=True)
-class Outlier(Selector):
+class Outlier(_ByScores):
     """Neurons whose score lies far below the bulk: score < median - deviations * 1.4826 * MAD.
 
     The median and the median absolute deviation, so that the outliers do not hide themselves.

@@ -17,12 +17,14 @@ from ..core.copies import clone, frozen_copy
 from ..core.data import CleanData
 from ..core.held_out import HeldOut
 from ..core.masks import silence_
+from ..core.passes import Task, Work
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
 from ..evidence.diagnosis import Diagnosis
 from ..evidence.null import Evidence
 from ..evidence.scanning import Scan
+from ..evidence.work import passes_of_remaining, passes_of_scan
 from .base import Selector, register_selector
 from .trigger import TriggerGone
 
@@ -65,6 +67,14 @@ class Auto(Selector):
         if self.looks < 1:
             raise DataError(f"expected at least one look, got {self.looks}")
         object.__setattr__(self, "gone", replace(self.gone, max_drop=self.max_drop))
+
+    def passes(self, task: Task) -> Work:
+        """Where there is an alarm, and the first amount that is looked at will do."""
+        seen = task.part(task.scored or task.images)
+        scan = [passes for stage in passes_of_scan(self.evidence, seen).values() for passes in stage]
+        again = self.gone.inversion.passes(seen, 1) * (self.gone.triggers - 1)
+        look = passes_of_remaining(self.evidence, seen)
+        return (*scan, *again, *self.gone.traced(task), *look)
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         if held_out is None:

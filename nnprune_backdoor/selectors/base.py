@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from ..core.held_out import HeldOut
+from ..core.passes import Task, Work
 from ..core.scores import ChannelScores, Selection
 from ..utils.registry import Registry
 
@@ -22,6 +23,10 @@ class Selector(ABC):
     @abstractmethod
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         """The neurons that go; `held_out` is needed by selectors that measure accuracy."""
+
+    def passes(self, task: Task) -> Work | None:
+        """What selecting sends through the network; None where that is not known beforehand."""
+        return None
 
     def review(self, selection: Selection, repaired: nn.Module, held_out: HeldOut) -> Selection:
         """The same neurons; a selector that sought evidence says what a repair left of it."""

@@ -21,6 +21,7 @@ from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.held_out import HeldOut
 from ..core.predictions import predict_labels
+from ..core.passes import Task, Work
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
@@ -79,6 +80,15 @@ class TriggerGone(Selector):
             )
         if self.triggers < 1 or not 0 < self.max_fraction <= 1 or self.points < 2:
             raise DataError("expected a trigger or more, max_fraction in (0, 1], 2 points or more")
+
+    def passes(self, task: Task) -> Work:
+        search = () if task.target_known else self.search.passes(task, task.classes)
+        return (*search, *self.inversion.passes(task, 1) * self.triggers, *self.traced(task))
+
+    def traced(self, task: Task) -> Work:
+        """What `trace` sends through the network, where it tries all amounts."""
+        amounts = 1 + len(amounts_to_try(task.neurons, self.max_fraction, self.points))
+        return (task.forward(amounts * (1 + self.triggers) * task.images),)
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
         if held_out is None:

@@ -27,6 +27,7 @@ from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import use_statistics_
 from ..core.outputs import give_same_output_
+from ..core.passes import Task, Work
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange
 from ..core.scores import Selection
@@ -98,6 +99,16 @@ class Distillation:
                 "expected stamped and perturbed of together at most 1, "
                 f"got {self.stamped:g} and {self.perturbed:g}"
             )
+
+    def passes(self, task: Task) -> Work:
+        """What it sends through the two networks, where one label turns out to be suspect."""
+        teacher = task.epochs("forward", self.batch_size, self.epochs)
+        student = task.epochs("weights", self.batch_size, self.epochs)
+        if not self.stamped:
+            return (teacher, student)
+        times = -(-self.epochs // self.renewed)
+        again = self.search.passes_again(task)
+        return (teacher, student, *self.search.passes(task), *again * times)
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random view of images (N, C, H, W): turned, shifted, mirrored, mixed."""

@@ -21,6 +21,7 @@ from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.norms import Statistics, use_statistics_
 from ..core.outputs import give_same_output_
+from ..core.passes import Task, Work
 from ..core.prepared import Prepared
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import Selection
@@ -72,6 +73,10 @@ class FineTuning:
                 "expected a batch_size of at least 2 and stamped in [0, 1], got "
                 f"{self.batch_size} and {self.stamped:g}"
             )
+
+    def passes(self, task: Task) -> Work:
+        """What it sends through the network."""
+        return (task.epochs("weights", self.batch_size, self.epochs),)
 
     def optimiser_of(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of these weights."""

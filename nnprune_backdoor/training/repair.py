@@ -18,6 +18,7 @@ from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
 from ..core.measures import PairedAccuracy
 from ..core.norms import Statistics
+from ..core.passes import Task, Work
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores, Selection
 from ..errors import DataError, ScoringError
@@ -53,6 +54,10 @@ class TriggerUnlearning(FineTuning):
     largest_gradient: float | None = 1.0
     statistics: Statistics = "running"
     search: Inversion | None = Inversion()
+
+    def passes(self, task: Task) -> Work:
+        search = () if self.search is None else self.search.passes(task, 1)
+        return (*super().passes(task), *search)
 
 
 REPAIR = TriggerUnlearning()

@@ -13,6 +13,7 @@ that a valid pixel has there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, SupportsIndex
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.data import CleanData
+from ..core.passes import Task, Work
 from ..core.predictions import predict_labels
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError, ScoringError
@@ -29,7 +31,7 @@ from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.short_repr import ShortRepr
 from ..utils.tensors import at_least_float32, placement
-from .search import Search
+from .search import Search, labels_at_once, search_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,14 @@ class Inversion:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.patience) < 1:
             raise DataError("expected steps, batch_size and patience of at least 1")
+
+    def passes(self, task: Task, labels: int) -> Work:
+        """What recovering so many labels' triggers sends through the network."""
+        held = self.held_out * task.images
+        fit = task.images - held
+        search = search_passes(task, fit, self.batch_size, self.steps, labels)
+        groups = math.ceil(labels / labels_at_once(task.at_once, self.batch_size, round(fit)))
+        return (*search, task.forward(groups * fit + 2 * labels * held))
 
     def recover(
         self,

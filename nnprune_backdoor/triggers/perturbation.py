@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.data import CleanData
+from ..core.passes import Task, Work
 from ..core.predictions import predict_labels
 from ..core.recovered import PixelRange
 from ..errors import DataError, ScoringError
@@ -24,7 +25,7 @@ from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.short_repr import ShortRepr
 from ..utils.tensors import at_least_float32, placement, scaled
-from .search import Search
+from .search import Search, search_passes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,6 +89,13 @@ class UniversalPerturbation:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or not 0 < self.rms <= 1:
             raise DataError("expected steps and batch_size of at least 1 and rms in (0, 1]")
+
+    def passes(self, task: Task, labels: int) -> Work:
+        """What a search for so many labels sends through the network."""
+        held = self.held_out * task.images
+        fit = task.images - held
+        search = search_passes(task, fit, self.batch_size, self.steps, labels)
+        return (*search, task.forward((labels + 1) * held))
 
     def recover(
         self,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core.data import CleanData
+from ..core.passes import Task, Work
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError
@@ -65,6 +66,20 @@ class SuspectLabels:
             )
         if self.outlying < 1:
             raise DataError(f"expected outlying of at least 1, got {self.outlying:g}")
+
+    def passes(self, task: Task) -> Work:
+        """What `suspect` sends through the network, where one label turns out to be suspect."""
+        tried = min(self.tried, task.classes)
+        easiest = min(self.labels, tried)
+        return (
+            *self.glance.passes(task, tried),
+            *self.perturbations.passes(task, easiest),
+            *self.patches.passes(task, 1),
+        )
+
+    def passes_again(self, task: Task) -> Work:
+        """What `still_working` does of that label."""
+        return (*self.perturbations.passes(task, 1), *self.patches.passes(task, 1))
 
     def suspect(
         self, model: nn.Module, clean: CleanData, *, seed: int = 0

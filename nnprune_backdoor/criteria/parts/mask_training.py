@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...core.norms import Statistics
+from ...core.passes import Passes, Task, Work
 from ...errors import DataError
 from ...utils.progress import progress_bar
 from ...utils.settings import check_settings
@@ -50,6 +51,14 @@ class MaskTraining:
                 f"expected either steps or epochs of mask training, got steps={self.steps} and "
                 f"epochs={self.epochs}"
             )
+
+    def passes(self, task: Task, a_step: int = 1) -> Work:
+        """With so many passes a step; as if it did not stop early."""
+        steps = self.steps
+        if steps is None:
+            return (task.epochs("masks", self.batch_size, (self.epochs or 0) * a_step),)
+        size = min(self.batch_size, task.images)
+        return (Passes("masks", size, steps * size * a_step),)
 
     def optimiser(self, masks: Tensor) -> torch.optim.Optimizer:
         """SGD on the masks."""

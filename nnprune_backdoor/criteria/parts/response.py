@@ -22,6 +22,7 @@ from ...core.compute import mean_gradients
 from ...core.data import CleanData
 from ...core.masks import MaskedModel
 from ...core.norms import Statistics
+from ...core.passes import Task, Work
 from ...core.sites import Site
 from ...errors import DataError
 from ...utils.progress import progress_bar
@@ -103,6 +104,13 @@ class Response:
         check_settings(self, positive=("stages", "probe_size", "rounds", "batch_size"))
         if not 0 < self.stage_share <= 1:
             raise DataError(f"expected a stage_share in (0, 1], got {self.stage_share}")
+
+    def passes(self, task: Task, a_step: int = 1) -> Work:
+        """With so many passes for each gradient of the objective."""
+        return (
+            task.epochs("masks", self.probe_size, 1),
+            task.epochs("masks", self.batch_size, self.stages * self.rounds * a_step),
+        )
 
     def stiffness(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...core.data import CleanData
+from ...core.passes import Task, Work
 from ...core.recovered import PixelRange, RecoveredTrigger
 from ...errors import DataError, ScoringError
 from ...triggers.inversion import Inversion, TargetEvidence
@@ -59,6 +60,13 @@ class TriggerCriterion(Criterion):
         if self.mean is None or self.std is None:
             return None
         return PixelRange.normalised(self.mean, self.std)
+
+    def recovery(self, task: Task) -> Work:
+        """What finding the target and recovering its trigger sends through the network."""
+        inversion = Inversion(steps=self.steps, batch_size=self.batch_size)
+        search = Inversion(steps=self.search_steps, batch_size=self.search_batch)
+        labels = task.classes if self.target is None else 0
+        return (*search.passes(task, labels), *inversion.passes(task, 1))
 
     def recover(
         self, model: nn.Module, clean: CleanData, generator: torch.Generator, progress: bool

@@ -18,12 +18,16 @@ from ...core.compute import mean_gradients
 from ...core.copies import clone
 from ...core.data import CleanData
 from ...core.norms import Statistics, use_statistics_
+from ...core.passes import Task, Work
 from ...core.predictions import predict_labels
 from ...errors import ScoringError
 from ...utils.progress import progress_bar
 from ...utils.settings import check_settings
 from ...utils.short_repr import ShortRepr
 from ...utils.tensors import at_least_float32, placement
+
+
+_USUAL_STEPS = 50  # until little accuracy is left: 30 to 70 with the defaults on most networks
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,6 +114,12 @@ class Unlearning:
         agree = (predicted == clean.targets).float().mean().item()
         lost = agree <= max(self._stop_for(model, clean), 0.5)
         return replace(self, statistics="running") if lost else self
+
+    def passes(self, task: Task) -> Work:
+        """So many steps as unlearning usually takes; how many it will take is not known before."""
+        most = self.epochs * max(1, -(-task.images // self.batch_size))
+        count = min(most, _USUAL_STEPS) / max(1, -(-task.images // self.batch_size))
+        return (task.epochs("weights", self.batch_size, count),)
 
     def unlearn(
         self,
