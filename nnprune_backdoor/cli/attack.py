@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
+from ..utils.whole_file import write_whole
 from .base import (
     Commands,
     MisuseError,
@@ -14,7 +15,6 @@ from .base import (
     add_command,
     check_writable,
     note,
-    write_whole,
 )
 from .names import ATTACKS
 from .options import add_architecture, add_images, add_running, add_trigger_settings
@@ -118,13 +118,14 @@ def run(options: argparse.Namespace) -> Result:
 
     from ..files.architecture import create
     from ..files.saving import tensors_of
-    from .inputs import device_of, label_of, preprocessing_of, read_folder
+    from .inputs import device_of, label_of, read_folder
+    from .preprocessing import preprocessing_of
     from .rates import rates_as_data, rates_as_text, trigger_of
 
     trigger = trigger_of(options)
     _check(options)
     model = _start(options)
-    preprocessing = preprocessing_of(options, model)
+    preprocessing = preprocessing_of(options, model, options.folder)
     further = options.model is not None
     images = read_folder(options, options.folder, model, preprocessing, classes_of_model=further)
     if images.data.labels is None:

@@ -69,12 +69,13 @@ def run(options: argparse.Namespace) -> Result:
     _check(options)
 
     from ..attacks.evaluation import accuracy
-    from .inputs import classes_of, label_of, load, preprocessing_of, read_folder
+    from .inputs import classes_of, label_of, load, read_folder
+    from .preprocessing import preprocessing_of
     from .rates import rates_as_data, rates_as_text, trigger_of
 
     trigger = None if options.trigger is None else trigger_of(options)
     model = load(options, options.model)
-    preprocessing = preprocessing_of(options, model)
+    preprocessing = preprocessing_of(options, model, options.clean or options.triggered)
     rates: dict[str, Rate] = {}
     clean = triggered = None
     if options.clean is not None:

@@ -13,14 +13,12 @@ from torch import nn
 
 from ..core.outputs import logits_alone
 from ..errors import DataError, unknown_name
-from ..files import torchvision_models
-from ..files.architecture import built, create, load_model
+from ..files.architecture import built, load_model
 from ..files.checkpoint import load_weights
 from ..files.datasets import list_datasets, read_dataset
-from ..files.image_processor import preprocessing_of as preprocessing_of_processor
 from ..files.image_processor import read_processor
 from ..files.images import FolderImages, read_classes, read_images, shown
-from ..files.preprocessing import Preprocessing, refuse_other_channels
+from ..files.preprocessing import Preprocessing
 from ..files.record_file import purified_folder, read_record
 from ..files.remote import refuse_address
 from ..files.saving import load_purified
@@ -153,52 +151,6 @@ def _say(options: argparse.Namespace, path: Path, notes: Iterable[str]) -> None:
     """Print what was taken from a checkpoint, whole; a name in it cannot begin a line."""
     for line in notes:
         note(options, f"{path.name}: {line}".replace("\n", "?"))
-
-
-def preprocessing_of(options: argparse.Namespace, model: Model) -> Preprocessing:
-    """That of the record or folder, else the library's, as the options change it; with a note."""
-    size = options.size
-    if size is not None and len(size) > 2:
-        raise MisuseError(
-            f"--size: expected one side, or height and width, got {len(size)} numbers"
-        )
-    overrides = {
-        "size": None if size is None else (size[0], size[-1]),
-        "mean": None if options.mean is None else tuple(options.mean),
-        "std": None if options.std is None else tuple(options.std),
-        "interpolation": options.interpolation,
-        "crop_pct": options.crop_pct,
-    }
-    recorded, processor = model.source.get("preprocessing"), model.arguments.get("processor")
-    if None not in (size, options.mean, options.std):
-        processor = None  # it may say what cannot be done here
-    if recorded is not None or processor is not None:
-        base = (
-            preprocessing_of_processor(processor or {})
-            if recorded is None
-            else Preprocessing.from_dict(recorded)
-        )
-        changed = {name: value for name, value in overrides.items() if value is not None}
-        refuse_other_channels(changed, base.channels)
-        made = Preprocessing(**{**vars(base), **changed})
-    else:
-        if model.arch == HF and None in (options.mean, options.std):
-            raise MisuseError(
-                f"no {PROCESSOR} beside {CONFIG}; give the --mean and --std that the model was "
-                "trained with"
-            )
-        names = (model.arguments.get(name) for name in ("img_size", "image_size"))
-        side = next((n for n in names if n is not None), model.config.get("image_size"))
-        if overrides["size"] is None and (model.shape or isinstance(side, int)):
-            overrides["size"] = model.shape[1:] or (side, side)
-        config = getattr(model.network, "pretrained_cfg", None)
-        if model.arch is not None and model.arch.startswith(torchvision_models.PREFIX):
-            config = torchvision_models.config_of(model.arch)
-        elif config is None and model.arch not in (None, HF):
-            config = getattr(create(str(model.arch), model.arguments), "pretrained_cfg", None)
-        made = Preprocessing.of(config, channels=model.channels, **overrides)
-    note(options, f"preprocessing: {made}")
-    return made
 
 
 def classes_of(model: Model, preprocessing: Preprocessing) -> int:

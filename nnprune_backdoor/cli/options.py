@@ -138,7 +138,8 @@ def _add_preprocessing(group: Any) -> None:
         type=int,
         nargs="+",
         metavar="PX",
-        help="size of the model's input: one side, or height and width (default: timm's)",
+        help="size of the model's input: one side, or height and width (default: that of the image "
+        "files where they are alike and the model takes it, else timm's)",
     )
     for name in ("mean", "std"):
         group.add_argument(

@@ -15,6 +15,7 @@ from .base import (
     Result,
     add_command,
     check_page,
+    check_writable,
     note,
     write_page,
 )
@@ -68,6 +69,7 @@ def add(commands: Commands) -> None:
     _add_method(parser)
     _add_selector(parser)
     _add_pruning(parser)
+    _add_keeping(parser)
     add_running(parser)
     add_plugins(parser)
 
@@ -143,24 +145,40 @@ def _add_pruning(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_keeping(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("if it is interrupted, or run again")
+    for name, what in (
+        ("scores", "scores of the neurons"),
+        ("selection", "selection of the neurons that go"),
+    ):
+        group.add_argument(
+            f"--{name}",
+            type=Path,
+            metavar="FILE",
+            help=f"keep the {what} in FILE: taken from there if it is there, else written. It is "
+            "refused where model, images, seed or settings are others",
+        )
+
+
 def run(options: argparse.Namespace) -> Result:
     """Check all that can be checked, then purify, save, report."""
     from ..files.saving import save_purified
     from ..pipeline import purify
     from .choices import check_repair, criterion_of, selector_of
-    from .inputs import load, preprocessing_of, read_folder
+    from .inputs import load, read_folder
+    from .preprocessing import preprocessing_of
 
     criterion, selector = criterion_of(options), selector_of(options)
     out = options.out.resolve()
     check_repair(options, criterion, selector)
     _check_paths(options, out)
     model = load(options, options.checkpoint)
-    preprocessing = preprocessing_of(options, model)
+    preprocessing = preprocessing_of(options, model, options.clean)
     images = read_folder(options, options.clean, model, preprocessing)
     if images.data.labels is None:
         _check_needs_no_labels(options, selector)
     source = _source(options, model, images, preprocessing.to_dict())
-    note(options, f"purifying: {options.method}")
+    note(options, f"method: {options.method}")
     purified = purify(
         model.network,
         images.data,
@@ -171,6 +189,8 @@ def run(options: argparse.Namespace) -> Result:
         repair=options.repair,
         seed=options.seed,
         progress=not options.quiet,
+        scores=options.scores,
+        selection=options.selection,
     )
     purified = dataclasses.replace(purified, source=source)
     save_purified(
@@ -194,6 +214,13 @@ def _check_paths(options: argparse.Namespace, out: Path) -> None:
             f"--report {page} lies in --out; give a name beside it, such as {out.name}.html"
         )
     check_page(page)
+    for option, kept in (("--scores", options.scores), ("--selection", options.selection)):
+        if kept is not None and kept.resolve().is_relative_to(out):
+            raise MisuseError(f"{option} {kept} lies in --out; give a name beside it")
+        if kept is not None and not kept.exists():
+            check_writable(kept, option)
+    if options.scores is not None and options.scores == options.selection:
+        raise MisuseError("--scores and --selection name the same file; give two")
     clean = options.clean.resolve()
     if options.data_root is None and (out.is_relative_to(clean) or clean.is_relative_to(out)):
         raise MisuseError(

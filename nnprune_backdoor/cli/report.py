@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .base import Commands, Result, add_command, check_writable, write_whole
+from ..utils.whole_file import write_whole
+from .base import Commands, Result, add_command, check_writable
 
 _NO_PICTURES = (
     "No pictures: they are drawn while a model is purified (nnprune-backdoor purify --report)."

@@ -55,10 +55,11 @@ def run(options: argparse.Namespace) -> Result:
     from ..evidence.scanning import scan
     from ..files.images import shown
     from ..reports.scan_page import scan_to_html, scan_to_markdown
-    from .inputs import classes_of, label_of, load, preprocessing_of, read_folder
+    from .inputs import classes_of, label_of, load, read_folder
+    from .preprocessing import preprocessing_of
 
     model = load(options, options.model)
-    preprocessing = preprocessing_of(options, model)
+    preprocessing = preprocessing_of(options, model, options.clean)
     images = read_folder(options, options.clean, model, preprocessing)
     if len(images.data) < 2:
         raise MisuseError(f"{options.clean} has one image to use; give a few hundred")

@@ -8,70 +8,57 @@ them out. Names, layers and weights stay as they are, and the hook is taken off 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, UnsupportedModelError
+from ..errors import DataError, PurifyError, UnsupportedModelError
 from ..utils.tensors import placement
 from .copies import clone, frozen_copy
+from .output_parts import (
+    IMAGES,
+    LOGITS,
+    AsTwoLogits,
+    ByKeyword,
+    Path,
+    TakeByName,
+    TakeLogits,
+    entries,
+    listed,
+)
 from .trace import edges_of, nodes_before
 
-Step = tuple[str, Any]  # how an entry is reached: "item" and a key or index, "attribute" and a name
-Path = tuple[Step, ...]
-
-_NAME = "logits"
-_IMAGES = "pixel_values"  # what models of `transformers` call their images
-_DEEPEST = 4  # nested containers that are looked into
 _RESHAPING = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "Slice", "Reshape", "Alias")
-_LISTED = 6  # entries that a message names
-
 ONE_LABEL = (
     "Detectors and segmentation networks are not purified: a trigger is judged here by the one "
     "label that it turns an image to"
 )
-_ALONE = "have its forward return the logits alone, or in a dict under the name 'logits'"
+_ALONE = (
+    "have its forward return the logits alone, or in a dict under the name 'logits', or say which "
+    "they are: core.outputs.logits_named(model, name)"
+)
 
 
-@dataclass(frozen=True)
-class TakeLogits:
-    """A forward hook: of the model's output only the tensor at this path."""
-
-    path: Path
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
-        for kind, name in self.path:
-            output = getattr(output, name) if kind == "attribute" else output[name]
-        taken: Tensor = output
-        return taken
+_OURS = (TakeLogits, TakeByName, ByKeyword, AsTwoLogits)
 
 
-@dataclass(frozen=True)
-class ByKeyword:
-    """A forward pre-hook: the images go in under the name that the model has for them."""
+def logits_named(model: nn.Module, name: str | int) -> nn.Module:
+    """A copy of a model that returns this part of its output alone, for outputs of several tensors.
 
-    name: str = _IMAGES
+    Give it in place of the model where the logits cannot be told by what they are. What is made of
+    it returns them alone as well.
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return ((), {**kwargs, self.name: args[0]}) if args else (args, kwargs)
+    Args:
+        model: its forward gives a dict, a tuple or an object; it is left as it was.
+        name: the key, index or attribute of its logits; with dots where they lie deeper.
 
-
-@dataclass(frozen=True)
-class AsTwoLogits:
-    """A forward hook: one logit z an image becomes two, -z / 2 and z / 2.
-
-    Their softmax is (1 - sigmoid(z), sigmoid(z)), and their cross-entropy the binary one of z.
+    Raises:
+        UnsupportedModelError: it cannot be copied. When it runs: there is no such tensor.
     """
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        z = output.reshape(-1, 1)
-        return torch.cat([-z, z], 1) / 2
-
-
-_OURS = (TakeLogits, ByKeyword, AsTwoLogits)
+    named = clone(model)
+    named.register_forward_hook(TakeByName(name))
+    return named
 
 
 def run_once(model: nn.Module, images: Tensor) -> object:
@@ -85,6 +72,8 @@ def run_once(model: nn.Module, images: Tensor) -> object:
     try:
         with torch.no_grad():
             output: object = model(images)
+    except PurifyError:
+        raise
     except (
         AssertionError,
         AttributeError,
@@ -199,7 +188,7 @@ def logits_alone(model: nn.Module, images: Tensor) -> nn.Module:
     return frozen
 
 
-def _hooks(model: nn.Module) -> list[TakeLogits | ByKeyword | AsTwoLogits]:
+def _hooks(model: nn.Module) -> list[TakeLogits | TakeByName | ByKeyword | AsTwoLogits]:
     """The hooks of this module that a model has."""
     hooks = (*model._forward_hooks.values(), *model._forward_pre_hooks.values())
     return [hook for hook in hooks if isinstance(hook, _OURS)]
@@ -213,19 +202,19 @@ def wants_name(model: nn.Module) -> bool:
         parameters = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):
         return False
-    images = parameters.get(_IMAGES)
+    images = parameters.get(IMAGES)
     if images is None:
         return False
-    return images.kind is images.KEYWORD_ONLY or next(iter(parameters)) != _IMAGES
+    return images.kind is images.KEYWORD_ONLY or next(iter(parameters)) != IMAGES
 
 
 def _find(model: nn.Module, images: Tensor, output: object) -> Path:
     """Where the logits are: by their name, or since nothing else can be them."""
     found: dict[Path, Tensor] = {}
-    for path, tensor in _entries(output):
+    for path, tensor in entries(output):
         if not any(tensor is other for other in found.values()):
             found[path] = tensor
-    named = [path for path in found if path[-1][1] == _NAME]
+    named = [path for path in found if path[-1][1] == LOGITS]
     if len(named) == 1:
         return named[0]
     if not named and len(found) == 1:
@@ -235,41 +224,16 @@ def _find(model: nn.Module, images: Tensor, output: object) -> Path:
         return next(iter(fitting))
     if not fitting:
         raise UnsupportedModelError(
-            f"the model returns {type(output).__name__} with {_listed(found)}, of which nothing "
+            f"the model returns {type(output).__name__} with {listed(found)}, of which nothing "
             f"is (N, classes); {_ALONE}. {ONE_LABEL}"
         )
     last = _last(model, images, list(fitting))
     if last is None:
         raise UnsupportedModelError(
             f"the model returns {type(output).__name__} in which several tensors could be the "
-            f"logits: {_listed(fitting)}; {_ALONE}"
+            f"logits: {listed(fitting)}; {_ALONE}"
         )
     return last
-
-
-def _entries(value: object, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """All tensors in containers and in attributes of plain objects, with their paths."""
-    if isinstance(value, Tensor):
-        yield path, value
-    if isinstance(value, (Tensor, nn.Module, str, bytes, type)) or len(path) == _DEEPEST:
-        return
-    inner: dict[Step, object]
-    if isinstance(value, Mapping):
-        inner = {("item", key): entry for key, entry in value.items()}
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        inner = {("attribute", name): getattr(value, name) for name in value._fields}
-    elif isinstance(value, (tuple, list)):
-        inner = {("item", index): entry for index, entry in enumerate(value)}
-    else:
-        inner = (
-            {("attribute", name): entry for name, entry in vars(value).items()}
-            if hasattr(value, "__dict__")
-            else {}
-        )
-        if hasattr(value, _NAME):  # a property or a slot
-            inner["attribute", _NAME] = getattr(value, _NAME)
-    for step, entry in inner.items():
-        yield from _entries(entry, (*path, step))
 
 
 def _fits(tensor: Tensor, count: int) -> bool:
@@ -290,7 +254,7 @@ def _last(model: nn.Module, images: Tensor, paths: list[Path]) -> Path | None:
     """
     with torch.inference_mode(False), torch.enable_grad():
         output = model(images.clone().requires_grad_().clone())
-    found = dict(_entries(output))
+    found = dict(entries(output))
     tensors = {path: found[path] for path in paths if path in found}
     reached = {path: tensor for path, tensor in tensors.items() if tensor.requires_grad}
     logits = {
@@ -317,14 +281,3 @@ def _is_probability(tensor: Tensor, logits: Tensor) -> bool:
         torch.sigmoid,
     )
     return any(torch.allclose(tensor, f(logits), rtol=1e-3, atol=1e-5) for f in functions)
-
-
-def _listed(found: Mapping[Path, Tensor]) -> str:
-    """Entries with their shapes, for messages."""
-    parts = [
-        "".join(f".{name}" if kind == "attribute" else f"[{name!r}]" for kind, name in path)
-        + f" {tuple(tensor.shape)}"
-        for path, tensor in found.items()
-    ]
-    more = [f"{len(parts) - _LISTED} more"] if len(parts) > _LISTED else []
-    return ", ".join([*parts[:_LISTED], *more]) or "no tensor"

@@ -6,9 +6,8 @@ of the work are timed on a copy of the network at hand, a few each; nothing is a
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils import progress
 from ..utils.tensors import at_least_float32, placement
 from .compute import Compute
 from .copies import clone
@@ -100,7 +100,6 @@ def seconds_of(
     sites: tuple[Site, ...],
     *,
     compute: Compute = Compute(),
-    timer: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float | None]:
     """Seconds that each stage should take here; None of one whose work is not known.
 
@@ -110,12 +109,11 @@ def seconds_of(
         images: some (N, C, H, W), to make batches of.
         sites: whose masks are differentiated.
         compute: how passes to the masks are run.
-        timer: what seconds are read from.
     """
     counted = [passes for work in stages.values() for passes in work or ()]
     if not counted:
         return {name: None if work is None else 0.0 for name, work in stages.items()}
-    watch = _Stopwatch(model, images, sites, compute, timer)
+    watch = _Stopwatch(model, images, sites, compute)
     for kind, batch in _most_of(counted):
         watch.time(kind, batch)
     return {
@@ -146,10 +144,9 @@ class _Stopwatch:
         images: Tensor,
         sites: tuple[Site, ...],
         compute: Compute,
-        timer: Callable[[], float],
     ) -> None:
         self._model = clone(model)
-        self._images, self._compute, self._timer = images, compute, timer
+        self._images, self._compute = images, compute
         self._masked = MaskedModel(self._model, sites)
         self._weights = [p for p in self._model.parameters() if p.is_floating_point()]
         # a rate of zero: the work of a step, and weights as they were
@@ -162,9 +159,9 @@ class _Stopwatch:
         images = self._images[torch.arange(batch) % len(self._images)].to(**place)
         took: list[float] = []
         while sum(took) < _ENOUGH and len(took) < _MOST:
-            start = self._timer()
+            start = progress.timer()
             self._run(kind, images).flatten()[:1].tolist()  # waits for an accelerator
-            took.append(self._timer() - start)
+            took.append(progress.timer() - start)
         # the first is slower, since memory and kernels are set up in it
         self._took[kind, batch] = sum(took[1:] or took) / len(took[1:] or took)
 

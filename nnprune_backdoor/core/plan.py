@@ -60,7 +60,9 @@ class Plan:
 
     def __str__(self) -> str:
         known = {stage: seconds for stage, seconds in self.seconds.items() if seconds is not None}
-        parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in known.items() if seconds >= 0.5)
+        parts = ", ".join(
+            f"{stage} {duration(seconds)}" for stage, seconds in known.items() if seconds >= 0.5
+        )
         unknown = [stage for stage in self.seconds if stage not in known]
         text = f"about {duration(sum(known.values()))} in all: {parts}"
         if unknown:

@@ -145,11 +145,13 @@ class CNP(TriggerCriterion):
         # a gradient: the noise, then three views under the masks and two without
         under_masks = self.ranking.passes(task, self.noise_steps + 3)
         without = (replace(each, kind="forward", images=each.images / 2) for each in under_masks)
-        noise = ()
+        noise: Work = ()
         if self.candidates is not None and self.stamp is None:
             size, drawn = self.ranking.batch_size, self.noise_passes
-            noise = (task.epochs("masks", size, self.noise_steps * drawn),)
-            noise += (task.epochs("forward", size, 2 * drawn),)
+            noise = (
+                task.epochs("masks", size, self.noise_steps * drawn),
+                task.epochs("forward", size, 2 * drawn),
+            )
         found = self.recovery(task) if self.stamp is None else ()
         return (*noise, *found, *under_masks, *without)
 

@@ -22,7 +22,6 @@ from ..criteria.parts.unlearning import Look, Unlearning, label_shares
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.short_repr import ShortRepr
 
-
 UNLEARNING = Unlearning(missed="flag", stop=None)  # RNP's way with our defaults
 
 

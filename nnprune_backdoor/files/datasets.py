@@ -25,6 +25,8 @@ _TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 
 _SPLIT = {"train": {"split": "train"}, "test": {"split": "test"}}
 
+_LOOKED_AT = 20  # images whose size is looked at
+
 # name -> class in torchvision.datasets, and split -> arguments of that class
 _KNOWN: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cifar10": ("CIFAR10", _TRAIN_FLAG),
@@ -93,6 +95,24 @@ def read_dataset(
             bar.update()
     data = CleanData(torch.stack(pixels), torch.tensor(labels))
     return FolderImages(data, tuple(files), _classes(images, name), len(images), ())
+
+
+def size_of_dataset(
+    name: str, root: str | os.PathLike[str], split: str = "test"
+) -> tuple[int, int] | None:
+    """Height and width of the images of a data set, if its first ones have the same; else None.
+
+    Nothing is raised for what `read_dataset` refuses.
+    """
+    kind, splits = _KNOWN.get(name, ("", {}))
+    if split not in splits:
+        return None
+    try:
+        images = _open(name, kind, Path(root), splits[split])
+        sizes = {images[i][0].size[::-1] for i in range(min(_LOOKED_AT, len(images)))}
+    except (DataError, OSError, ValueError, IndexError, TypeError):
+        return None
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _open(name: str, kind: str, root: Path, arguments: dict[str, Any]) -> Any:

@@ -29,6 +29,8 @@ _MAX_FILE = 64 * 2**20  # bytes of a file
 
 _MAX_PIXELS = 89_478_485  # of an image; from here on Pillow warns of decompression bombs
 
+_LOOKED_AT = 200  # files whose size is looked at
+
 # without EPS and others that Pillow reads by running a program
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
@@ -122,6 +124,29 @@ def read_images(
     images = torch.stack([image for _, _, image in entries])
     files = tuple(name for _, name, _ in entries)
     return FolderImages(CleanData(images, labels), files, names, count, tuple(skipped), notice)
+
+
+def size_of_files(folder: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Height and width of the images of a folder, if they all have the same; else None.
+
+    Up to 200 of them are looked at, spread over the folder, and of each the header alone. Nothing
+    is raised for what `read_images` refuses or skips.
+    """
+    root = Path(folder)
+    files = list(_files(root, root, [])) if root.is_dir() else []
+    sizes = {size for path in files[:: -(-len(files) // _LOOKED_AT) or 1] if (size := _size(path))}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Height and width in the file's header; None of a file that is no image."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError, Warning):
+        return None
+    except Image.DecompressionBombError:
+        return None
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:

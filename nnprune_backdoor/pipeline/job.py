@@ -48,6 +48,7 @@ class Job:
         prepared: Its private copy, with all clean images.
         options: What was asked for.
         parts: The clean images for scoring, selecting and measuring.
+        kept: Scores and selection of an earlier purification, where there are any.
     """
 
     def __init__(self, model: nn.Module, prepared: Prepared, options: Options, seed: int) -> None:
@@ -55,6 +56,7 @@ class Job:
         self.parts = prepared.clean.split(*options.shares, seed=seed)
         check_scoring_part(self.parts, prepared.classes)
         self.scoring, self.selecting, self.measuring = self.parts
+        self.kept = self._kept()  # before any work, since a file may be of something else
 
     @cached_property
     def to_score(self) -> CleanData:
@@ -64,9 +66,8 @@ class Job:
             return CleanData(scoring.images, predict_labels(self.prepared.model, scoring.images))
         return scoring
 
-    @cached_property
-    def kept(self) -> Kept:
-        """Scores and selection of an earlier purification, where the caller named their files."""
+    def _kept(self) -> Kept:
+        """What there is in the files that the caller named."""
         files, options = self.options.kept_in, self.options
         if files == KeptIn():
             return Kept(files, (), {}, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -128,15 +127,14 @@ def purify(
 def _run(
     model: nn.Module, clean_loader: CleanData | Iterable[Any], options: Options, seed: int
 ) -> Purified:
-    start = time.perf_counter()
+    checks = Clock()
     with private_randomness(seed):
-        prepared = _prepare(model, clean_loader, options)
-        job = Job(same_hooks(model, prepared.model), prepared, options, seed)
-        frozen, measuring = job.prepared.model, job.measuring
-        probe = job.scoring.images[:_PROBE].to(**placement(frozen))
-        given = _given(job, len(probe))
-        clock = Clock(planned(job).seconds, options.progress)
-        clock.laps["checks"] = time.perf_counter() - start
+        with checks.stage("checks"):
+            job = _job(model, clean_loader, options, seed)
+            frozen, measuring = job.prepared.model, job.measuring
+            probe = job.scoring.images[:_PROBE].to(**placement(frozen))
+            given = _given(job, len(probe))
+            clock = Clock(planned(job).seconds, options.progress)
         done = _pruned(job, clock)
         product, report = _removed(done.model, done.selection, probe, options, clock)
         with clock.stage("certifying"):
@@ -155,7 +153,7 @@ def _run(
         seed,
         given,
         proxies,
-        clock.laps,
+        {**checks.laps, **clock.laps},
         repair_rejected=done.rejected,
         agreement=agreement,
         suspects=suspects,
@@ -204,10 +202,10 @@ def _pruned(job: Job, clock: Clock) -> Pruned:
     return Pruned(product, scores, selection, rejected, triggers)
 
 
-def _prepare(
-    model: nn.Module, clean_loader: CleanData | Iterable[Any], options: Options
-) -> Prepared:
-    """The model and images, checked as far as these options need it."""
+def _job(
+    model: nn.Module, clean_loader: CleanData | Iterable[Any], options: Options, seed: int
+) -> Job:
+    """Model, images and files, checked as far as these options need it."""
     labels: Labels = "needed" if options.needs_labels else "used"
     prepared = Prepared.of(model, clean_loader, labels=labels)
     prepared.check_runs(gradients=False)
@@ -220,7 +218,7 @@ def _prepare(
     some = clean.take(torch.arange(min(_PROBE, len(clean))))
     tried = same_hooks(model, prepared.model)
     _silenced(tried, prepared.model, _spread(prepared.sites), some, options.silencing)
-    return prepared
+    return Job(tried, prepared, options, seed)
 
 
 def _spread(sites: tuple[Site, ...]) -> Selection:

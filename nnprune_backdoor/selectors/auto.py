@@ -71,7 +71,9 @@ class Auto(Selector):
     def passes(self, task: Task) -> Work:
         """Where there is an alarm, and the first amount that is looked at will do."""
         seen = task.part(task.scored or task.images)
-        scan = [passes for stage in passes_of_scan(self.evidence, seen).values() for passes in stage]
+        scan = [
+            passes for stage in passes_of_scan(self.evidence, seen).values() for passes in stage
+        ]
         again = self.gone.inversion.passes(seen, 1) * (self.gone.triggers - 1)
         look = passes_of_remaining(self.evidence, seen)
         return (*scan, *again, *self.gone.traced(task), *look)

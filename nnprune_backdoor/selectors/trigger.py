@@ -20,8 +20,8 @@ from torch import nn
 from ..core.copies import frozen_copy
 from ..core.data import CleanData
 from ..core.held_out import HeldOut
-from ..core.predictions import predict_labels
 from ..core.passes import Task, Work
+from ..core.predictions import predict_labels
 from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError

@@ -31,13 +31,14 @@ from nnprune_backdoor import (
 )
 from nnprune_backdoor.attacks import create_attack
 from nnprune_backdoor.cli import choices, inputs, listing
-from nnprune_backdoor.cli.base import write_page, write_whole
+from nnprune_backdoor.cli.base import write_page
 from nnprune_backdoor.cli.main import main
 from nnprune_backdoor.core.held_out import HeldOut
 from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.criteria import base
 from nnprune_backdoor.files import read_record
 from nnprune_backdoor.selectors import LowestCount
+from nnprune_backdoor.utils.whole_file import write_whole
 
 pytestmark = pytest.mark.cli
 

@@ -26,7 +26,6 @@ from ...utils.settings import check_settings
 from ...utils.short_repr import ShortRepr
 from ...utils.tensors import at_least_float32, placement
 
-
 _USUAL_STEPS = 50  # until little accuracy is left: 30 to 70 with the defaults on most networks
 
 
