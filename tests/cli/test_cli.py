@@ -956,3 +956,71 @@ def test_a_backdoor_that_did_not_take_is_said(
     assert run(attack + " --overwrite", shop.photos, out) == 0
     assert "Caution: the backdoor did not take, ASR" in capsys.readouterr().out
     assert load_weights(out)
+
+
+def test_images_are_taken_at_the_size_of_their_files(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("evaluate {} --clean {} --images 8", shop.stranger, shop.clean) == 0
+    printed = capsys.readouterr().err
+    assert "size: images are taken as the files have it, 32 x 32 pixels" in printed
+    assert "preprocessing: 3 x 32 x 32, bicubic, crop 1 " in printed
+    cropped = "evaluate {} --clean {} --images 8 --crop-pct 0.8"
+    assert run(cropped, shop.stranger, shop.clean) == 0
+    assert "3 x 32 x 32, bicubic, crop 0.8" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_take_that_size_gets_its_own(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = timm.create_model("test_vit", num_classes=4)  # of 160 pixels, and no other
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    arguments = "evaluate {} --arch test_vit --clean {} --images 8"
+    assert run(arguments, tmp_path / "vit.safetensors", shop.clean) == 0
+    printed = capsys.readouterr().err
+    assert "does not run on images of 32 x 32 pixels" in printed
+    assert "preprocessing: 3 x 160 x 160" in printed
+
+
+def test_larger_files_are_scaled_down(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in NAMES:
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (400, 300)).save(tmp_path / label / "0.png")
+    assert run("evaluate {} --clean {}", shop.stranger, tmp_path) == 0
+    printed = capsys.readouterr().err
+    assert "the images are 300 x 400 pixels, and are scaled down to 160 x 160" in printed
+
+
+def test_purify_takes_its_scores_up_again(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = "--scores {} --selection {} --out {} --json"
+    arguments = f"purify {{}} --clean {{}} {CHEAP} {kept}"
+    files = tmp_path / "scores.safetensors", tmp_path / "selection.safetensors"
+    sums = []
+    for out in ("first", "second"):
+        answer(capsys, arguments, shop.stranger, shop.clean, *files, tmp_path / out)
+        sums.append(json.loads((tmp_path / out / "record.json").read_text())["weights"]["sha256"])
+    assert sums[0] == sums[1]
+    other = arguments.replace("--method clp", "--method magnitude")
+    assert run(other, shop.stranger, shop.clean, *files, tmp_path / "third") == 1
+    assert "criterion: CLP()" in said(capsys)
+    assert not (tmp_path / "third").exists()
+    inside = tmp_path / "third" / "scores.safetensors"
+    assert run(arguments, shop.stranger, shop.clean, inside, files[1], tmp_path / "third") == 2
+    assert "lies in --out" in said(capsys)
+
+
+def test_piped_output_has_the_plan_and_a_line_at_each_stage(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"purify {{}} --clean {{}} {CHEAP} --out {{}}".replace("--quiet ", "")
+    assert run(arguments, shop.stranger, shop.clean, tmp_path / "out") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert any(
+        re.match(r"purifying: [\d,]+ neurons in \d+ layers, 4 labels, 48 images", x) for x in lines
+    )
+    assert any(line.startswith("about ") for line in lines)
+    assert [line for line in lines if line.startswith("certifying")]

@@ -16,6 +16,7 @@ from helpers.settings import SCAN
 from helpers.states import assert_same_state, hooks_of, state_of
 from nnprune_backdoor import CleanData, create_criterion, purify
 from nnprune_backdoor.attacks.evaluation import accuracy
+from nnprune_backdoor.core.outputs import logits_named
 from nnprune_backdoor.core.prepared import Prepared
 from nnprune_backdoor.core.sites import find_classifiers, find_sites
 from nnprune_backdoor.errors import UnsupportedModelError
@@ -171,3 +172,30 @@ def test_other_functions_take_it_too(images: CleanData) -> None:
     smaller, _ = compact(given, LowestCount(0)(scores), some)
     assert isinstance(smaller(some), Output)
     assert not any(any(counts) for counts in hooks_of(given))
+
+
+def test_the_logits_can_be_named_where_they_cannot_be_told(clean: CleanData) -> None:
+    two = Net(lambda maps, features, logits: {"a": logits, "b": (features, -logits)})
+    before = state_of(two)
+    with pytest.raises(UnsupportedModelError, match=r"logits_named\(model, name\)"):
+        Prepared.of(two, clean.images)
+    for name, sign in (("a", 1), ("b.1", -1)):
+        named = logits_named(two, name)
+        with torch.no_grad():
+            wanted = sign * two(clean.images[:4])["a"]
+            assert torch.equal(named(clean.images[:4]), wanted)
+        assert Prepared.of(named, CleanData(clean.images)).classes == CLASSES
+    assert_same_state(before, state_of(two))
+    with pytest.raises(UnsupportedModelError, match=r"no tensor named 'c'.*\['a'\] \(2, 4\)"):
+        Prepared.of(logits_named(two, "c"), CleanData(clean.images))
+
+
+def test_what_is_made_of_a_named_model_returns_the_same(clean: CleanData) -> None:
+    two = Net(lambda maps, features, logits: (logits, -logits)).eval()
+    images = CleanData(clean.images)
+    done = purify(
+        logits_named(two, 1), images, create_criterion("clp"), selector=LowestCount(2),
+        progress=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        assert done.model(clean.images[:4]).shape == (4, CLASSES)

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nnprune_backdoor.core.recovered import RecoveredTrigger
-from nnprune_backdoor.core.scores import ChannelScores, Selection
+from nnprune_backdoor.core.scores import ChannelScores, Point, Selection
 from nnprune_backdoor.core.sites import Neuron, Site
-from nnprune_backdoor.errors import DataError, ScoringError
+from nnprune_backdoor.errors import DataError, OutputError, ScoringError
 
 SITES = (
     Site("z.bn", 3, "norm", "z.conv"),  # names are not in alphabetical order on purpose
@@ -59,8 +59,55 @@ def test_scores_that_are_a_view_are_saved_right(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"scores": FLAT}, path)
-    with pytest.raises(DataError, match=r"weights\.safetensors' holds no channel scores"):
+    with pytest.raises(DataError, match=r"weights\.safetensors' holds no scores"):
         ChannelScores.load(path)
+
+
+def test_a_selection_that_is_saved_is_loaded(tmp_path: Path) -> None:
+    trigger = RecoveredTrigger(3, torch.rand(1, 4, 5), torch.randn(3, 4, 5), 0.9, 20, 7)
+    saved = Selection(
+        SITES,
+        (Neuron("a.fc", 1), Neuron("z.bn", 0)),
+        "these two",
+        {"target": 3},
+        (Point(0, 0.0), Point(2, 0.1, 0.5)),
+        (trigger,),
+        {"weights": "abc"},
+    )
+    saved.save(tmp_path / "selection.safetensors")
+    loaded = Selection.load(tmp_path / "selection.safetensors")
+    for name in ("sites", "neurons", "reason", "details", "curve", "made_from"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    assert torch.equal(loaded.triggers[0].mask, trigger.mask)
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "scores.safetensors"
+    scores().save(path)
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OutputError, match="the disk is full"):
+        scores(FLAT + 1).save(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(ChannelScores.load(path).flat, FLAT)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    scores().save(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DataError, match="is damaged"):
+        ChannelScores.load(path)
+    save_file({"scores": FLAT}, path, {"scores": '{"sites": [{"name": "x"}], "details": {}}'})
+    with pytest.raises(DataError, match="is damaged"):
+        ChannelScores.load(path)
+    with pytest.raises(DataError, match="not plain data"):
+        ChannelScores(SITES, FLAT, "test", {"model": object()}).save(path)
 
 
 def test_by_site_cuts_the_flat_scores_in_site_order() -> None:

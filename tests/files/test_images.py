@@ -20,7 +20,7 @@ from timm.data import create_transform, resolve_data_config
 from nnprune_backdoor import Preprocessing, read_images
 from nnprune_backdoor.errors import DataError, UnknownNameError
 from nnprune_backdoor.files import FolderImages
-from nnprune_backdoor.files.images import read_classes
+from nnprune_backdoor.files.images import read_classes, size_of_files
 
 PLAIN = Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -390,3 +390,18 @@ def test_preprocessing_that_cannot_be(wrong: dict[str, object]) -> None:
 def test_a_damaged_record_of_preprocessing(data: object) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         Preprocessing.from_dict(data)
+
+
+def test_the_size_of_files_that_are_alike(tmp_path: Path) -> None:
+    root = folders(tmp_path / "alike", ["a", "b"])
+    (root / "notes.txt").write_text("no image")
+    assert size_of_files(root) == (8, 8)
+    Image.new("RGB", (10, 6)).save(root / "a" / "wide.png")
+    assert size_of_files(root) is None
+    assert size_of_files(tmp_path / "missing") is None
+    (tmp_path / "empty").mkdir()
+    assert size_of_files(tmp_path / "empty") is None
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.new("RGB", (10, 6)).save(flat / "wide.png")
+    assert size_of_files(flat) == (6, 10)
