@@ -9,6 +9,8 @@ from .job import Job
 
 _COMPARED = 8  # times that the measuring images are predicted, about
 
+_REMOVING = 500  # images forward: a few each for tracing and for every cut that is tried, about
+
 
 def planned(job: Job) -> Plan:
     """Say what will be done, and how long each stage should take; timed only where it is said."""
@@ -50,6 +52,6 @@ def passes_of(job: Job, task: Task) -> dict[str, Work | None]:
     elif options.repair == "unlearn":
         stages["repairing"] = REPAIR.passes(scoring)
     if options.removal != "none":
-        stages["removing"] = (task.forward(0),)
+        stages["removing"] = (task.forward(_REMOVING),)
     stages["certifying"] = (measuring.forward(_COMPARED * measuring.images),)
     return stages

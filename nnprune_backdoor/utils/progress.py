@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 
 EVERY = 30.0  # seconds between two lines
 
+_SLACK = 5.0  # seconds that a stage may take longer than expected
+
 timer = time.perf_counter  # what stages are timed by; benchmarks may count processor time instead
 
 _IN_NOTEBOOK = any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)
@@ -135,7 +137,9 @@ class Clock:
         if now is None or len(known) < len(later):
             return None
         rest = now - (timer() - self._start)
-        return rest + sum(known) if rest > 0 else None  # else it takes longer than expected
+        if rest < -max(_SLACK, now / 2):
+            return None  # it takes far longer than expected
+        return max(rest, 0.0) + sum(known)
 
 
 class _Report:

@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from helpers.images import write_mnist
 from nnprune_backdoor import (
@@ -1019,8 +1020,7 @@ def test_piped_output_has_the_plan_and_a_line_at_each_stage(
     arguments = f"purify {{}} --clean {{}} {CHEAP} --out {{}}".replace("--quiet ", "")
     assert run(arguments, shop.stranger, shop.clean, tmp_path / "out") == 0
     lines = capsys.readouterr().err.splitlines()
-    assert any(
-        re.match(r"purifying: [\d,]+ neurons in \d+ layers, 4 labels, 48 images", x) for x in lines
-    )
+    plan = re.compile(r"purifying: [\d,]+ neurons in \d+ layers, 4 labels, 48 images")
+    assert any(map(plan.match, lines))
     assert any(line.startswith("about ") for line in lines)
     assert [line for line in lines if line.startswith("certifying")]

@@ -178,7 +178,7 @@ def test_the_logits_can_be_named_where_they_cannot_be_told(clean: CleanData) -> 
     two = Net(lambda maps, features, logits: {"a": logits, "b": (features, -logits)})
     before = state_of(two)
     with pytest.raises(UnsupportedModelError, match=r"logits_named\(model, name\)"):
-        Prepared.of(two, clean.images)
+        Prepared.of(two, CleanData(clean.images))
     for name, sign in (("a", 1), ("b.1", -1)):
         named = logits_named(two, name)
         with torch.no_grad():

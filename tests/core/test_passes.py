@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.criteria import Arbitrary
 from helpers.images import noise_images
 from helpers.states import assert_same_state, state_of
 from nnprune_backdoor import CleanData
@@ -81,9 +82,7 @@ def task(model: nn.Module) -> Task:
         TAC(**SHORT | {"target": None}),
         FP(),
     ],
-    ids=lambda criterion: (
-        f"{type(criterion).__name__}-{type(getattr(criterion, 'ranking', 0)).__name__}"
-    ),
+    ids=lambda criterion: repr(criterion)[:40],
 )
 def test_criteria_count_what_they_run(criterion: Criterion, model: nn.Module) -> None:
     work = criterion.passes(task(model))
