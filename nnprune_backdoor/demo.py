@@ -210,7 +210,7 @@ def run_demo(
         selector: as for `purify`.
         repair: as for `purify`.
         clean_images: number of clean images for `purify`.
-        progress: show progress bars on a terminal.
+        progress: show progress bars on a terminal, elsewhere a line every 30 seconds.
         save: PNG file of a clean and a triggered image with the labels that both networks predict.
 
     Raises:

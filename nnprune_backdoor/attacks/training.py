@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..utils.progress import progress_bar
 from ..utils.randomness import private_randomness
 from ..utils.settings import check_settings
 
@@ -95,8 +95,11 @@ def train_classifier(
     optimiser = training.optimiser(model)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.lr, total_steps=total)
     model.train()
-    bar = tqdm(total=total, desc="training", disable=None if progress else True)
-    with bar, private_randomness(seed):  # dropout and drop-path draw from the global generator
+    bars = progress_bar(total, "training", progress)
+    with (
+        bars as bar,
+        private_randomness(seed),
+    ):  # dropout and drop-path draw from the global generator
         for _ in range(training.epochs):
             batches = torch.randperm(len(images), generator=generator).split(training.batch_size)
             for step, chosen in enumerate(batches[:steps]):

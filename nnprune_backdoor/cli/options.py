@@ -29,7 +29,9 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """--quiet."""
-    parser.add_argument("--quiet", action="store_true", help="print no progress bars and no notes")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print no progress, no estimates of time and no notes"
+    )
 
 
 def seed_of(text: str) -> int:

@@ -330,7 +330,8 @@ def scan(
         pixels: the valid range; by default that seen in the images.
         silencing: what silencing a neuron means (see `core.masks`).
         seed: same seed, same machine, same number of threads, same result.
-        progress: show progress bars on a terminal.
+        progress: say what will be done and how long it should take, by a few passes that are timed
+            first; then show progress bars on a terminal, elsewhere a line every 30 seconds.
 
     Raises:
         DataError: the images or labels do not fit the model.

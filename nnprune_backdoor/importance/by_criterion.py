@@ -25,7 +25,7 @@ class CriterionImportance(GroupImportance):
             Magnitude, Random) take one image without a label, or none.
         reduction: see `GroupImportance`.
         seed: same seed, same machine, same number of threads, same scores.
-        progress: show progress bars on a terminal.
+        progress: show progress bars on a terminal, elsewhere a line every 30 seconds.
         trial: see `GroupImportance`.
         **hyperparameters: of the criterion.
 
