@@ -95,11 +95,8 @@ def train_classifier(
     optimiser = training.optimiser(model)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.lr, total_steps=total)
     model.train()
-    bars = progress_bar(total, "training", progress)
-    with (
-        bars as bar,
-        private_randomness(seed),
-    ):  # dropout and drop-path draw from the global generator
+    # dropout and drop-path draw from the global generator
+    with progress_bar(total, "training", progress) as bar, private_randomness(seed):
         for _ in range(training.epochs):
             batches = torch.randperm(len(images), generator=generator).split(training.batch_size)
             for step, chosen in enumerate(batches[:steps]):
