@@ -27,7 +27,6 @@ from nnprune_backdoor import CleanData, Compute, purify, scan
 from nnprune_backdoor.core.passes import Task, seconds_of
 from nnprune_backdoor.core.prepared import Prepared
 from nnprune_backdoor.evidence.scanning import Scan
-from nnprune_backdoor.evidence.work import passes_of_scan
 from nnprune_backdoor.pipeline.job import Job
 from nnprune_backdoor.pipeline.kept import KeptIn
 from nnprune_backdoor.pipeline.options import Options
@@ -79,7 +78,7 @@ def estimated_scan(model: nn.Module, clean: CleanData) -> dict[str, float | None
     """Stage -> seconds, as `scan` says them."""
     prepared = Prepared.of(model, clean)
     task = Task.of(prepared.model, clean.images, prepared.classes)
-    work = passes_of_scan(Scan(), task)
+    work = Scan().passes(task)
     return seconds_of(work, prepared.model, clean.images, prepared.sites)
 
 

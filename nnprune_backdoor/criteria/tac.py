@@ -14,7 +14,7 @@ docs/results/inversion.md has both in numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -70,7 +70,12 @@ class TAC(TriggerCriterion):
         if isinstance(self.ranking, ActivationChange):
             ranking: Work = (Passes("forward", _FEW, 2 * task.images),)
         else:
-            ranking = self.ranking.passes(task)
+            stiffness, pulls = self.ranking.passes(task)
+            elsewhere = task.images * (1 - 1 / task.classes)  # images of the target are left out
+            ranking = (
+                stiffness,
+                replace(pulls, images=self.ranking.stages * self.ranking.rounds * elsewhere),
+            )
         return (task.forward(task.images), *self.recovery(task), *ranking)
 
     def score(

@@ -17,16 +17,15 @@ from ..core.predictions import check_labels
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..core.unscored import unscored
-from ..criteria.parts.unlearning import Unlearning
-from ..triggers.inversion import Inversion, TargetEvidence, relative_sizes
-from ..triggers.perturbation import RecoveredPerturbation, UniversalPerturbation
+from ..triggers.inversion import TargetEvidence, relative_sizes
+from ..triggers.perturbation import RecoveredPerturbation
 from ..utils.progress import Clock, progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from .diagnosis import Diagnosis
 from .exposure import expose
 from .null import KINDS, Evidence, evidence_of
 from .restoration import Restoration, Restored
-from .work import passes_of_scan
+from .settings import ScanSettings
 
 _LABELS = 10  # of the benign networks of the reference distribution
 
@@ -34,41 +33,8 @@ ByLabel = dict[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan:
-    """Settings of a scan.
-
-    The reference distribution of benign networks was measured with these defaults on 300 images of
-    32 x 32 pixels. On images of more than 64 x 64 pixels universal perturbations and relative sizes
-    are reported and raise no alarm; relative sizes also need a trigger for every label, and at
-    least ten labels.
-
-    Attributes:
-        search: How a trigger is recovered for each label.
-        universal: How a universal perturbation is recovered for each label.
-        starts: Independent searches for universal perturbations, whose mean success counts.
-        again_from: Success of the first search from which a label is searched again.
-        min_success: Minimum success rate of a recovered trigger on held-out images; triggers below
-            it are ignored.
-        many: Number of classes beyond which triggers are sought for `candidates` labels only.
-        candidates: Number of labels with the best universal perturbations that are then searched.
-        screened: Number of classes beyond which universal perturbations are sought only for as
-            many labels, the best of a quick search.
-        screen: That quick search.
-        screen_images: Images for it.
-        unlearning: How the model is exposed; None: the default of `expose`.
-    """
-
-    search: Inversion = Inversion(steps=150, batch_size=16)
-    universal: UniversalPerturbation = UniversalPerturbation()
-    starts: int = 3
-    again_from: float = 0.5
-    min_success: float = 0.75
-    many: int = 20
-    candidates: int = 10
-    screened: int = 40
-    screen: UniversalPerturbation = UniversalPerturbation(steps=20, batch_size=4, held_out=0.5)
-    screen_images: int = 40
-    unlearning: Unlearning | None = None
+class Scan(ScanSettings):
+    """A scan with these settings; `scan` is one with the defaults."""
 
     def __call__(
         self,
@@ -137,7 +103,7 @@ class Scan:
         asked = len(labels) if labels is not None else prepared.classes
         what = f"scanning: {len(images):,} images, {asked:,} of {prepared.classes:,} labels"
         task = Task.of(model, images, prepared.classes)
-        work = passes_of_scan(self, task, None if labels is None else len(labels))
+        work = self.passes(task, None if labels is None else len(labels))
         plan = Plan.of(what, work, model, images, sites, seed=seed, progress=progress)
         return Clock(plan.seconds, progress)
 

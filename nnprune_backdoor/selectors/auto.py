@@ -24,7 +24,6 @@ from ..errors import DataError
 from ..evidence.diagnosis import Diagnosis
 from ..evidence.null import Evidence
 from ..evidence.scanning import Scan
-from ..evidence.work import passes_of_remaining, passes_of_scan
 from .base import Selector, register_selector
 from .trigger import TriggerGone
 
@@ -71,11 +70,9 @@ class Auto(Selector):
     def passes(self, task: Task) -> Work:
         """Where there is an alarm, and the first amount that is looked at will do."""
         seen = task.part(task.scored or task.images)
-        scan = [
-            passes for stage in passes_of_scan(self.evidence, seen).values() for passes in stage
-        ]
+        scan = [passes for stage in self.evidence.passes(seen).values() for passes in stage]
         again = self.gone.inversion.passes(seen, 1) * (self.gone.triggers - 1)
-        look = passes_of_remaining(self.evidence, seen)
+        look = self.evidence.passes_of_remaining(seen)
         return (*scan, *again, *self.gone.traced(task), *look)
 
     def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:

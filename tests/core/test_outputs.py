@@ -175,7 +175,7 @@ def test_other_functions_take_it_too(images: CleanData) -> None:
 
 
 def test_the_logits_can_be_named_where_they_cannot_be_told(clean: CleanData) -> None:
-    two = Net(lambda maps, features, logits: {"a": logits, "b": (features, -logits)})
+    two = Net(lambda maps, features, logits: {"a": logits, "b": (features, -logits)}).eval()
     before = state_of(two)
     with pytest.raises(UnsupportedModelError, match=r"logits_named\(model, name\)"):
         Prepared.of(two, CleanData(clean.images))

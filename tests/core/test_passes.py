@@ -45,7 +45,7 @@ def model() -> nn.Module:
     """One that gives each of its labels to some of the images."""
     made = Counting().eval().requires_grad_(False)
     logits = made(CLEAN.images)
-    made.head.bias.sub_(logits.mean(0))
+    made.head.bias.sub_(logits.mean(0)).div_(logits.std(0))
     made.head.weight.div_(logits.std(0)[:, None])
     return made
 

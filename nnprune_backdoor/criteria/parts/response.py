@@ -22,7 +22,7 @@ from ...core.compute import mean_gradients
 from ...core.data import CleanData
 from ...core.masks import MaskedModel
 from ...core.norms import Statistics
-from ...core.passes import Task, Work
+from ...core.passes import Passes, Task
 from ...core.sites import Site
 from ...errors import DataError
 from ...utils.progress import progress_bar
@@ -105,8 +105,8 @@ class Response:
         if not 0 < self.stage_share <= 1:
             raise DataError(f"expected a stage_share in (0, 1], got {self.stage_share}")
 
-    def passes(self, task: Task, a_step: int = 1) -> Work:
-        """With so many passes for each gradient of the objective."""
+    def passes(self, task: Task, a_step: int = 1) -> tuple[Passes, Passes]:
+        """Of the stiffness, and of the objective with so many passes for each gradient."""
         return (
             task.epochs("masks", self.probe_size, 1),
             task.epochs("masks", self.batch_size, self.stages * self.rounds * a_step),
