@@ -47,7 +47,7 @@ def write_stored(path: str | os.PathLike[str], kind: str, stored: Stored) -> Non
     """Write the file whole, or leave what was there before.
 
     Args:
-        kind: of what it holds, in the plural.
+        kind: "scores" or "selection".
 
     Raises:
         DataError: the header is not plain data.
@@ -96,8 +96,10 @@ def read_stored(path: str | os.PathLike[str], kind: str, names: Sequence[str]) -
             RecoveredTrigger(mask=tensors.pop(f"mask{i}"), pattern=tensors.pop(f"pattern{i}"), **t)
             for i, t in enumerate(header.pop("triggers", []))
         )
-        for name in names:
-            header[name]
+        if not all(isinstance(header.get(name, {}), dict) for name in ("made_from", "details")):
+            raise TypeError("made_from and details are no dictionaries")
+        if missing := [name for name in names if name not in header]:
+            raise KeyError(*missing)
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
