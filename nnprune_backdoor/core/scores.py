@@ -30,8 +30,8 @@ class ChannelScores(ShortRepr):
         criterion: The criterion's repr.
         details: Plain data about the run (steps, accuracies, stops not reached) for the report.
         triggers: Triggers that the criterion recovered and used.
-        made_from: What they depend on besides: "weights" and "images" by their SHA-256, "seed" and
-            "compute".
+        made_from: What they depend on: "weights" and "images" by their SHA-256, "criterion", "seed"
+            and "compute".
     """
 
     sites: tuple[Site, ...]
@@ -132,8 +132,8 @@ class Selection(ShortRepr):
         details: Plain data about the decision, for the report.
         curve: The amounts that were tried, if any.
         triggers: The recovered triggers that decided, if any.
-        made_from: What it depends on: that of the scores, and the criterion; of `purify` also the
-            selector and what it was given.
+        made_from: What it depends on: that of the scores; of `purify` also the selector and what it
+            was given.
     """
 
     sites: tuple[Site, ...]
@@ -199,5 +199,5 @@ def lowest(scores: ChannelScores, count: int, reason: str = "", **details: Any) 
             chosen.append(neuron)
     if reason and len(chosen) < count:
         reason += f"; only {len(chosen)} can go, since each layer keeps one"
-    made_from = {**scores.made_from, "criterion": scores.criterion}
+    made_from = dict(scores.made_from)
     return Selection(scores.sites, tuple(chosen), reason, details, made_from=made_from)

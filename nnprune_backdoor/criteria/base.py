@@ -135,10 +135,11 @@ class Criterion(ABC):
     def made_from(
         self, model: nn.Module, clean: CleanData, *, seed: int, compute: Compute = Compute()
     ) -> dict[str, str]:
-        """What scores of this model would depend on besides the criterion (`ChannelScores`)."""
+        """What scores of this model would depend on, in words (`ChannelScores.made_from`)."""
         images = {"images": clean.images, "labels": clean.labels} if self.needs_images else {}
         return {
             "weights": fingerprint(model.state_dict()),
+            "criterion": repr(self),
             "images": fingerprint(images),
             "seed": str(seed),
             "compute": repr(compute),

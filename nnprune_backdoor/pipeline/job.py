@@ -17,7 +17,7 @@ from ..core.scores import ChannelScores, Selection
 from ..training.distillation import Distillation, distil_with_triggers
 from ..triggers.suspects import SuspectTrigger
 from ..utils.fingerprint import fingerprint
-from .kept import Kept, KeptIn
+from .kept import Kept
 from .options import Options
 
 
@@ -68,14 +68,10 @@ class Job:
 
     def _kept(self) -> Kept:
         """What there is in the files that the caller named."""
-        files, options = self.options.kept_in, self.options
-        if files == KeptIn():
-            return Kept(files, (), {}, {})
-        compute = options.compute
+        options = self.options
         made_from = options.criterion.made_from(
-            self.model, self.to_score, seed=self.seed, compute=compute
+            self.model, self.to_score, seed=self.seed, compute=options.compute
         )
-        made_from["criterion"] = repr(options.criterion)
         held = {"images": self.selecting.images, "labels": self.selecting.labels}
         selected_from = {
             **made_from,
@@ -83,7 +79,7 @@ class Job:
             "selector": repr(options.selector),
             "silencing": options.silencing,
         }
-        return Kept(files, self.prepared.sites, made_from, selected_from)
+        return Kept(options.kept_in, self.prepared.sites, made_from, selected_from)
 
     def scored(self) -> ChannelScores:
         """The criterion's scores of the given network."""

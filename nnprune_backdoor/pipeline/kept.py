@@ -29,7 +29,7 @@ class Kept:
     Args:
         files: where scores and the selection are kept.
         sites: the layers that are scored.
-        made_from: what scores depend on here, the criterion included.
+        made_from: what scores depend on here.
         selected_from: what a selection depends on here.
 
     Raises:
@@ -59,8 +59,6 @@ class Kept:
             return None
         found = kind.load(path)
         there = {**found.made_from, "layers": repr(found.sites)}
-        if isinstance(found, ChannelScores):
-            there["criterion"] = found.criterion
         check_made_from(str(path), there, {**wanted, "layers": repr(self._sites)})
         return found
 

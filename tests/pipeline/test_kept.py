@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.criteria import Arbitrary
 from helpers.states import assert_same_state, state_of
 from nnprune_backdoor import CleanData, Purified, purify
 from nnprune_backdoor.core.scores import ChannelScores, Selection
@@ -120,6 +121,24 @@ def test_a_file_of_other_layers_is_refused(
     fewer.save(tmp_path / "scores.safetensors")
     with pytest.raises(DataError, match="layers: "):
         run(net, clean, tmp_path)
+
+
+def test_what_was_saved_afterwards_is_taken_up_as_well(
+    net: nn.Module, clean: CleanData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = purify(net, clean, QUICK, progress=False)
+    first.scores.save(tmp_path / "scores.safetensors")
+    first.selection.save(tmp_path / "selection.safetensors")
+    monkeypatch.setattr(ANP, "score", lambda *_: pytest.fail("it began to score"))
+    assert_same_state(state_of(first.model), state_of(run(net, clean, tmp_path).model))
+
+
+def test_a_criterion_of_ones_own_is_taken_up(
+    net: nn.Module, clean: CleanData, tmp_path: Path
+) -> None:
+    first = run(net, clean, tmp_path, method=Arbitrary())  # which calls its scores otherwise
+    again = run(net, clean, tmp_path, method=Arbitrary())
+    assert_same_state(state_of(first.model), state_of(again.model))
 
 
 def test_scores_of_a_criterion_alone_say_what_they_were_made_from(
