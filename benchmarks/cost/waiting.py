@@ -24,7 +24,7 @@ from benchmarks.efficacy.efficacy import clean_set
 from benchmarks.networks import zoo
 from benchmarks.render import DOCS, RESULTS, fill
 from nnprune_backdoor import CleanData, Compute, purify, scan
-from nnprune_backdoor.core.passes import Task, seconds_of
+from nnprune_backdoor.core.passes import Task, expected
 from nnprune_backdoor.core.prepared import Prepared
 from nnprune_backdoor.evidence.scanning import Scan
 from nnprune_backdoor.pipeline.job import Job
@@ -71,7 +71,7 @@ def estimated_purify(model: nn.Module, clean: CleanData) -> dict[str, float | No
     job = Job(model, prepared, options, 0)
     neurons = sum(site.channels for site in prepared.sites)
     task = Task.of(prepared.model, clean.images, prepared.classes, neurons)
-    return seconds_of(passes_of(job, task), prepared.model, clean.images, prepared.sites)
+    return expected(passes_of(job, task), prepared.model, clean.images, prepared.sites).seconds
 
 
 def estimated_scan(model: nn.Module, clean: CleanData) -> dict[str, float | None]:
@@ -79,7 +79,7 @@ def estimated_scan(model: nn.Module, clean: CleanData) -> dict[str, float | None
     prepared = Prepared.of(model, clean)
     task = Task.of(prepared.model, clean.images, prepared.classes)
     work = Scan().passes(task)
-    return seconds_of(work, prepared.model, clean.images, prepared.sites)
+    return expected(work, prepared.model, clean.images, prepared.sites).seconds
 
 
 def measured(name: str, folder: Path, command: str) -> dict[str, Any]:

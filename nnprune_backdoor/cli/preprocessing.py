@@ -49,8 +49,8 @@ def preprocessing_of(
                 "trained with"
             )
         made = _of_library(model, overrides)
-        if overrides["size"] is None:
-            made = _of_files(options, model, made, folder)
+        if options.size is None:
+            made = _of_files(options, model, made, folder, fixed=overrides["size"] is not None)
     note(options, f"preprocessing: {made}")
     return made
 
@@ -86,15 +86,24 @@ def _of_library(model: Model, overrides: dict[str, Any]) -> Preprocessing:
 
 
 def _of_files(
-    options: argparse.Namespace, model: Model, usual: Preprocessing, folder: Path | None
+    options: argparse.Namespace,
+    model: Model,
+    usual: Preprocessing,
+    folder: Path | None,
+    *,
+    fixed: bool,
 ) -> Preprocessing:
-    """The same at the size of the files, uncropped, where they have one and the model takes it."""
+    """The same at the size of the files, uncropped, where they have one and the model takes it.
+
+    Args:
+        fixed: the model was built for one size, which stays.
+    """
     found = None
     if folder is not None and options.data_root is not None:
         found = size_of_dataset(str(folder), options.data_root, options.split or "test")
     elif folder is not None:
         found = size_of_files(folder)
-    if found is None or found == usual.size:
+    if found is None or (fixed and found != usual.size):
         return usual
     files, library = (f"{height} x {width}" for height, width in (found, usual.size))
     if max(found) > max(usual.size):
@@ -106,6 +115,8 @@ def _of_files(
         return usual
     changed = {"size": found, "crop_pct": 1.0 if options.crop_pct is None else options.crop_pct}
     made = Preprocessing(**{**vars(usual), **changed})
+    if found == usual.size:
+        return made  # already cropped, or never to be
     try:
         classes_of(model, made)
     except DataError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -41,11 +41,13 @@ class Passes:
             weights, which are then changed.
         batch: Images a pass.
         images: Images of all these passes together; what is to be expected where data decide.
+        most: Of training that ends by itself: images if it does not; None for all other.
     """
 
     kind: Kind
     batch: int
     images: float
+    most: float | None = None
 
 
 Work = tuple[Passes, ...]
@@ -94,15 +96,33 @@ class Task:
         return Passes(kind, max(1, min(batch, self.images)), self.images * count)
 
 
-def seconds_of(
+@dataclass(frozen=True)
+class Expected:
+    """How long work should take.
+
+    Attributes:
+        seconds: Stage -> seconds, in order; None of one whose work is not known.
+        longest: Seconds of all stages if training that ends by itself does not.
+    """
+
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    longest: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages of which this is known."""
+        return sum(seconds for seconds in self.seconds.values() if seconds is not None)
+
+
+def expected(
     stages: Mapping[str, Work | None],
     model: nn.Module,
     images: Tensor,
     sites: tuple[Site, ...],
     *,
     compute: Compute = Compute(),
-) -> dict[str, float | None]:
-    """Seconds that each stage should take here; None of one whose work is not known.
+) -> Expected:
+    """How long these stages should take here.
 
     Args:
         stages: name -> its passes.
@@ -112,15 +132,16 @@ def seconds_of(
         compute: how passes to the masks are run.
     """
     counted = [passes for work in stages.values() for passes in work or ()]
-    if not counted:
-        return {name: None if work is None else 0.0 for name, work in stages.items()}
     watch = _Stopwatch(model, images, sites, compute)
     for kind, batch in _most_of(counted):
         watch.time(kind, batch)
-    return {
-        name: None if work is None else sum(map(watch.seconds, work))
-        for name, work in stages.items()
-    }
+    return Expected(
+        {
+            name: None if work is None else sum(map(watch.seconds, work))
+            for name, work in stages.items()
+        },
+        sum(watch.seconds(replace(each, images=each.most or each.images)) for each in counted),
+    )
 
 
 def _most_of(counted: Iterable[Passes]) -> list[tuple[Kind, int]]:

@@ -12,7 +12,7 @@ from torch import nn
 from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.passes import Task
-from ..core.plan import Plan
+from ..core.plan import announce
 from ..core.predictions import check_labels
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
@@ -104,8 +104,8 @@ class Scan(ScanSettings):
         what = f"scanning: {len(images):,} images, {asked:,} of {prepared.classes:,} labels"
         task = Task.of(model, images, prepared.classes)
         work = self.passes(task, None if labels is None else len(labels))
-        plan = Plan.of(what, work, model, images, sites, seed=seed, progress=progress)
-        return Clock(plan.seconds, progress)
+        seconds = announce(what, work, model, images, sites, seed=seed, progress=progress)
+        return Clock(seconds, progress)
 
     def _works(self, trigger: RecoveredTrigger) -> bool:
         return trigger.success >= self.min_success

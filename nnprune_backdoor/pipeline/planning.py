@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.passes import Task, Work
-from ..core.plan import Plan
+from ..core.plan import announce
 from ..training.repair import REPAIR
 from .job import Job
 
@@ -12,7 +12,7 @@ _COMPARED = 8  # times that the measuring images are predicted, about
 _REMOVING = 500  # images forward: a few each for tracing and for every cut that is tried, about
 
 
-def planned(job: Job) -> Plan:
+def planned(job: Job) -> dict[str, float | None]:
     """Say what will be done, and how long each stage should take; timed only where it is said."""
     prepared, options = job.prepared, job.options
     model, sites, images = prepared.model, prepared.sites, prepared.clean.images
@@ -24,7 +24,7 @@ def planned(job: Job) -> Plan:
         f"{len(images):,} images ({scoring:,} to score, {selecting:,} to select, "
         f"{measuring:,} to measure)"
     )
-    return Plan.of(
+    return announce(
         what,
         passes_of(job, task),
         model,

@@ -134,7 +134,7 @@ def _run(
             frozen, measuring = job.prepared.model, job.measuring
             probe = job.scoring.images[:_PROBE].to(**placement(frozen))
             given = _given(job, len(probe))
-            clock = Clock(planned(job).seconds, options.progress)
+            clock = Clock(planned(job), options.progress)
         done = _pruned(job, clock)
         product, report = _removed(done.model, done.selection, probe, options, clock)
         with clock.stage("certifying"):

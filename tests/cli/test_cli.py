@@ -985,6 +985,16 @@ def test_a_model_that_does_not_take_that_size_gets_its_own(
     assert "preprocessing: 3 x 224 x 224" in printed
 
 
+def test_files_of_the_very_size_are_not_cropped(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = timm.create_model("test_vit", num_classes=4, img_size=32)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    arguments = "evaluate {} --arch test_vit --arch-arg img_size=32 --clean {} --images 8"
+    assert run(arguments, tmp_path / "vit.safetensors", shop.clean) == 0
+    assert re.search(r"preprocessing: 3 x 32 x 32, \w+, crop 1 ", capsys.readouterr().err)
+
+
 def test_larger_files_are_scaled_down(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

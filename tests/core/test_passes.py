@@ -13,8 +13,8 @@ from helpers.criteria import Arbitrary
 from helpers.images import noise_images
 from helpers.states import assert_same_state, state_of
 from nnprune_backdoor import CleanData
-from nnprune_backdoor.core.passes import Passes, Task, seconds_of
-from nnprune_backdoor.core.plan import Plan
+from nnprune_backdoor.core.passes import Expected, Passes, Task, expected
+from nnprune_backdoor.core.plan import announce, in_words
 from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria import ANP, CNP, FP, MNP, RNP, TAC, Criterion, MaskTraining, Response
 from nnprune_backdoor.criteria.parts.unlearning import Unlearning
@@ -137,7 +137,7 @@ def test_seconds_are_those_of_the_network_at_hand(monkeypatch: pytest.MonkeyPatc
         "none": (),
         "unknown": None,
     }
-    found = seconds_of(stages, model, CLEAN.images, sites)
+    found = expected(stages, model, CLEAN.images, sites).seconds
     assert found["one"] == pytest.approx(3 * 6000 + 3000)
     assert found["two"] == pytest.approx(3 * 1200 + 7, rel=0.2)  # not all of it is worth timing
     assert found["none"] == 0
@@ -154,15 +154,30 @@ def test_a_plan_says_what_it_knows(
     slow = Slow().eval().requires_grad_(False)
     stages = {"first": (Passes("forward", 10, 100.0),), "second": None}
     how: dict[str, Any] = {"seed": 0, "progress": True}
-    plan = Plan.of("doing this", stages, slow, CLEAN.images, (), **how)
-    assert plan.seconds == {"first": 100.0, "second": None}
+    found = announce("doing this", stages, slow, CLEAN.images, (), **how)
+    assert found == {"first": 100.0, "second": None}
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "doing this",
         "about 1 min 40 s in all: first 1 min 40 s; without second, of which it is not known",
     ]
-    assert Plan.of("this", stages, slow, CLEAN.images, (), seed=0, progress=False) == Plan()
+    assert announce("this", stages, slow, CLEAN.images, (), seed=0, progress=False) == {}
     assert capsys.readouterr().err == ""
+
+
+def test_training_that_may_not_end_by_itself_is_told_apart(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "timer", lambda: NOW[0])
+    slow = Slow().eval().requires_grad_(False)
+    work = Unlearning(epochs=400).passes(task(model))  # 60 images: a step an epoch
+    found = expected({"scoring": work}, slow, CLEAN.images, ())
+    assert found.total == pytest.approx(50 * 60 * 3)
+    assert found.longest == pytest.approx(400 * 60 * 3)
+    assert in_words(found).endswith("; up to 20 h 0 min if unlearning does not end by itself")
+    assert "up to" not in in_words(Expected({"scoring": 60.0}, 70.0))
+    few = Unlearning(epochs=20).passes(task(model))
+    assert few[0].images == few[0].most == 20 * 60
 
 
 def test_a_network_that_cannot_be_timed_is_still_worked_on(
@@ -173,6 +188,6 @@ def test_a_network_that_cannot_be_timed_is_still_worked_on(
             raise RuntimeError("no more memory")
 
     stages = {"first": (Passes("forward", 10, 100.0),)}
-    plan = Plan.of("this", stages, Broken().eval(), CLEAN.images, (), seed=0, progress=True)
-    assert plan == Plan()
+    found = announce("this", stages, Broken().eval(), CLEAN.images, (), seed=0, progress=True)
+    assert found == {}
     assert "cannot be estimated (no more memory)" in capsys.readouterr().err

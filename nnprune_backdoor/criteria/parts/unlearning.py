@@ -116,9 +116,9 @@ class Unlearning:
 
     def passes(self, task: Task) -> Work:
         """So many steps as unlearning usually takes; how many it will take is not known before."""
-        most = self.epochs * max(1, -(-task.images // self.batch_size))
-        count = min(most, _USUAL_STEPS) / max(1, -(-task.images // self.batch_size))
-        return (task.epochs("weights", self.batch_size, count),)
+        count = min(_USUAL_STEPS / max(1, -(-task.images // self.batch_size)), self.epochs)
+        usual = task.epochs("weights", self.batch_size, count)
+        return (replace(usual, most=task.images * self.epochs),)
 
     def unlearn(
         self,
