@@ -106,9 +106,14 @@ class Distillation:
         student = task.epochs("weights", self.batch_size, self.epochs)
         if not self.stamped:
             return (teacher, student)
-        times = -(-self.epochs // self.renewed)
-        again = self.search.passes_again(task)
-        return (teacher, student, *self.search.passes(task), *again * times)
+        triggers = [*self.search.passes(task)]
+        triggers += self.search.passes_again(task) * -(-self.epochs // self.renewed)
+        if self.perturbed:
+            triggers += self.search.passes_of_standing_out(task)
+            moved = round(self.perturbed * student.batch)
+            share = 0.5 * moved / student.batch  # half of the suspect labels stand out
+            triggers += self.individual.passes(task, moved, share * student.images)
+        return (teacher, student, *triggers)
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random view of images (N, C, H, W): turned, shifted, mirrored, mixed."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.passes import Passes, Task, Work
 from ..core.predictions import images_per_pass, predict_labels
 from ..core.recovered import PixelRange
 from ..errors import DataError
@@ -37,6 +38,10 @@ class IndividualPerturbations:
             raise DataError(
                 f"expected steps of at least 1 and rms in (0, 1], got {self.steps} and {self.rms:g}"
             )
+
+    def passes(self, task: Task, batch: int, images: float) -> Work:
+        """What moving so many images sends through the network, so many at once."""
+        return (Passes("images", max(1, min(batch, task.at_once)), self.steps * images),)
 
     def perturb(
         self,

@@ -81,6 +81,13 @@ class SuspectLabels:
         """What `still_working` does of that label."""
         return (*self.perturbations.passes(task, 1), *self.patches.passes(task, 1))
 
+    def passes_of_standing_out(self, task: Task) -> Work:
+        """What `standing_out` does for that label, where the first radius tells."""
+        labels = 1 + min(_COMPARED, task.classes - 1)
+        some = min(_MOVED, task.images)
+        moved = labels * some * (1 - 1 / task.classes)
+        return (*self.single.passes(task, some, moved), task.forward(labels * some + moved))
+
     def suspect(
         self, model: nn.Module, clean: CleanData, *, seed: int = 0
     ) -> tuple[SuspectTrigger, ...]:
