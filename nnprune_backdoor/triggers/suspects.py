@@ -53,7 +53,7 @@ class SuspectLabels:
     glance: UniversalPerturbation = UniversalPerturbation(steps=20)
     perturbations: UniversalPerturbation = UniversalPerturbation()
     patches: Inversion = Inversion(steps=100, batch_size=16)
-    outlying: float = 1.5
+    outlying: float = 1.25
     single: IndividualPerturbations = IndividualPerturbations(rms=2 / 255)
 
     def __post_init__(self) -> None:
