@@ -1,6 +1,6 @@
 """The logistic function of `evidence.probability`, and how it does on architectures left out.
 
-    python -m benchmarks.evidence.calibration   # -> results/calibration.json
+    python -m benchmarks.evidence.calibration   # -> its results and page
 
 results/diagnosis*.json hold scans of 101 networks by an earlier version, which searched a trigger
 and a perturbation for every label; what `scan` looks at now is taken from them. Per label: the log
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-from benchmarks.render import RESULTS
+from benchmarks.render import DOCS, RESULTS, fill
 
 Array = NDArray[np.float64]
 ALARM = 0.7
@@ -120,6 +120,28 @@ def rates(judged: list[Any]) -> dict[str, Any]:
     }
 
 
+def rates_table(parts: dict[str, dict[str, Any]], first: str) -> str:
+    """A line for each part, name -> what `rates` gives."""
+    lines = [
+        f"| {first} | backdoored, benign | AUROC | cross-entropy | found | label right | missed "
+        "| false alarms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in parts.items():
+        cells = [
+            name,
+            f"{found['backdoored']}, {found['benign']}",
+            "" if found["auroc"] is None else f"{found['auroc']:.3f}",
+            f"{found['cross_entropy']:.3f}",
+            str(found["detected"]),
+            str(found["label_right"]),
+            ", ".join(found["missed"]) or "none",
+            ", ".join(found["false_alarms"]) or "none",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     networks = rows()
     found = [features(row) for row in networks]
@@ -143,7 +165,7 @@ def main() -> None:
         },
     }
     (RESULTS / "calibration.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["left out"]["all"], indent=1))
+    fill(DOCS / "diagnosis.md", "calibration", rates_table(result["left out"], "left out"))
 
 
 if __name__ == "__main__":

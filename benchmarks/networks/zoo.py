@@ -160,6 +160,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "all_to_all": ("badnets", {}, 0.1, 0.0),
 }
 
+Length = Literal["short", "long"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -167,7 +169,7 @@ class Member:
 
     arch: str
     attack: str | None  # None: benign
-    length: Literal["short", "long"] = "short"
+    length: Length = "short"
     seed: int = 0
 
     @property
