@@ -23,5 +23,5 @@ bench:
 pages:
 	python -m benchmarks.render
 	python -m benchmarks.efficacy.efficacy_page
-	python -m benchmarks.evidence.diagnosis --tables
+	python -m benchmarks.evidence.calibration
 	python -m benchmarks.cost.speed_page

@@ -12,7 +12,6 @@ import timm
 import torch
 
 import nnprune_backdoor as nb
-from nnprune_backdoor.evidence.null import null
 from nnprune_backdoor.selectors import LowestFraction
 
 assert "site-packages" in nb.__file__, f"not the installed package: {nb.__file__}"
@@ -28,7 +27,6 @@ clean = nb.CleanData(torch.randn(48, 3, 32, 32), torch.arange(48) % 3)
 purified = nb.purify(model, clean, "clp", selector=LowestFraction(0.05), progress=False)
 assert len(purified.to_html()) > 5000  # from the templates
 assert purified.to_markdown()
-assert null()["alarm"]  # what evidence is held against
 with TemporaryDirectory() as scratch:
     folder = nb.save_purified(purified, Path(scratch) / "out", arch="test_resnet")
     with torch.no_grad():

@@ -73,9 +73,8 @@ def scanned(model: nn.Module, pixels: int, seed: int) -> dict[str, Any]:
         "what": "scan",
         "seed": seed,
         "alarm": found.alarm,
-        "evidence": {
-            item.kind: [round(item.value, 4), item.label, item.alarm] for item in found.evidence
-        },
+        "cannot_tell": found.cannot_tell,
+        "suspicions": [item.to_dict() for item in found.suspicions],
         "images_forward": images["forward"],
         "seconds": round(time.perf_counter() - start, 1),
         "stages": {name: round(took, 1) for name, took in found.seconds.items()},

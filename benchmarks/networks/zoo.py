@@ -31,6 +31,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.densenet import DenseNet
+from timm.models.metaformer import MetaFormer
+from timm.models.regnet import RegNet, RegNetCfg
 from torch import Tensor, nn
 
 from nnprune_backdoor.attacks import (
@@ -61,6 +63,29 @@ def _repvgg() -> nn.Module:
 
 def _densenet() -> nn.Module:
     return DenseNet(growth_rate=16, block_config=(4, 4, 4, 4), num_classes=10)
+
+
+def _regnet(**settings: Any) -> Callable[[], nn.Module]:
+    config = {"depth": 8, "w0": 24, "wa": 30, "wm": 2.0, "group_size": 8, "stem_width": 24}
+    return lambda: RegNet(RegNetCfg(**config | settings), num_classes=10)
+
+
+def _poolformer() -> nn.Module:
+    return MetaFormer(num_classes=10, depths=(1, 1, 2, 1), dims=(24, 48, 96, 160))
+
+
+def _vgg() -> nn.Module:
+    """Without residuals; zero: a pooling layer."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in (24, 0, 48, 0, 96, 96, 0, 192):
+        if width:
+            conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        else:
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
 def _timm(name: str, **settings: Any) -> Callable[[], nn.Module]:
@@ -98,7 +123,31 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "regnet": (_timm("regnetx_002"), {"epochs": 8, "lr": 0.1}),
     "densenet": (_densenet, {"epochs": 8, "lr": 0.1}),
 }
-EVERY = ARCHITECTURES | OTHERS | UNSEEN
+# on which nothing was developed: they measure how `scan` carries over (benchmarks/evidence)
+FINAL: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "regnetx": (_regnet(), {"epochs": 8, "lr": 0.1}),
+    "regnety": (_regnet(se_ratio=0.25), {"epochs": 8, "lr": 0.1}),
+    "regnetz": (
+        _regnet(
+            w0=16,
+            wa=20,
+            stem_width=16,
+            bottle_ratio=4.0,
+            se_ratio=0.25,
+            linear_out=True,
+            downsample=None,
+            act_layer="silu",
+        ),
+        {"epochs": 8, "lr": 0.1},
+    ),
+    "vgg": (_vgg, {"epochs": 8, "lr": 0.1}),
+    "tinynet": (
+        _timm("tinynet_e"),
+        {"epochs": 10, "lr": 0.1},
+    ),
+    "poolformer": (_poolformer, {"epochs": 10, "lr": 0.004, **_ADAMW}),
+}
+EVERY = ARCHITECTURES | OTHERS | UNSEEN | FINAL
 # name -> settings, poison rate, cover rate; a clean-label rate is a share of the target's images
 ATTACKS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "badnets": ("badnets", {}, 0.05, 0.0),
@@ -111,6 +160,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "all_to_all": ("badnets", {}, 0.1, 0.0),
 }
 
+Length = Literal["short", "long"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -118,7 +169,7 @@ class Member:
 
     arch: str
     attack: str | None  # None: benign
-    length: Literal["short", "long"] = "short"
+    length: Length = "short"
     seed: int = 0
 
     @property
@@ -251,6 +302,22 @@ def unseen() -> list[Member]:
     return zoo + [Member(arch=arch, attack=None, seed=seed) for seed in (3, 4) for arch in UNSEEN]
 
 
+def final() -> list[Member]:
+    """Trained for the rates of `scan` on architectures that nothing was developed on."""
+    backdoors = (
+        ("regnetx", "badnets", 1),
+        ("vgg", "badnets", 2),
+        ("poolformer", "badnets", 1),
+        ("tinynet", "blended", 1),
+        ("regnety", "blended", 1),
+        ("tinynet", "badnets", 2),
+        ("poolformer", "blended", 2),
+    )
+    benign = [Member(arch=arch, attack=None, seed=1) for arch in FINAL]
+    benign.append(Member(arch="regnetx", attack=None, seed=2))
+    return benign + [Member(arch=a, attack=attack, seed=seed) for a, attack, seed in backdoors]
+
+
 def records(only_taken: bool = True) -> dict[str, dict[str, Any]]:
     """Name -> what results/zoo.json says of it; by default those whose attack took, and benign."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -265,6 +332,7 @@ ZOOS: dict[str, Callable[[], list[Member]]] = {
     "benign": more_benign,
     "other": others,
     "unseen": unseen,
+    "final": final,
 }
 
 

@@ -271,7 +271,7 @@ def _source(
 
 def _result(options: argparse.Namespace, purified: Purified) -> Result:
     """Write the page, and say what was done; EVIDENCE where the selector still found some."""
-    from ..evidence.null import evidence_left
+    from ..evidence.probability import evidence_left
 
     page = options.report
     if page is not None:

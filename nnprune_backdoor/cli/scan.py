@@ -18,8 +18,8 @@ def add(commands: Commands) -> None:
         run,
         does="look for evidence of a backdoor, with clean images alone",
         usage="MODEL --clean DIR",
-        more="Exit code 3: there is evidence of a kind that benign networks did not show. Exit "
-        "code 0: none of the kinds tested was found; another kind of backdoor is still possible. "
+        more="Exit code 3: a backdoor is probable (from .7). Exit code 0: it is not, or that "
+        "cannot be told; another kind of backdoor is still possible. "
         "Class folders are not needed.",
         example="scan stranger.pth --arch resnet18 --clean images/",
     )

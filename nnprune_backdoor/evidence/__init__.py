@@ -2,7 +2,7 @@
 
 from .diagnosis import Diagnosis
 from .exposure import Exposed, expose
-from .null import Evidence
+from .probability import Evidence, Suspicion
 from .relearning import Relearned, Relearning, relearn
 from .restoration import Restoration, Restored
 from .scanning import Scan, scan
@@ -16,6 +16,7 @@ __all__ = [
     "Restoration",
     "Restored",
     "Scan",
+    "Suspicion",
     "expose",
     "relearn",
     "scan",

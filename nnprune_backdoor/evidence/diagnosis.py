@@ -1,11 +1,11 @@
-"""What a scan found: evidence, suspected label, recovered triggers, and suspicious images."""
+"""What a scan found: a probability, the evidence, recovered triggers, and suspicious images."""
 
 from __future__ import annotations
 
 import html
 import statistics
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,32 +17,30 @@ from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import ScoringError
 from ..triggers.perturbation import RecoveredPerturbation
 from .exposure import Exposed
-from .null import KINDS, LARGEST, Evidence, suspected, verdict
+from .probability import ALARM, KINDS, QUIET, Evidence, Suspicion
 from .restoration import Restored
 
 REACHABLE = (
     "small pictures send images to most labels of this network, as they do in benign ones of some "
-    "kinds; an alarm by universal perturbations alone says little here"
+    "kinds, so universal perturbations say little here"
 )
 
 _WORKS = 0.75  # success from which a label's perturbation is one that works
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Diagnosis:
     """What `scan` gives back.
 
     Attributes:
-        evidence: One item for each kind of evidence.
+        suspicions: The labels that were looked at closely, the most probable target first.
+        cannot_tell: Why there is no probability; None where there is one.
         classes: Number of classes of the model.
         images: Number of clean images.
         seed: Seed of the scan.
-        triggers: The trigger recovered for each label that was searched.
-        perturbations: The universal perturbation of each label that was searched; more labels than
-            for triggers where classes are many.
-        restored: Restoration for the label where most images were restored; None where no trigger
-            works.
-        exposed: The model after its clean task was unlearned.
+        triggers: The triggers recovered for those labels, and for the ones they are compared with.
+        perturbations: The universal perturbation of each label that was searched.
+        restored: Restoration for the most probable target; None where its trigger does not work.
         model: A frozen copy of the network that was scanned.
         example: The first clean image, (C, H, W).
         pixels: The valid range of pixels, given or seen in the clean images.
@@ -51,14 +49,14 @@ class Diagnosis:
         unscored: What restoration cannot silence, a phrase for each kind (see `core.unscored`).
     """
 
-    evidence: tuple[Evidence, ...]
+    suspicions: tuple[Suspicion, ...]
+    cannot_tell: str | None
     classes: int
     images: int
     seed: int
     triggers: tuple[RecoveredTrigger, ...]
     perturbations: tuple[RecoveredPerturbation, ...]
     restored: Restored | None
-    exposed: Exposed
     model: nn.Module
     example: Tensor
     pixels: PixelRange
@@ -73,70 +71,64 @@ class Diagnosis:
         return f"<pre>{html.escape(self.summary())}</pre>"
 
     def __getitem__(self, kind: str) -> Evidence:
-        """The evidence of one kind; KeyError where there is none."""
-        return {item.kind: item for item in self.evidence}[kind]
+        """The evidence of one kind for the most probable target; KeyError for another kind."""
+        return {item.kind: item for item in self.suspicions[0].evidence}[kind]
+
+    @property
+    def probability(self) -> float | None:
+        """That there is a backdoor, where every second network has one; None: it cannot tell."""
+        return None if self.cannot_tell else self.suspicions[0].probability
 
     @property
     def alarm(self) -> bool:
-        """Whether any evidence is beyond what it may be."""
-        return any(item.alarm for item in self.evidence)
-
-    @property
-    def verdict(self) -> str:
-        """Whether there is evidence, for which label, and of which kinds, in words."""
-        found = [item.kind for item in self.evidence if item.alarm]
-        tested = [item.kind for item in self.evidence if item.threshold is not None]
-        return verdict(found, tested, self.target)
+        """Whether a backdoor is probable (from .7)."""
+        return self.probability is not None and self.probability >= ALARM
 
     @property
     def target(self) -> int | None:
-        """The suspected label; None where there is no alarm."""
-        return suspected(self.evidence)
+        """The most probable target; None where there is no alarm."""
+        return self.suspicions[0].label if self.alarm else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether there is evidence, and for which label, in words."""
+        return verdict(self.probability, self.suspicions[0].label)
 
     @property
     def trigger(self) -> RecoveredTrigger | None:
-        """The trigger recovered for the suspected label."""
-        return next((t for t in self.triggers if t.target == self.target), None)
+        """The trigger recovered for the most probable target, alarm or not."""
+        label = self.suspicions[0].label
+        return next((t for t in self.triggers if t.target == label), None)
 
     @property
     def perturbation(self) -> RecoveredPerturbation | None:
-        """The universal perturbation for the suspected label."""
-        return next((p for p in self.perturbations if p.target == self.target), None)
+        """The universal perturbation for the most probable target, alarm or not."""
+        label = self.suspicions[0].label
+        return next((p for p in self.perturbations if p.target == label), None)
 
-    @property
-    def smallest(self) -> RecoveredTrigger | None:
-        """Of the recovered triggers that work on most images, the one of the smallest mask."""
-        sizes = next((item for item in self.evidence if item.kind == "trigger size"), None)
-        label = None if sizes is None else sizes.label
-        return next((t for t in self.triggers if t.target == label), None)
-
-    def suspicious(
-        self, images: Tensor, by: Literal["silencing", "exposure"] | None = None
-    ) -> Tensor:
+    def suspicious(self, images: Tensor, exposed: Exposed | None = None) -> Tensor:
         """How suspicious each image (N, C, H, W) is: (N,) in [0, 1], high = suspicious.
 
-        By silencing: by how much the probability of the label that the network gives falls once
-        the neurons are silent that the most suspicious trigger needs. By exposure: the probability
-        of that label in the exposed model, which knows little else any more. By default silencing
-        where restoration raises the alarm for the suspected label, else exposure.
-        How well each finds triggered images: docs/results/diagnosis.md. Without a backdoor the
-        scores mean nothing.
+        It is by how much the probability of the label that the network gives falls once the
+        neurons are silent that the most probable target's trigger needs. How well this finds
+        triggered images: docs/results/diagnosis.md. Without a backdoor it means nothing.
+
+        Args:
+            exposed: what `expose` made of the network. Then it is the probability that this gives
+                to that label, since it knows little else any more.
 
         Raises:
             DataError: not a batch of finite images.
-            ScoringError: by silencing, where no label has a trigger that works.
+            ScoringError: without `exposed`, the most probable target's trigger does not work.
         """
         images = CleanData(images).images
         labels = predict_labels(self.model, images)
-        if by is None:
-            named = {
-                item.label for item in self.evidence if item.kind == "restoration" and item.alarm
-            }
-            by = "silencing" if self.target in named else "exposure"
-        if by == "exposure":
-            return _confidence(self.exposed.model, images, labels)
+        if exposed is not None:
+            return _confidence(exposed.model, images, labels)
         if self.restored is None:
-            raise ScoringError('no label has a trigger that works; use by="exposure"')
+            raise ScoringError(
+                "no trigger was recovered that works; give what `expose` makes of it"
+            )
         silent = frozen_copy(self.model)
         silence_(silent, self.restored.selection, silencing=self.silencing)
         fall = _confidence(self.model, images, labels) - _confidence(silent, images, labels)
@@ -144,57 +136,39 @@ class Diagnosis:
 
     @property
     def reachable_by_most_labels(self) -> bool:
-        """Whether universal perturbations alone raise the alarm, and work for most labels.
-
-        The benign RegNets that were looked at are so, and some backdoored networks: there this
-        alarm says little (docs/results/diagnosis.md).
-        """
-        alarms = {item.kind: item for item in self.evidence if item.alarm}
-        if alarms.keys() != {"universal"}:
-            return False
-        return statistics.median(alarms["universal"].by_label.values()) >= _WORKS
+        """Whether universal perturbations work for most labels that were searched."""
+        found = [perturbation.success for perturbation in self.perturbations]
+        return len(found) > 2 and statistics.median(found) >= _WORKS
 
     @property
     def cautions(self) -> tuple[str, ...]:
         """What weakens the evidence, in sentences without a full stop."""
         return (
+            *([self.cannot_tell] if self.cannot_tell else []),
             *([REACHABLE] if self.reachable_by_most_labels else []),
             *(
                 f"restoration does not silence {what}, which are not scored; a backdoor there is "
                 "left to the other kinds of evidence"
                 for what in self.unscored
-                if any(item.kind == "restoration" for item in self.evidence)
             ),
         )
 
     def summary(self) -> str:
-        """A few lines for people: what was tested, what came out, what it does not say."""
+        """A few lines for people: what came out, from what, and what it does not say."""
         lines = [
             f"diagnosis  {self.verdict}",
-            f"tested on  {self.images} clean images, {len(self.triggers)} of {self.classes} "
+            f"tested on  {self.images} clean images, {len(self.perturbations)} of {self.classes} "
             f"labels, seed {self.seed}",
         ]
-        for item in self.evidence:
-            line = f"{item.kind:<14}{item.value:.3g}"
-            if item.label is not None:
-                line += f", label {item.label}"
-            if item.null:
-                low, high = min(item.null.values()), max(item.null.values())
-                line += f"; {len(item.null)} benign networks gave {low:.3g} to {high:.3g}"
-            line += f"; {'high' if KINDS[item.kind][0] == 'high' else 'low'} is suspicious"
-            if item.threshold is not None:
-                line += f", alarm from {item.threshold:.3g}"
-            lines.append(line)
-        if self.example[0].numel() > LARGEST:
+        for item in self.suspicions[0].evidence:
+            side = "speaks for" if item.log_odds > 0 else "speaks against"
             lines.append(
-                "size       images this large are easily sent anywhere by a small picture, and the "
-                "benign networks are of smaller ones: universal and relative size raise no alarm "
-                "here"
+                f"{item.kind:<14}{item.value:.3g}, {side} a backdoor ({item.log_odds:+.1f})"
             )
         lines += [f"caution    {caution}" for caution in self.cautions]
         lines.append(
-            "limits     other triggers than these searches can find leave no evidence here, and "
-            "the benign networks are few and small"
+            "limits     other triggers than these searches can find leave no evidence here; the "
+            "numbers in brackets, log-odds, were learned from small networks"
         )
         return "\n".join(lines)
 
@@ -202,18 +176,23 @@ class Diagnosis:
         """The same as plain data, without the networks."""
         return {
             "alarm": self.alarm,
+            "probability": self.probability,
+            "cannot_tell": self.cannot_tell,
             "reachable_by_most_labels": self.reachable_by_most_labels,
             "cautions": list(self.cautions),
             "target": self.target,
             "classes": self.classes,
             "images": self.images,
             "seed": self.seed,
-            "evidence": [
-                {**asdict(item), "percentile": item.percentile, "alarm": item.alarm}
-                for item in self.evidence
-            ],
+            "suspicions": [item.to_dict() for item in self.suspicions],
             "triggers": [
-                {"target": t.target, "norm": t.norm, "success": t.success, "tested": t.tested}
+                {
+                    "target": t.target,
+                    "norm": t.norm,
+                    "pixels": t.mask.numel(),
+                    "success": t.success,
+                    "tested": t.tested,
+                }
                 for t in self.triggers
             ],
             "perturbations": [
@@ -223,6 +202,23 @@ class Diagnosis:
             "restoration": None if self.restored is None else list(self.restored.curve),
             "seconds": dict(self.seconds),
         }
+
+
+def verdict(probability: float | None, label: int) -> str:
+    """Whether there is evidence, in words.
+
+    Args:
+        probability: of a backdoor; None: it cannot be told.
+        label: its most probable target.
+    """
+    if probability is None:
+        return "cannot tell whether there is a backdoor"
+    if probability >= ALARM:
+        return f"evidence of a backdoor with target {label} (probability {probability:.2f})"
+    if probability <= QUIET:
+        kinds = ", ".join(KINDS)
+        return f"no evidence of the kinds tested, {kinds} (probability {probability:.2f})"
+    return f"undecided: probability {probability:.2f}, for label {label}"
 
 
 def _confidence(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

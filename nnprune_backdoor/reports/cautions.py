@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..core.measures import PairedAccuracy
 from ..evidence.diagnosis import REACHABLE
-from ..evidence.null import evidence_left, last_look
+from ..evidence.probability import evidence_left, last_look
 from ..selectors.base import Selector
 from .record import Record
 from .sections import interval, percent, points

@@ -1,89 +1,74 @@
-"""The section of a page about the evidence of a scan, beside that of benign networks."""
+"""The section of a page about the evidence of a scan: what speaks for a backdoor, what against."""
 
 from __future__ import annotations
 
-from ..evidence.null import verdict
+from ..evidence.diagnosis import verdict
+from ..evidence.probability import KINDS
 from .report import Data
 from .sections import Section, Table, number
 
 
 def evidence_section(diagnosis: Data, after: Data | None) -> Section:
-    """Every kind of evidence, before and after.
+    """Every kind of evidence for the most suspicious label, before and after.
 
     Args:
         diagnosis: `Diagnosis.to_dict()`.
-        after: kind -> value for the suspected label in the purified model, and "alarm"; None if
-            it was not searched again.
+        after: kind -> value for that label in the purified model, "probability" and "alarm"; None
+            if it was not searched again.
     """
-    rows = []
-    for item in diagnosis["evidence"]:
-        null = item["null"].values()
-        rows.append(
-            [
-                item["kind"],
-                number(item["value"]) + (" (alarm)" if item["alarm"] else ""),
-                "" if item["label"] is None else str(item["label"]),
-                f"{number(min(null))} to {number(max(null))}" if null else "not measured",
-                "never" if item["threshold"] is None else number(item["threshold"]),
-                *([] if after is None else [_after(item, after)]),
-            ]
-        )
-    benign = max((len(item["null"]) for item in diagnosis["evidence"]), default=0)
-    head = ["kind", "model as given", "label", f"{benign} benign networks", "alarm at"]
-    head += [] if after is None else ["after, same label"]
+    first = diagnosis["suspicions"][0]
+    rows = [
+        [
+            KINDS[kind].does if kind in KINDS else kind,
+            number(item["value"]),
+            f"{'for' if item['log_odds'] > 0 else 'against'} ({item['log_odds']:+.1f})",
+            *([] if after is None else [number(after[kind]) if kind in after else "-"]),
+        ]
+        for kind, item in first["evidence"].items()
+    ]
+    head = ["evidence", "model as given", "speaks", *([] if after is None else ["after"])]
     text = [
         _verdict(diagnosis, after),
-        f"Searched with {diagnosis['images']} clean images for {len(diagnosis['triggers'])} of "
-        f"{diagnosis['classes']} labels. Kinds that never raise an alarm did not separate "
-        "backdoored from benign networks when they were measured. The benign networks are few and "
-        "small; triggers that these searches cannot find leave no evidence here.",
+        f"Searched with {diagnosis['images']} clean images for {len(diagnosis['perturbations'])} "
+        f"of {diagnosis['classes']} labels; the table is about label {first['label']}, the most "
+        "suspicious one. In brackets: what a kind adds to the log-odds of a backdoor, learned from "
+        "small networks of which every second one had one. Triggers that these searches cannot "
+        "find leave no evidence here.",
     ]
     if after is not None:
-        text.append(
-            "After: searched again in the purified model, for the suspected label only. A dash: "
-            "not searched again, or no trigger works any more."
-        )
-    align = "lrrrr" if after is None else "lrrrrr"
-    cross = "" if after is None else "cross: after; "
-    caption = f"Grey ticks: benign networks; circle: the model as given; {cross}dotted: the alarm."
+        text.append("After: searched again in the purified model, for this label only.")
+    cross = "" if after is None else "; cross: after"
     return Section(
         "Evidence of a backdoor",
         text,
-        table=Table(align, rows, head),
-        folded=[("Evidence by label, in the model as given", _by_label(diagnosis))],
+        table=Table("lrrr" if after is not None else "lrr", rows, head),
+        folded=[("Suspected labels, in the model as given", _labels(diagnosis))],
         picture="evidence",
-        caption=caption,
+        caption=f"Right of the line: speaks for a backdoor. Circle: the model as given{cross}.",
     )
 
 
-def _by_label(diagnosis: Data) -> Table:
-    """A row for each label, a column for each kind; a dash where there is no value."""
-    kinds = {
-        item["kind"]: {int(label): value for label, value in item["by_label"].items()}
-        for item in diagnosis["evidence"]
-    }
-    columns = list(kinds.values())
-    labels = sorted(set().union(*columns))
+def _labels(diagnosis: Data) -> Table:
+    """A row for each label that was looked at closely."""
+    kinds = list(diagnosis["suspicions"][0]["evidence"])
     rows = [
-        [str(label), *(number(values[label]) if label in values else "-" for values in columns)]
-        for label in labels
+        [
+            str(item["label"]),
+            number(item["probability"]),
+            *(number(item["evidence"][kind]["value"]) for kind in kinds),
+        ]
+        for item in diagnosis["suspicions"]
     ]
-    return Table("r" * (len(kinds) + 1), rows, ["label", *kinds])
+    return Table("r" * (len(kinds) + 2), rows, ["label", "probability", *kinds])
 
 
 def _verdict(diagnosis: Data, after: Data | None) -> str:
-    kinds = [item["kind"] for item in diagnosis["evidence"] if item["alarm"]]
-    tested = [item["kind"] for item in diagnosis["evidence"] if item["threshold"] is not None]
-    if not kinds:
-        said = verdict(kinds, tested, diagnosis["target"])
-        return f"{said[0].upper()}{said[1:]} in the model as given."
-    before = f"Evidence in the model as given, for label {diagnosis['target']}: {', '.join(kinds)}."
+    said = verdict(diagnosis["probability"], diagnosis["suspicions"][0]["label"])
+    before = f"{said[0].upper()}{said[1:]} in the model as given"
+    why = diagnosis["cannot_tell"]
+    if why:
+        return f"{before}: {why}."
     if after is None:
-        return before
-    left = "evidence remains" if after["alarm"] else f"none of these kinds ({', '.join(tested)})"
-    return f"{before} In the purified model: {left}."
-
-
-def _after(item: Data, after: Data) -> str:
-    value = after.get(item["kind"])
-    return "-" if value is None else number(value)
+        return f"{before}."
+    left = "evidence remains" if after["alarm"] else "no evidence of these kinds is left"
+    return f"{before}. In the purified model: {left} (probability {after['probability']:.2f})."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError, PurifyError
-from ..evidence.null import last_look
+from ..evidence.probability import KINDS, last_look
 from ..selectors.accuracy import AccuracyBudget
 from ..selectors.trigger import TriggerGone
 from ..triggers.perturbation import RecoveredPerturbation
@@ -153,10 +153,10 @@ def _draw_pictures(row: Sequence[Axes], pictures: Mapping[str, Any]) -> None:
 
 
 def evidence(record: Record, size: Size | None = None) -> Figure:
-    """Each kind of evidence beside that of benign networks, in rows with separate scales.
+    """What each kind of evidence for the most suspicious label adds to the log-odds of a backdoor.
 
-    Grey ticks: benign networks. Circle: the model as given. Cross: the purified model, if evidence
-    was searched there. Dotted: the alarm.
+    Circle: the model as given. Cross: the purified model, if evidence was searched there. Left of
+    the dotted line: it speaks against a backdoor.
 
     Raises:
         DataError: the selector does not look for evidence.
@@ -167,31 +167,30 @@ def evidence(record: Record, size: Size | None = None) -> Figure:
             "there is no evidence to show: this selector looks for none; take the selector 'auto'"
         )
     after = last_look(record.selection.details, len(record.selection)) or {}
-    return draw_evidence(diagnosis["evidence"], after, size)
+    return draw_evidence(diagnosis["suspicions"][0]["evidence"], after, size)
 
 
 def draw_evidence(
-    items: Sequence[Mapping[str, Any]], after: Mapping[str, Any], size: Size | None = None
+    items: Mapping[str, Mapping[str, float]], after: Mapping[str, Any], size: Size | None = None
 ) -> Figure:
     """Draw evidence as for `evidence`.
 
     Args:
-        items: the entry "evidence" of `Diagnosis.to_dict()`.
+        items: kind -> "value" and "log_odds", as in `Diagnosis.to_dict()`.
         after: kind -> value in the purified model.
         size: width and height in inches.
     """
-    figure, axes = figure_of(size or (7.0, 0.5 + 0.55 * len(items)), len(items))
-    for axis, item in zip(axes, items, strict=True):
-        null = list(item["null"].values())
-        axis.plot(null, [0] * len(null), "|", color=GREY, markersize=14, markeredgewidth=1.5)
-        axis.plot(item["value"], 0, "o", color=RED, markersize=7)
-        if item["kind"] in after:
-            axis.plot(after[item["kind"]], 0, "X", color=BLUE, markersize=8)
-        if item["threshold"] is not None:
-            axis.axvline(item["threshold"], color=GREY, linestyle=":", linewidth=1.2)
-        axis.set_yticks([0], [item["kind"]])
-        axis.spines["left"].set_visible(False)
-        axis.margins(x=0.06)
+    figure, (axis,) = figure_of(size or (7.0, 0.6 + 0.4 * len(items)), 1)
+    upward = [*items.items()][::-1]
+    for row, (kind, item) in enumerate(upward):
+        axis.plot(item["log_odds"], row, "o", color=RED, markersize=7)
+        if kind in after:
+            axis.plot(KINDS[kind].log_odds(after[kind]), row, "X", color=BLUE, markersize=8)
+    axis.axvline(0, color=GREY, linestyle=":", linewidth=1.2)
+    axis.set_yticks(range(len(items)), [kind for kind, _ in upward])
+    axis.set_xlabel("against a backdoor / for one (log-odds)")
+    axis.spines["left"].set_visible(False)
+    axis.margins(x=0.06, y=0.2)
     return figure
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..evidence.null import last_look
+from ..evidence.probability import last_look
 from .evidence_section import evidence_section
 from .report import Data, Report
 from .sections import Row, Section, Table, interval, number, percent, points, spans

@@ -364,8 +364,8 @@ def _limits(record: Record) -> list[str]:
         limits.append(
             "All weights were trained so that the recovered triggers fail. A proxy success near "
             "zero is what this training aims at, so it says little about the attacker's trigger. "
-            "The same holds for evidence that is gone after the repair, since the benign networks "
-            "that evidence is compared with were not trained in this way."
+            "The same holds for evidence that is gone after the repair, since what it says was "
+            "learned from networks that were not trained in this way."
         )
     if size is not None and record.given.removal == "group":
         limits.append(

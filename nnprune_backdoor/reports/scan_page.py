@@ -13,7 +13,8 @@ _TITLE = "Scan for a backdoor"
 _LIMITS = [
     "Finding no evidence is no proof that there is no backdoor: triggers that these searches "
     "cannot find leave none.",
-    "The benign networks that the evidence is compared with are few, small, and of one task.",
+    "The probability was learned from small networks of one task, of which every second one had a "
+    "backdoor.",
     "In every network, some small picture sends images to a label. A trigger shown here is what "
     "this network reacts to; it need not look like an attacker's.",
 ]
@@ -37,14 +38,16 @@ def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
 
 
 def _headline(diagnosis: Diagnosis) -> list[Row]:
-    kinds = [item.kind for item in diagnosis.evidence if item.alarm]
-    tested = [item.kind for item in diagnosis.evidence if item.threshold is not None]
-    none = "none of the kinds tested" if tested else "no kind could be tested"
-    verdict = f"label {diagnosis.target}" if kinds else none
-    searched = f"{len(diagnosis.triggers)} of {diagnosis.classes}"
+    probability = diagnosis.probability
+    shown = "cannot tell" if probability is None else f"{probability:.2f}"
+    label = f"label {diagnosis.suspicions[0].label} is the most suspicious"
     return [
-        ("evidence of a backdoor", verdict, ", ".join(kinds or tested)),
-        ("labels searched", searched, "for a trigger"),
+        ("probability of a backdoor", shown, "no label" if probability is None else label),
+        (
+            "labels searched",
+            f"{len(diagnosis.perturbations)} of {diagnosis.classes}",
+            f"for a trigger: {len(diagnosis.triggers)}",
+        ),
         ("clean images", f"{diagnosis.images:,}", "their labels are not used"),
         ("seconds", f"{sum(diagnosis.seconds.values()):.0f}", f"seed {diagnosis.seed}"),
     ]
@@ -55,12 +58,11 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
     labels = Section(
         "Label by label",
         [
-            "Shares of images. Restoration: triggered images that get their true label back when "
-            "a few neurons are silenced. Universal: images that one perturbation sends to the "
-            "label. Exposure: images that get the label after the clean task was unlearned."
+            "Universal: share of images that one perturbation sends to the label. Trigger: size of "
+            "the recovered one as a share of the image, for the labels that it was sought for."
         ],
         picture="labels",
-        caption="Red: the suspected label; dotted: the alarm.",
+        caption="Red: the most suspicious label.",
     )
     times = [[stage, f"{seconds:.1f} s"] for stage, seconds in diagnosis.seconds.items()]
     return [
@@ -69,7 +71,6 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
         *([labels] if pictures else []),
         _triggers(diagnosis),
         *_universal(diagnosis),
-        _exposed(diagnosis),
         Section("Time", table=Table("lr", times)),
     ]
 
@@ -91,8 +92,8 @@ def _triggers(diagnosis: Diagnosis) -> Section:
     head = ["label", "mask norm (pixels)", "success", "images"]
     folded = [(f"All {len(rows)}", Table("rrrr", rows, head))] if rows else []
     text = (
-        "One for each label, recovered by inversion from clean images; success on images that the "
-        "inversion did not use."
+        "Recovered by inversion from clean images for the suspected labels and for those that they "
+        "are compared with; success on images that the inversion did not use."
     )
     return Section(
         "Recovered triggers",
@@ -122,26 +123,3 @@ def _universal(diagnosis: Diagnosis) -> list[Section]:
             caption="A clean image, the perturbation (amplified), the image with the perturbation.",
         )
     ]
-
-
-def _exposed(diagnosis: Diagnosis) -> Section:
-    rows = [
-        [str(point.steps), percent(point.accuracy), str(_most_frequent(point.predicted))]
-        for point in diagnosis.exposed.trajectory
-    ]
-    unlearned = (
-        "The clean task was unlearned by gradient ascent."
-        if diagnosis.exposed.reached
-        else "Gradient ascent did not unlearn the clean task within its epochs, so that the labels "
-        "below are those of a model that still knows it in part."
-    )
-    text = (
-        f"{unlearned} Most frequent label of the clean images afterwards: "
-        f"{diagnosis.exposed.label}."
-    )
-    table = Table("rrr", rows, ["steps", "agreement with the model", "most frequent label"])
-    return Section("The exposed model", [text], folded=[("Epoch by epoch", table)])
-
-
-def _most_frequent(predicted: tuple[float, ...]) -> int:
-    return max(range(len(predicted)), key=predicted.__getitem__)

@@ -22,7 +22,7 @@ from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
 from ..evidence.diagnosis import Diagnosis
-from ..evidence.null import Evidence
+from ..evidence.probability import ALARM, Suspicion
 from ..evidence.scanning import Scan
 from .base import Selector, register_selector
 from .trigger import TriggerGone
@@ -31,7 +31,7 @@ from .trigger import TriggerGone
 @register_selector("auto")
 @dataclass(frozen=True)
 class Auto(Selector):
-    """The least that brings the evidence of a backdoor to what benign networks give.
+    """The least at which a backdoor is no longer probable.
 
     Evidence is sought on the images that the criterion saw, if `purify` passes them on, with other
     beginnings than the criterion's; accuracy and the triggers' success are measured on held-out
@@ -104,8 +104,8 @@ class Auto(Selector):
         if target is None:
             return selection
         frozen, clean = frozen_copy(repaired), held_out.clean  # in eval mode, whatever theirs is
-        given = selection.details["diagnosis"]["triggers"]
-        left = self._remaining(frozen, held_out, self._images(held_out), target, given)
+        compared = selection.details["compared"]
+        left = self._remaining(frozen, held_out, self._images(held_out), target, compared)
         success = max(trigger.tested_on(frozen, clean).success for trigger in selection.triggers)
         look = _look(len(selection), success, left)
         after = "remains" if look["alarm"] else "is gone"
@@ -125,7 +125,7 @@ class Auto(Selector):
     ) -> list[RecoveredTrigger]:
         """The suspected label's, from independent beginnings; none without an alarm."""
         first = diagnosis.trigger
-        if first is None:
+        if first is None or not diagnosis.alarm:
             return []
         again = [
             self.gone.inversion.recover(
@@ -150,15 +150,17 @@ class Auto(Selector):
         # without an amount at which the triggers fail: the one at which they succeed least
         points = _spread(fail, self.looks) or [min(allowed, key=lambda point: point.success or 0.0)]
         looked: list[dict[str, Any]] = []
-        given = diagnosis.to_dict()["triggers"]
+        suspected = {item.label for item in diagnosis.suspicions}
+        sizes = self.evidence.sizes(diagnosis.triggers)
+        compared = {label: size for label, size in sizes.items() if label not in suspected}
         for point in points:
             silenced = clone(held_out.model)
             silence_(silenced, lowest(scores, point.neurons), silencing=held_out.silencing)
-            left = self._remaining(silenced, held_out, images, diagnosis.target, given)
+            left = self._remaining(silenced, held_out, images, diagnosis.target, compared)
             looked.append(_look(point.neurons, point.success, left))
             if not looked[-1]["alarm"]:
                 break
-        best = min(looked, key=lambda look: (look["alarm"], look.get("restoration", 0.0)))
+        best = min(looked, key=lambda look: (look["alarm"], look["probability"]))
         count = best["neurons"]
         reason = f"{diagnosis.verdict} {self._outcome(best)}"
         last = max((point.neurons for point in fail), default=count)
@@ -168,6 +170,7 @@ class Auto(Selector):
             reason,
             diagnosis=diagnosis.to_dict(),
             target=diagnosis.target,
+            compared=compared,
             plateau=[count, last] if fail else None,
             remaining=looked,
         )
@@ -183,8 +186,7 @@ class Auto(Selector):
                 f"is gone, but {found}: no amount tried within {self.max_drop:.1%} of clean "
                 "accuracy makes them fail"
             )
-        if "restoration" in look:
-            found += f", restoration of a new one is {look['restoration']:.2f}"
+        found += f", a backdoor is still probable by {look['probability']:.2f}"
         return (
             f"remains ({found}): no amount tried within {self.max_drop:.1%} of clean accuracy "
             "removes it"
@@ -196,25 +198,25 @@ class Auto(Selector):
         held_out: HeldOut,
         images: CleanData,
         target: int,
-        given: Sequence[dict[str, Any]],
-    ) -> tuple[Evidence, ...]:
+        compared: Mapping[int, float],
+    ) -> Suspicion:
         """Evidence for the target with a trigger that knows what was done to the model."""
         return self.evidence.remaining(
             model,
             images,
             target,
-            given=given,
+            compared=compared,
             silencing=held_out.silencing,
             seed=self.seed + 1,
             progress=held_out.progress,
         )
 
 
-def _look(neurons: int, success: float | None, left: Sequence[Evidence]) -> dict[str, Any]:
+def _look(neurons: int, success: float | None, left: Suspicion) -> dict[str, Any]:
     """What was found at an amount, as plain data."""
     found: dict[str, Any] = {"neurons": neurons, "success": success}
-    found["alarm"] = any(item.alarm for item in left)
-    return found | {item.kind: item.value for item in left}
+    found |= {"alarm": left.probability >= ALARM, "probability": left.probability}
+    return found | {item.kind: item.value for item in left.evidence}
 
 
 def _spread(points: Sequence[Point], count: int) -> list[Point]:

@@ -542,8 +542,9 @@ def test_a_scan_says_what_it_found_by_its_exit_code(
     found = json.loads(capsys.readouterr().out)
     assert page.read_text().count("data:image/png;base64,") >= 2
     assert code == (3 if found["alarm"] else 0)
-    assert {item["kind"] for item in found["evidence"]} >= {"universal", "exposure"}
-    assert {trigger["target"] for trigger in found["triggers"]} == {0, 2}
+    assert {item["label"] for item in found["suspicions"]} == {0, 2}
+    assert {trigger["target"] for trigger in found["triggers"]} == {0, 1, 2, 3}  # to compare with
+    assert "too few" in found["cannot_tell"]
     assert run(options.replace("--label 2", "--label pear"), shop.stranger, shop.clean) == 2
     assert "did you mean" in capsys.readouterr().err
     assert run(options.replace("--label 2", "--label 7"), shop.stranger, shop.clean) == 2

@@ -70,7 +70,7 @@ ALL = {
 QUICK = Inversion(steps=120, batch_size=32)
 FEW: dict[str, Any] = {
     "universal": UniversalPerturbation(steps=5, batch_size=4),
-    "unlearning": Unlearning(lr=0.05, epochs=5, missed="flag"),
+    "starts": 1,
 }
 SCAN = Scan(search=QUICK, **FEW)
 

@@ -17,8 +17,8 @@ from nnprune_backdoor.core.measures import PairedAccuracy, ProxySuccess
 from nnprune_backdoor.core.recovered import PixelRange, RecoveredTrigger
 from nnprune_backdoor.core.scores import ChannelScores, Point, lowest
 from nnprune_backdoor.core.sites import Site
-from nnprune_backdoor.evidence import Evidence, Exposed
-from nnprune_backdoor.evidence.null import evidence_left
+from nnprune_backdoor.evidence import Suspicion
+from nnprune_backdoor.evidence.probability import evidence_left
 from nnprune_backdoor.reports import Report, scan_to_markdown
 from nnprune_backdoor.reports.pages import to_markdown
 from nnprune_backdoor.selectors import AccuracyBudget, Auto, LowestCount, LowestFraction
@@ -150,14 +150,25 @@ def test_a_count_that_cannot_be_reached_is_not_claimed() -> None:
     assert lowest(scores(), 7, "the 7 lowest scores").reason == "the 7 lowest scores"
 
 
-def diagnosis(alarm: bool, *, threshold: float | None = 0.6, reached: bool = True) -> Diagnosis:
-    evidence = Evidence("restoration", 0.75 if alarm else 0.1, 1, {1: 0.75}, {}, threshold)
-    exposed = Exposed(nn.Identity(), (), (0.1, 0.9), reached)
-    pixels = PixelRange(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+def suspicion(alarm: bool) -> Suspicion:
+    restored = 0.9 if alarm else 0.1
+    return Suspicion.of(1, universal=0.95, size=0.1, restored=restored)
+
+
+def diagnosis(alarm: bool, *, cannot_tell: str | None = None) -> Diagnosis:
     return Diagnosis(
-        (evidence,), 2, 30, 0, (trigger(),), (), None, exposed, nn.Identity(),
-        torch.zeros(3, 32, 32), pixels,
-    )  # fmt: skip
+        suspicions=(suspicion(alarm),),
+        cannot_tell=cannot_tell,
+        classes=10,
+        images=30,
+        seed=0,
+        triggers=(trigger(),),
+        perturbations=(),
+        restored=None,
+        model=nn.Identity(),
+        example=torch.zeros(3, 32, 32),
+        pixels=PixelRange(torch.zeros(3, 1, 1), torch.ones(3, 1, 1)),
+    )
 
 
 class Options:
@@ -171,7 +182,7 @@ def test_words_alarm_and_exit_code_of_auto_agree(
     done: Purified, monkeypatch: pytest.MonkeyPatch, success: float, alarm: bool
 ) -> None:
     """The last look decides, whether triggers recovered before still succeed or not."""
-    left = diagnosis(alarm).evidence
+    left = suspicion(alarm)
     monkeypatch.setattr(
         "nnprune_backdoor.selectors.trigger.TriggerGone.trace",
         lambda *_, **__: [Point(0, 0.0, 1.0), Point(3, 0.0, success)],
@@ -196,12 +207,15 @@ def test_words_alarm_and_exit_code_of_auto_agree(
     )
     still = "triggers still succeed on 90.0% of the held-out images, more than 5.0%"
     assert everywhere(result, still) is (success > 0.05 and not alarm)
-    assert ("In the purified model: evidence remains." in result.to_markdown()) is alarm
+    assert ("In the purified model: evidence remains" in result.to_markdown()) is alarm
 
 
 @pytest.mark.parametrize(("left", "said"), [(0.04, False), (0.2, True)])
 def test_triggers_that_succeed_after_the_repair(done: Purified, left: float, said: bool) -> None:
-    looks = {"remaining": [_look(9, 0.0, ())], "repaired": _look(9, left, ())}
+    looks = {
+        "remaining": [_look(9, 0.0, suspicion(False))],
+        "repaired": _look(9, left, suspicion(False)),
+    }
     result = by(done, Auto(), details=looks, triggers=(trigger(),))
     assert everywhere(result, "triggers still succeed on 20.0% of the held-out images") is said
 
@@ -226,29 +240,24 @@ def test_an_alarm_without_a_trigger_is_no_silence(
     selection = Auto()(scores(), held_out)
     assert len(selection) == 0
     assert "no evidence" not in selection.reason
-    assert selection.reason.startswith("evidence of a backdoor with target 1 (restoration)")
+    assert selection.reason.startswith("evidence of a backdoor with target 1 (probability 0.9")
     assert evidence_left(selection.details, 0)
     result = by(done, Auto(), neurons=(), reason=selection.reason, details=selection.details)
     options: Any = Options
     assert _result(options, result).code == 3
 
 
-def test_a_look_without_restoration_names_none() -> None:
-    look = _look(3, 0.9, ()) | {"alarm": True}
-    assert "restoration" not in Auto()._outcome(look)
+def test_a_look_says_how_probable_a_backdoor_is() -> None:
+    look = _look(3, 0.9, suspicion(True))
+    assert look["alarm"]
+    assert f"still probable by {look['probability']:.2f}" in Auto()._outcome(look)
 
 
-def test_a_scan_that_could_test_nothing_says_so() -> None:
-    untested = diagnosis(False, threshold=None)
-    assert "no kind of evidence could be tested" in untested.summary()
-    page = scan_to_markdown(untested)
-    assert "No kind of evidence could be tested in the model as given." in page
-    assert "no kind could be tested" in page
-    assert "()" not in page + untested.summary()
-
-
-def test_a_model_that_was_not_unlearned_is_not_said_to_be() -> None:
-    assert "The clean task was unlearned" in scan_to_markdown(diagnosis(True))
-    page = scan_to_markdown(diagnosis(True, reached=False))
-    assert "The clean task was unlearned" not in page
-    assert "did not unlearn the clean task" in page
+def test_a_scan_that_cannot_tell_says_so() -> None:
+    found = diagnosis(True, cannot_tell="ten images are too few")
+    assert not found.alarm and found.probability is None and found.target is None
+    page = scan_to_markdown(found)
+    for said in (found.summary(), page):
+        assert "annot tell whether there is a backdoor" in said
+        assert "en images are too few" in said
+        assert "evidence of a backdoor with target" not in said

@@ -27,6 +27,7 @@ from nnprune_backdoor.core.recovered import RecoveredTrigger
 from nnprune_backdoor.core.scores import ChannelScores, Point, Selection, lowest
 from nnprune_backdoor.core.sites import Site
 from nnprune_backdoor.errors import DataError
+from nnprune_backdoor.evidence import Suspicion
 from nnprune_backdoor.reports import Report, plots
 from nnprune_backdoor.reports.pages import escape_markdown, to_html, to_markdown
 from nnprune_backdoor.reports.report import NOT_ASKED, plain
@@ -501,52 +502,43 @@ def test_triggers_are_shown_on_a_clean_image(purified: Purified, clean: CleanDat
     assert "label 1" in axes[7].get_title()
 
 
-def kind(name: str, value: float, threshold: float | None, alarm: bool) -> dict[str, Any]:
-    null = {"one": 0.25, "two": 0.4375}
-    return {
-        "kind": name, "value": value, "label": 1, "by_label": {0: 0.125, 1: value}, "null": null,
-        "threshold": threshold, "percentile": 1.0, "alarm": alarm,
-    }  # fmt: skip
-
-
 def looked(purified: Purified, alarm: bool, after: dict[str, Any] | None) -> Purified:
     """As the selector `auto` leaves it."""
+    first = Suspicion.of(1, universal=0.95, size=0.05, restored=0.75 if alarm else 0.0)
     diagnosis = {
         "alarm": alarm, "target": 1 if alarm else None, "classes": 10, "images": 300, "seed": 0,
-        "triggers": [{}] * 10, "restoration": None, "seconds": {},
-        "evidence": [kind("restoration", 0.75, 0.6, alarm), kind("exposure", 0.5, None, False)],
+        "probability": first.probability, "cannot_tell": None, "perturbations": [{}] * 10,
+        "triggers": [{}] * 5, "restoration": None, "seconds": {},
+        "suspicions": [first.to_dict()],
     }  # fmt: skip
     details = {"diagnosis": diagnosis, "remaining": [] if after is None else [after]}
     return replace(purified, selection=replace(purified.selection, details=details))
 
 
-def test_evidence_before_and_after_stands_beside_what_benign_networks_gave(
-    purified: Purified,
-) -> None:
-    after = {"neurons": 9, "alarm": False, "success": 0.0, "restoration": 0.125}
-    found = looked(purified, True, after)
+AFTER = {"neurons": 9, "alarm": False, "success": 0.0, "restoration": 0.125, "probability": 0.25}
+
+
+def test_evidence_before_and_after_says_what_it_speaks_for(purified: Purified) -> None:
+    found = looked(purified, True, AFTER)
     markdown = found.to_markdown()
-    assert "Evidence in the model as given, for label 1: restoration." in markdown
-    assert "In the purified model: none of these kinds (restoration)." in markdown
-    assert "| restoration | 0.75 (alarm) | 1 | 0.25 to 0.4375 | 0.6 | 0.125 |" in markdown
-    assert "| exposure | 0.5 | 1 | 0.25 to 0.4375 | never | - |" in markdown
-    assert "| 0 | 0.125 | 0.125 |" in markdown, "by label"
-    assert "few and small" in markdown
-    left = looked(purified, True, {**after, "alarm": True}).to_markdown()
-    assert "In the purified model: evidence remains." in left
+    assert "Evidence of a backdoor with target 1 (probability 0.9" in markdown
+    assert "no evidence of these kinds is left (probability 0.25)." in markdown
+    assert "| 0.75 | for (+1.0) | 0.125 |" in markdown
+    assert "| 0.95 | for (+1.4) | - |" in markdown
+    left = looked(purified, True, {**AFTER, "alarm": True}).to_markdown()
+    assert "In the purified model: evidence remains" in left
     none = looked(purified, False, None).to_markdown()
-    assert "No evidence of the kinds tested (restoration) in the model as given." in none
-    assert "after, same label" not in none
+    assert "against (-1.8) |" in none
+    assert "In the purified model" not in none
     read = Report.from_dict(json.loads(json.dumps(found.to_dict())))
     assert to_markdown(read) == markdown, "the same from the file"
 
 
-def test_evidence_is_drawn_among_the_benign(purified: Purified) -> None:
-    after = {"neurons": 9, "alarm": False, "restoration": 0.125}
-    first, second = looked(purified, True, after).plot_evidence().axes
-    drawn = [line.get_xdata() for line in first.lines]
-    assert [list(np.atleast_1d(x)) for x in drawn] == [[0.25, 0.4375], [0.75], [0.125], [0.6, 0.6]]
-    assert [line.get_marker() for line in second.lines] == ["|", "o"]
+def test_evidence_is_drawn_on_its_side(purified: Purified) -> None:
+    (axis,) = looked(purified, True, AFTER).plot_evidence().axes
+    drawn = {line.get_marker(): float(np.atleast_1d(line.get_xdata())[0]) for line in axis.lines}
+    assert drawn["o"] == pytest.approx(16.2 * (0.95 - 0.864))  # the last drawn, on top: universal
+    assert drawn["X"] == pytest.approx(3.8 * (0.125 - 0.48))
 
 
 def test_what_is_not_there_cannot_be_plotted(plainest: Purified) -> None:

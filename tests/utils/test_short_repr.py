@@ -18,7 +18,7 @@ from nnprune_backdoor.core.scores import ChannelScores, Point, Selection, neuron
 from nnprune_backdoor.core.sites import Site
 from nnprune_backdoor.criteria import CLP
 from nnprune_backdoor.criteria.parts.unlearning import Look
-from nnprune_backdoor.evidence import Evidence, Exposed, Relearned, Restored
+from nnprune_backdoor.evidence import Evidence, Exposed, Relearned, Restored, Suspicion
 from nnprune_backdoor.files import FolderImages
 from nnprune_backdoor.removal import Cut, Recipe, RemovalReport
 from nnprune_backdoor.removal.report import Size
@@ -69,8 +69,11 @@ def shares() -> tuple[float, ...]:
 
 
 def evidence() -> Evidence:
-    by_label = dict(enumerate(shares())) | {1: 0.9}
-    return Evidence("universal", 0.9, 1, by_label, {f"net-{i}": 0.5 for i in range(200)}, 0.8)
+    return Evidence("universal", 0.9)
+
+
+def suspicion() -> Suspicion:
+    return Suspicion.of(1, universal=0.99, size=0.01, restored=0.9)
 
 
 def restored() -> Restored:
@@ -79,8 +82,9 @@ def restored() -> Restored:
 
 def diagnosis() -> Diagnosis:
     return Diagnosis(
-        (evidence(),), CLASSES, 300, 0, (trigger(),) * CLASSES, (perturbation(),) * CLASSES,
-        restored(), exposed(), network(), torch.ones(3, 224, 224), pixels(),
+        suspicions=(suspicion(),) * 2, cannot_tell=None, classes=CLASSES, images=300, seed=0,
+        triggers=(trigger(),) * CLASSES, perturbations=(perturbation(),) * CLASSES,
+        restored=restored(), model=network(), example=torch.ones(3, 224, 224), pixels=pixels(),
     )  # fmt: skip
 
 
@@ -134,7 +138,7 @@ def clean() -> CleanData:
 RESULTS: tuple[Callable[[], Any], ...] = (
     purified, lambda: Report.of(purified()), given, diagnosis, scores, selection, recipe, cut,
     removal, clean, lambda: Prepared(network(), clean(), 10), exposed, restored, evidence, trigger,
-    perturbation, pixels, proxy, folder, lambda: Look(3, 0.5, shares()),
+    suspicion, perturbation, pixels, proxy, folder, lambda: Look(3, 0.5, shares()),
     lambda: Relearned(1, 60, shares(), shares()),
     lambda: TargetEvidence((trigger(),) * CLASSES, shares(), shares(), trigger()),
 )  # fmt: skip
@@ -158,7 +162,7 @@ def test_a_repr_names_what_matters() -> None:
         "Prepared(model=Sequential, clean=<CleanData of 500>, classes=10)"
     )
     assert "100000 neurons silenced" in repr(purified())
-    assert "target 1 (universal)" in repr(diagnosis())
+    assert "target 1 (probability 1.00)" in repr(diagnosis())
 
 
 def test_notebooks_show_escaped_text() -> None:
