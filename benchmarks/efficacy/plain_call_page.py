@@ -24,6 +24,20 @@ DEVELOPMENT = (
     "vit-badnets-short-0",
     "vit-blended-short-0",
     "wideresnet-badnets-0",
+    # since perturbations of single images, and from which share on a label stands out
+    "mobilenet-benign-short-0",
+    "mobilenet-blended-short-0",
+    "repvgg-adaptive_blend-short-0",
+    "repvgg-all_to_all-short-0",
+    "repvgg-badnets-short-0",
+    "repvgg-benign-short-0",
+    "repvgg-blended-short-0",
+    "repvgg-blended-short-1",
+    "repvgg-lowfreq-short-0",
+    "repvgg-sample_specific-short-0",
+    "repvgg-warp-short-0",
+    "vit-lowfreq-short-0",
+    "vit-sample_specific-short-0",
 )
 PURIFIED = (0.1, 0.015)  # ASR at most, for at most so much accuracy
 Row = dict[str, Any]
