@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.changing import changing_weights
 from ..core.data import CleanData
 from ..core.norms import use_statistics_
 from ..core.predictions import check_labels, predict_labels
@@ -120,7 +121,10 @@ def relearn(
         stamped = stamp(others.clone())  # which it may write into
         trainer = _Trainer(frozen, fit, stamp, target=target, settings=settings, seed=seed)
         successes, kept = [_share(frozen, stamped, target)], [1.0]
-        with progress_bar(settings.steps, "relearning the trigger", progress) as bar:
+        with (
+            changing_weights(frozen),
+            progress_bar(settings.steps, "relearning the trigger", progress) as bar,
+        ):
             for _ in range(settings.steps):
                 trainer.step()
                 successes.append(_share(frozen, stamped, target))

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.changing import changing_weights
 from ..core.copies import frozen_copy, restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
@@ -240,7 +241,10 @@ class _Student:
         )
         suspects = sorted({trigger.target for trigger in triggers})
         pixels = PixelRange.seen_in(clean.images)
-        with progress_bar(settings.epochs, "distilling", progress) as bar:
+        with (
+            changing_weights(model),
+            progress_bar(settings.epochs, "distilling", progress) as bar,
+        ):
             for epoch in range(settings.epochs):
                 if suspects and epoch % settings.renewed == 0:
                     seed = int(torch.randint(2**31, (), generator=generator))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.changing import changing_weights
 from ..core.copies import restore_modes_
 from ..core.data import CleanData
 from ..core.masks import Silencing, silence_
@@ -125,7 +126,10 @@ def fine_tune(
         tuned = prepared.model
         trainer = _Trainer(tuned, settings, selection or Selection((), ()), triggers)
         generator = torch.Generator().manual_seed(seed)
-        with progress_bar(settings.epochs, "fine-tuning", progress) as bar:
+        with (
+            changing_weights(tuned),
+            progress_bar(settings.epochs, "fine-tuning", progress) as bar,
+        ):
             for _ in range(settings.epochs):
                 trainer.epoch(prepared.clean, generator)
                 bar.update()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.changing import changing_weights
 from ...core.checks import count_classes
 from ...core.compute import mean_gradients
 from ...core.copies import clone
@@ -140,7 +141,10 @@ class Unlearning:
         unlearned, stop = clone(model), self._stop_for(model, clean)
         ascent = _Ascent(self, unlearned, min(self.batch_size, len(clean)), stop)
         accuracies: list[float] = []
-        with progress_bar(self.epochs, "unlearning", progress) as bar:
+        with (
+            changing_weights(unlearned),
+            progress_bar(self.epochs, "unlearning", progress) as bar,
+        ):
             for _ in range(self.epochs):
                 accuracy, predicted = ascent.epoch(clean, generator)
                 accuracies.append(accuracy)
