@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core.passes import Task, Work
 from ..core.plan import announce
 from ..training.repair import REPAIR
+from ..utils.progress import say
 from .job import Job
 
 _COMPARED = 8  # times that the measuring images are predicted, about
@@ -24,6 +25,13 @@ def planned(job: Job) -> dict[str, float | None]:
         f"{len(images):,} images ({scoring:,} to score, {selecting:,} to select, "
         f"{measuring:,} to measure)"
     )
+    kept, files = job.kept, options.kept_in
+    for kind, there, file in (
+        ("scores are", kept.scores, files.scores),
+        ("the selection is", kept.selection, files.selection),
+    ):
+        if there is not None:
+            say(f"{kind} taken from {file}", options.progress)
     return announce(
         what,
         passes_of(job, task),

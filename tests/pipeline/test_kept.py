@@ -46,7 +46,11 @@ def report(purified: Purified) -> dict[str, Any]:
 
 
 def test_the_second_time_nothing_is_scored_and_the_result_is_the_same(
-    net: nn.Module, clean: CleanData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: nn.Module,
+    clean: CleanData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     without = purify(net, clean, QUICK, progress=False)
     first = run(net, clean, tmp_path)
@@ -60,7 +64,9 @@ def test_the_second_time_nothing_is_scored_and_the_result_is_the_same(
 
     monkeypatch.setattr(ANP, "score", never)
     monkeypatch.setattr(Agreeing, "__call__", never)
-    second = run(net, clean, tmp_path)
+    second = run(net, clean, tmp_path, progress=True)
+    said = capsys.readouterr().err
+    assert f"scores are taken from {tmp_path / 'scores.safetensors'}" in said
     for other in (without, second):
         assert_same_state(state_of(first.model), state_of(other.model))
         assert torch.equal(first.scores.flat, other.scores.flat)
