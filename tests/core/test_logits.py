@@ -71,6 +71,7 @@ def mlp(*widths: int) -> nn.Sequential:
 MASKED = torch.zeros(10).index_fill(0, torch.tensor([3, 7]), -1e9)
 
 # what gives the logits -> the sites besides the convolution
+torch.manual_seed(0)  # with some weights a hidden layer of four is dead on both images, and no site
 HEADS: dict[str, tuple[nn.Module, set[str]]] = {
     "auxiliary head last": (
         Head(lambda s, h: (s.f(h), s.rot(h))[0], f=linear(), rot=linear(8, 4)),
