@@ -1,17 +1,18 @@
 """How long `purify` and `scan` take, and what they say beforehand.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cost.waiting --young DIR [--only NAME ...]
+    python -m benchmarks.cost.waiting --young DIR [--only NAME ...]  # nothing else may run
+    python -m benchmarks.cost.waiting --young DIR --busy             # processor time of one thread
     python -m benchmarks.cost.waiting --render
 
 On networks of benchmarks.networks.zoo, at default settings, with 500 images to purify and 300 to
-scan. Seconds are processor seconds of one thread, since other work may run on the same machine;
-the estimate is made the same way, from passes that are timed before anything else is done.
+scan. The estimate is made as the calls make it, from passes that are timed before anything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from pathlib import Path
@@ -83,23 +84,23 @@ def estimated_scan(model: nn.Module, clean: CleanData) -> dict[str, float | None
 
 
 def measured(name: str, folder: Path, command: str) -> dict[str, Any]:
-    """What was said and what was needed, in processor seconds."""
+    """What was said and what was needed, in seconds of `progress.timer`."""
     every = [*zoo.members(), *zoo.others(), *zoo.unseen()]
     member = next(one for one in every if one.name == name)
     model = member.load(folder)
     images = 500 if command == "purify" else 300
     clean = clean_set(500, 0)
-    start = time.process_time()
+    start = progress.timer()
     if command == "purify":
         said = estimated_purify(model, clean)
     else:
         clean = CleanData(clean.images[:images])
         said = estimated_scan(model, clean)
-    estimating = time.process_time() - start
+    estimating = progress.timer() - start
     work = purify if command == "purify" else scan
-    start = time.process_time()
+    start = progress.timer()
     done = work(model, clean, progress=False)
-    took = time.process_time() - start
+    took = progress.timer() - start
     return {
         "network": name,
         "arch": member.arch,
@@ -111,6 +112,9 @@ def measured(name: str, folder: Path, command: str) -> dict[str, Any]:
         "estimating": round(estimating, 1),
         "said_stages": {stage: seconds and round(seconds, 1) for stage, seconds in said.items()},
         "took_stages": {stage: round(seconds, 1) for stage, seconds in done.seconds.items()},
+        "threads": torch.get_num_threads(),
+        "seconds": "of the processor" if progress.timer is time.process_time else "on the wall",
+        "load": round(os.getloadavg()[0], 1),
         "processor": platform.machine(),
         "torch": torch.__version__,
     }
@@ -148,6 +152,7 @@ def main() -> None:
     parser.add_argument("--young", type=Path, help="folder of the zoo's weights")
     parser.add_argument("--only", nargs="+", default=[*NETWORKS], help="names of networks")
     parser.add_argument("--commands", nargs="+", default=["purify", "scan"])
+    parser.add_argument("--busy", action="store_true", help="other work runs on the machine")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--render", action="store_true", help="fill in docs/results/waiting.md")
     options = parser.parse_args()
@@ -156,8 +161,9 @@ def main() -> None:
         fill(DOCS / "waiting.md", "waiting", table(rows))
         fill(DOCS / "waiting.md", "stages", stages(rows))
         return
-    torch.set_num_threads(1)
-    progress.timer = time.process_time
+    torch.set_num_threads(1 if options.busy else 2)
+    if options.busy:
+        progress.timer = time.process_time
     for name in options.only:
         for command in options.commands:
             row = measured(name, options.young, command)
