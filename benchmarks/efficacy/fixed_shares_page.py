@@ -39,7 +39,7 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 def criteria(rows: list[Row]) -> str:
     """ACC / ASR of each criterion at each share, on the networks without attention."""
-    mine = {(r["network"], r["row"]): r for r in rows if not r["network"].startswith("vit")}
+    mine = {(r["network"], r["row"]): r for r in _without_attention(rows, "fixed")}
     lines = []
     for network in dict.fromkeys(network for network, _ in mine):
         given = rates(next(r["before"] for (n, _), r in mine.items() if n == network))
@@ -49,6 +49,19 @@ def criteria(rows: list[Row]) -> str:
                 cells = cells if "refused" not in row else [row["refused"], "", ""]
                 lines.append([network, given, name, *cells, str(row["cpu_seconds"])])
     return table(["network", "as given", "ranking", "2 %", "5 %", "10 %", "CPU s"], lines)
+
+
+def calls(rows: list[Row]) -> str:
+    """ACC / ASR after `purify` with each criterion, on the networks without attention."""
+    lines = []
+    for row in _without_attention(rows, "call"):
+        cells = [rates(row["before"]), row["row"], rates(row["after"]), str(row["silenced"])]
+        lines.append([row["network"], *cells])
+    return table(["network", "as given", "`purify` with", "purified", "silenced"], lines)
+
+
+def _without_attention(rows: list[Row], kind: str) -> list[Row]:
+    return [r for r in rows if r["kind"] == kind and not r["network"].startswith("vit")]
 
 
 def heads(rows: list[Row]) -> str:
@@ -95,6 +108,7 @@ def main() -> None:
         collect(options.out)
     rows = json.loads(RESULT.read_text())
     fill(DOCS / "newer_criteria.md", "criteria", criteria(rows))
+    fill(DOCS / "newer_criteria.md", "calls", calls(rows))
     fill(DOCS / "heads.md", "heads", heads(rows))
     fill(DOCS / "swap_criterion.md", "groups", groups(json.loads(GROUPS.read_text())))
 
