@@ -6,6 +6,7 @@ of the work are timed on a copy of the network at hand, a few each; nothing is a
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,8 @@ _WORK: dict[Kind, int] = {"forward": 1, "images": 2, "masks": 2, "weights": 3}  
 _TIMED = 0.97  # share of the work, by that guess, that is timed; the rest is in proportion
 _ENOUGH = 0.3  # seconds after which a kind of pass has been timed for long enough
 _MOST = 8  # passes of a kind that are timed
-_LONG = 5.0  # seconds of a pass that is not timed a second time
+_LEAST = 4  # that are timed even so, since other work may hold one of them up
+_LONG = 5.0  # seconds after which those are enough, too
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,14 @@ class _Stopwatch:
         place = placement(self._model)
         images = self._images[torch.arange(batch) % len(self._images)].to(**place)
         took: list[float] = []
-        while len(took) < _MOST and (sum(took) < _ENOUGH or (len(took) == 1 and took[0] < _LONG)):
+        while len(took) < _MOST and (
+            sum(took) < _ENOUGH or (len(took) < _LEAST and sum(took) < _LONG)
+        ):
             start = progress.timer()
             self._run(kind, images).flatten()[:1].tolist()  # waits for an accelerator
             took.append(progress.timer() - start)
         # the first is slower, since memory and kernels are set up in it
-        self._took[kind, batch] = sum(took[1:] or took) / len(took[1:] or took)
+        self._took[kind, batch] = statistics.median(took[1:] or took)
 
     def seconds(self, passes: Passes) -> float:
         """What these passes should take, by those that were timed."""
