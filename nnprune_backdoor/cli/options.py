@@ -141,7 +141,8 @@ def _add_preprocessing(group: Any) -> None:
         nargs="+",
         metavar="PX",
         help="size of the model's input: one side, or height and width (default: that of the image "
-        "files where they are alike and the model takes it, else timm's)",
+        "files if all have the same, it is no larger than timm's, and the model takes it; else "
+        "timm's)",
     )
     for name in ("mean", "std"):
         group.add_argument(

@@ -24,7 +24,7 @@ from ..errors import DataError, ScoringError
 from ..utils.progress import progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from ..utils.short_repr import ShortRepr
-from ..utils.tensors import at_least_float32, placement, scaled
+from ..utils.tensors import at_least_float32, inside_ball, placement, scaled
 from .search import Search, search_passes
 
 
@@ -172,8 +172,6 @@ class UniversalPerturbation:
             with torch.no_grad():
                 velocity = self.momentum * velocity + scaled(gradient, 1.0)
                 length = radius / 8 * (1 - step / self.steps)
-                shares = shares.detach() - scaled(velocity, length)
-                norms = shares.flatten(1).norm(dim=1).clamp_min(1e-12)
-                shares = shares * (radius / norms).clamp_max(1).view(-1, 1, 1, 1)
+                shares = inside_ball(shares.detach() - scaled(velocity, length), radius)
             bar.update()
         return (shares.to(low) * (high - low)).float().cpu()

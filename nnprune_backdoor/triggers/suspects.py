@@ -135,6 +135,9 @@ class SuspectLabels:
         Args:
             model, clean, seed: as for `suspect`.
             labels: classes of the model.
+
+        Raises:
+            DataError, UnsupportedModelError: see `Prepared.of`.
         """
         prepared = Prepared.of(model, clean, labels="ignored").moved()
         generator = torch.Generator().manual_seed(seed)
@@ -143,7 +146,8 @@ class SuspectLabels:
         others = [label for label in order if label not in asked][:_COMPARED]
         if not asked or not others:
             return ()
-        some = prepared.clean.images[:_MOVED]
+        drawn = torch.randperm(len(prepared.clean), generator=generator, device="cpu")
+        some = prepared.clean.images[drawn[:_MOVED]]  # in their order the first may be of one class
         pixels = PixelRange.seen_in(prepared.clean.images)
         single = self.single
         for _ in range(_HALVINGS):

@@ -30,6 +30,13 @@ def scaled(vectors: Tensor, length: float) -> Tensor:
     return made
 
 
+def inside_ball(vectors: Tensor, radius: float) -> Tensor:
+    """Each of (K, ...) at this Euclidean length if it is longer."""
+    norms = vectors.flatten(1).norm(dim=1).clamp_min(1e-12)
+    made: Tensor = vectors * (radius / norms).clamp_max(1).view(-1, *[1] * (vectors.ndim - 1))
+    return made
+
+
 def check_default_device() -> None:
     """Raise DataError where new tensors are made elsewhere than on the CPU unless told otherwise.
 

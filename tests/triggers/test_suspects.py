@@ -160,3 +160,20 @@ def test_single_images_are_moved_in_a_copy_and_nothing_stands_out_alone(clean: C
     assert SuspectLabels().standing_out(model, clean, ()) == ()
     assert_same_state(before, state_of(model))
     assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_images_sorted_by_class_are_drawn_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder is read."""
+    images = torch.linspace(0, 1, 400).reshape(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    seen = []
+
+    def reach(
+        self: object, model: object, some: torch.Tensor, labels: object, *_: object, **__: object
+    ) -> dict[int, float]:
+        seen.append(some[:, 0, 0, 0])
+        return dict.fromkeys(range(20), 0.0)
+
+    monkeypatch.setattr(IndividualPerturbations, "reach", reach)
+    SuspectLabels().standing_out(build("test_resnet"), CleanData(images), (1,))
+    assert len(seen[0]) == 128
+    assert len(seen[0].mul(4).long().clamp(max=3).bincount()) == 4  # each quarter of the folder
