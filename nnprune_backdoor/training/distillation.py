@@ -7,9 +7,9 @@ is patient and consistent", CVPR 2022). It gives back what pruning cost, and nee
 Some images carry a trigger (a universal perturbation or a patch), and the student is to answer as
 the teacher does without it: adversarial training against what works on all images, as in Zeng et
 al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022. The triggers are
-those of the labels that the teacher makes suspect; where it makes none so, there are none. Where
-single images, too, go to such a label more easily than to others, some carry a perturbation of
-their own (Madry et al., ICLR 2018): a trigger may differ from image to image.
+those of the labels that the teacher makes suspect; where it makes none so, there are none. Some
+images carry a perturbation of their own towards such a label: a trigger may differ from image to
+image (see triggers/individual.py).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Distillation:
             rectangle of one another (CutMix), half and half.
         stamped: Share of each batch that carries a recovered trigger; 0 for plain distillation.
         perturbed: Share of each batch in which each image is moved by itself, in the student as it
-            is then, towards a suspect label that stands out; 0 where triggers are not stamped.
+            is then, towards a suspect label; 0 where triggers are not stamped.
         renewed: Epochs between two searches of the student for triggers that still work; those
             found before stay in use.
         search: Which labels the teacher makes suspect, and how their triggers are recovered.
@@ -110,9 +110,8 @@ class Distillation:
         triggers = [*self.search.passes(task)]
         triggers += self.search.passes_again(task) * -(-self.epochs // self.renewed)
         if self.perturbed:
-            triggers += self.search.passes_of_standing_out(task)
             moved = round(self.perturbed * student.batch)
-            share = 0.5 * moved / student.batch  # half of the suspect labels stand out
+            share = moved / student.batch
             triggers += self.individual.passes(task, moved, share * student.images)
         return (teacher, student, *triggers)
 
@@ -187,23 +186,10 @@ def distil_with_triggers(
         model = prepared.model.to(training_precision(prepared.model))
         student = _Student(model, settings, selection or Selection((), ()))
         triggers: tuple[SuspectTrigger, ...] = ()
-        outstanding: tuple[int, ...] = ()
         if settings.stamped:
             triggers = settings.search.suspect(given.model, prepared.clean, seed=seed)
-        if settings.perturbed and triggers:
-            suspects = {trigger.target for trigger in triggers}
-            outstanding = settings.search.standing_out(
-                given.model, prepared.clean, suspects, seed=seed
-            )
         generator = torch.Generator().manual_seed(seed)
-        student.learn(
-            given.model,
-            prepared.clean,
-            triggers,
-            generator,
-            outstanding=outstanding,
-            progress=progress,
-        )
+        student.learn(given.model, prepared.clean, triggers, generator, progress=progress)
     restore_modes_(model, pruned)
     give_same_output_(model, pruned)
     restore_precision_(model, pruned)
@@ -229,10 +215,9 @@ class _Student:
         triggers: tuple[SuspectTrigger, ...],
         generator: torch.Generator,
         *,
-        outstanding: tuple[int, ...],
         progress: bool,
     ) -> None:
-        """Distil, and train against the triggers and, image by image, the outstanding labels."""
+        """Distil, and train against the triggers and, image by image, their labels."""
         settings, model = self._settings, self._model
         steps = settings.epochs * max(1, -(-len(clean) // settings.batch_size))
         optimiser = torch.optim.AdamW(self._weights, lr=settings.lr)
@@ -253,8 +238,8 @@ class _Student:
                 for batch in clean.batches(settings.batch_size, generator):
                     images = settings.view(batch.images, generator)
                     attacked = stamp(images, triggers, settings.stamped, generator)
-                    if outstanding:
-                        attacked = self._perturbed(attacked, outstanding, pixels, generator)
+                    if suspects:
+                        attacked = self._perturbed(attacked, suspects, pixels, generator)
                     loss = self._loss(teacher, images, attacked)
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
@@ -269,7 +254,7 @@ class _Student:
     def _perturbed(
         self,
         images: Tensor,
-        labels: tuple[int, ...],
+        labels: list[int],
         pixels: PixelRange,
         generator: torch.Generator,
     ) -> Tensor:

@@ -29,6 +29,7 @@ SHORT = SuspectLabels(
     glance=UniversalPerturbation(steps=3),
     perturbations=UniversalPerturbation(steps=2),
     patches=Inversion(steps=2, batch_size=8),
+    far=0.0,
 )
 
 
@@ -78,7 +79,7 @@ def test_success_decides_whether_a_label_is_suspected(
     claimed: dict[int, float], suspects: list[int], working: list[int], clean: CleanData
 ) -> None:
     quick = Reaching(claimed=claimed, steps=1)
-    search = SuspectLabels(glance=quick, perturbations=quick, patches=SHORT.patches)
+    search = SuspectLabels(glance=quick, perturbations=quick, patches=SHORT.patches, far=0.0)
     model = build("test_resnet")
     assert [one.target for one in search.suspect(model, clean)] == 2 * suspects
     found = search.still_working(model, clean, [2, 3])
@@ -94,7 +95,7 @@ def test_of_many_labels_some_are_drawn(clean: CleanData) -> None:
             return super().recover(model, clean, labels, **how)
 
     few = SuspectLabels(
-        labels=1, tried=3, glance=Watched(steps=1), perturbations=SHORT.perturbations
+        labels=1, tried=3, glance=Watched(steps=1), perturbations=SHORT.perturbations, far=0.0
     )
     for seed in (0, 0, 1):
         few.suspect(build("test_resnet"), clean, seed=seed)
@@ -119,47 +120,45 @@ def test_settings_are_checked() -> None:
     for given in ({"working": 0.95}, {"suspicious": 1.1}, {"working": -0.1}):
         with pytest.raises(DataError, match="working <= suspicious"):
             SuspectLabels(**given)
+    with pytest.raises(DataError, match="far in"):
+        SuspectLabels(far=1.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moved(IndividualPerturbations):
-    """Claims shares of the images that are moved, by radius and label."""
+    """Claims shares of the images that are moved to each label; a fifth to those not named."""
 
-    claimed: Mapping[float, Mapping[int, float]]
+    claimed: Mapping[int, float]
 
     def reach(
         self, model: object, images: object, labels: Iterable[int], *_: object, **__: object
     ) -> dict[int, float]:
-        return {label: self.claimed[self.rms].get(label, 0.1) for label in labels}
+        return {label: self.claimed.get(label, 0.2) for label in labels}
 
 
 @pytest.mark.parametrize(
-    ("claimed", "found"),
+    ("reached", "larger", "suspects"),
     [
-        ({0.2: {1: 0.9, 2: 0.8, 3: 0.5}}, (1, 2)),
-        ({0.2: {1: 0.9, 2: 0.6, 3: 0.5}}, (1,)),
-        ({0.2: {1: 0.2, 2: 0.2, 3: 0.1}}, ()),  # hardly any go anywhere
-        # at the first radius another label is reached too often to tell, at half of it none is
-        ({0.2: {1: 1.0, 2: 1.0, 3: 0.9}, 0.1: {1: 0.9, 2: 0.3, 3: 0.4}}, (1,)),
+        ({4: 0.05}, {4: 0.95, 5: 0.95}, [4]),  # 5 is not far
+        ({4: 0.05}, {4: 0.85}, []),
+        ({4: 0.1}, {4: 0.95}, []),
+        ({3: 0.0, 4: 0.05, 5: 0.01}, {3: 0.9, 4: 0.95, 5: 0.97}, [5, 4]),  # the best two
+        ({2: 0.05}, {2: 0.95}, [2]),  # an easy one is suspected once
     ],
 )
-def test_labels_to_which_single_images_go_more_easily_than_to_others_stand_out(
-    claimed: Mapping[float, Mapping[int, float]], found: tuple[int, ...], clean: CleanData
+def test_a_label_far_from_every_image_is_suspected_if_a_larger_perturbation_reaches_it(
+    reached: dict[int, float], larger: dict[int, float], suspects: list[int], clean: CleanData
 ) -> None:
-    search = SuspectLabels(single=Moved(rms=0.2, claimed=claimed))
-    assert search.standing_out(build("test_resnet"), clean, (1, 2)) == found
-
-
-def test_single_images_are_moved_in_a_copy_and_nothing_stands_out_alone(clean: CleanData) -> None:
-    model = build("test_resnet")
-    before, rng = state_of(model), torch.get_rng_state()
-    classes = model(clean.images[:1]).shape[1]
-    once, again = (SuspectLabels().standing_out(model, clean, (0,), seed=3) for _ in range(2))
-    assert once == again
-    assert SuspectLabels().standing_out(model, clean, range(classes)) == ()
-    assert SuspectLabels().standing_out(model, clean, ()) == ()
-    assert_same_state(before, state_of(model))
-    assert torch.equal(rng, torch.get_rng_state())
+    quick = Reaching(claimed={2: 0.95} if 2 in reached else {}, steps=1)
+    search = SuspectLabels(
+        glance=quick,
+        perturbations=quick,
+        single=Moved(claimed=reached),
+        larger=Reaching(claimed=larger, steps=1),
+        patches=SHORT.patches,
+    )
+    found = search.suspect(build("test_resnet"), clean)
+    assert [one.target for one in found] == 2 * suspects
 
 
 def test_images_sorted_by_class_are_drawn_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,9 +170,9 @@ def test_images_sorted_by_class_are_drawn_from_all_over(monkeypatch: pytest.Monk
         self: object, model: object, some: torch.Tensor, labels: object, *_: object, **__: object
     ) -> dict[int, float]:
         seen.append(some[:, 0, 0, 0])
-        return dict.fromkeys(range(20), 0.0)
+        return dict.fromkeys(range(1000), 1.0)
 
     monkeypatch.setattr(IndividualPerturbations, "reach", reach)
-    SuspectLabels().standing_out(build("test_resnet"), CleanData(images), (1,))
+    replace(SHORT, far=0.1).suspect(build("test_resnet"), CleanData(images))
     assert len(seen[0]) == 128
     assert len(seen[0].mul(4).long().clamp(max=3).bincount()) == 4  # each quarter of the folder
