@@ -10,7 +10,7 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ class SuspectLabels:
         tried: Largest number of labels that are tried; drawn at random where there are more.
         suspicious: Success of a perturbation from which on its label is suspected.
         working: Success from which on a suspected label's perturbation still works.
-        glance: The search that tells which labels are easiest.
+        glance: The search that tells which labels are easiest; with half its radius, too.
         perturbations: The search for perturbations of the easiest labels.
         patches: The search for patches of the suspected labels; shorter than where one is to be
             shown.
@@ -74,7 +74,7 @@ class SuspectLabels:
         easiest = min(self.labels, tried)
         moved = tried * min(_MOVED, task.images)
         return (
-            *self.glance.passes(task, tried),
+            *self.glance.passes(task, tried) * 2,
             *self.perturbations.passes(task, easiest),
             *self.single.passes(task, min(_MOVED, task.images), moved),
             *self.larger.passes(task, tried // 2),
@@ -105,9 +105,8 @@ class SuspectLabels:
         tried = order[: self.tried].tolist()
         drawn = torch.randperm(len(clean), generator=generator, device="cpu")
         some = clean.images[drawn[:_MOVED]]  # in their order the first may be of one class
-        found = self.glance.recover(model, clean, tried, seed=seed)
-        easiest = [one.target for one in sorted(found, key=lambda one: -one.success)]
-        near = self.perturbations.recover(model, clean, easiest[: self.labels], seed=seed)
+        easiest = self._easiest(model, clean, tried, seed)
+        near = self.perturbations.recover(model, clean, easiest, seed=seed)
         kept = self._working(near, self.suspicious)
         rest = sorted({*tried} - {one.target for one in kept})
         pixels = PixelRange.seen_in(clean.images)
@@ -132,6 +131,16 @@ class SuspectLabels:
         """
         found = self.perturbations.recover(model, clean, labels, seed=seed)
         return self._with_patches(self._working(found, self.working), model, clean, seed)
+
+    def _easiest(
+        self, model: nn.Module, clean: CleanData, tried: list[int], seed: int
+    ) -> list[int]:
+        """Half the radius is looked at too: with the whole one, every label may be easy."""
+        success = dict.fromkeys(tried, 0.0)
+        for search in (self.glance, replace(self.glance, rms=self.glance.rms / 2)):
+            for one in search.recover(model, clean, tried, seed=seed):
+                success[one.target] += one.success
+        return sorted(tried, key=lambda label: -success[label])[: self.labels]
 
     def _working(
         self, found: Iterable[RecoveredPerturbation], least: float

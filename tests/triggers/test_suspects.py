@@ -49,7 +49,14 @@ def test_the_labels_that_a_glance_reaches_most_are_tried_further(
     assert [type(one) for one in found] == kinds
     kept = [one.target for one in found[:2]]
     assert kept == [one.target for one in found[2:]]
-    reached = {one.target: one.success for one in search.glance.recover(model, clean, seed=seed)}
+    whole, half = (
+        {
+            one.target: one.success
+            for one in UniversalPerturbation(steps=20, rms=rms).recover(model, clean, seed=seed)
+        }
+        for rms in (0.1, 0.05)
+    )
+    reached = {label: whole[label] + half[label] for label in whole}
     rest = [success for label, success in reached.items() if label not in kept]
     assert min(reached[label] for label in kept) >= max(rest)
     assert max(reached.values()) > min(reached.values())
@@ -99,8 +106,23 @@ def test_of_many_labels_some_are_drawn(clean: CleanData) -> None:
     )
     for seed in (0, 0, 1):
         few.suspect(build("test_resnet"), clean, seed=seed)
-    assert [len(labels) for labels in asked] == [3, 3, 3]
-    assert asked[0] == asked[1] != asked[2]
+    assert [len(labels) for labels in asked] == [3] * 6
+    assert asked[0] == asked[1] == asked[2] == asked[3] != asked[4] == asked[5]
+
+
+def test_half_the_radius_tells_labels_apart_that_are_all_easy(clean: CleanData) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Saturated(UniversalPerturbation):
+        def recover(self, model, clean, labels=None, **how):  # type: ignore[no-untyped-def]
+            found = super().recover(model, clean, labels, **how)
+            claimed = 1.0 if self.rms > 0.05 else 0.1
+            return tuple(
+                replace(one, success=0.9 if one.target == 3 and self.rms <= 0.05 else claimed)
+                for one in found
+            )
+
+    search = replace(SHORT, labels=1, glance=Saturated(rms=0.1, steps=1))
+    assert {one.target for one in search.suspect(build("test_resnet"), clean)} == {3}
 
 
 def test_a_model_in_train_mode_is_left_as_it_was(clean: CleanData) -> None:
