@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from helpers.images import noise_images
-from nnprune_backdoor import CleanData, Diagnosis, Purified, create_selector, purify
+from helpers.results import diagnosis, suspicion, trigger
+from nnprune_backdoor import CleanData, Purified, create_selector, purify
 from nnprune_backdoor.cli.purify import _result
 from nnprune_backdoor.core.measures import PairedAccuracy, ProxySuccess
-from nnprune_backdoor.core.recovered import PixelRange, RecoveredTrigger
 from nnprune_backdoor.core.scores import ChannelScores, Point, lowest
 from nnprune_backdoor.core.sites import Site
-from nnprune_backdoor.evidence import Suspicion
 from nnprune_backdoor.evidence.probability import evidence_left
 from nnprune_backdoor.reports import Report, scan_to_markdown
 from nnprune_backdoor.reports.pages import to_markdown
@@ -32,12 +31,6 @@ BLIND = "nothing here shows that a backdoor went"
 def done(_trained: nn.Module, clean: CleanData) -> Purified:
     """Nine neurons silenced by their number."""
     return purify(_trained, clean, "magnitude", selector=LowestCount(9), progress=False)
-
-
-def trigger(target: int = 1) -> RecoveredTrigger:
-    mask = torch.zeros(1, 32, 32)
-    mask[:, :3, :3] = 1
-    return RecoveredTrigger(target, mask, torch.ones(3, 32, 32), 0.9, 12, 100)
 
 
 def accuracy(drop: float, low: float, high: float) -> PairedAccuracy:
@@ -148,27 +141,6 @@ def test_a_count_that_cannot_be_reached_is_not_claimed() -> None:
         "the 20 lowest scores; only 7 can go, since each layer keeps one"
     )
     assert lowest(scores(), 7, "the 7 lowest scores").reason == "the 7 lowest scores"
-
-
-def suspicion(alarm: bool) -> Suspicion:
-    restored = 0.9 if alarm else 0.1
-    return Suspicion.of(1, universal=0.95, size=0.1, restored=restored)
-
-
-def diagnosis(alarm: bool, *, cannot_tell: str | None = None) -> Diagnosis:
-    return Diagnosis(
-        suspicions=(suspicion(alarm),),
-        cannot_tell=cannot_tell,
-        classes=10,
-        images=30,
-        seed=0,
-        triggers=(trigger(),),
-        perturbations=(),
-        restored=None,
-        model=nn.Identity(),
-        example=torch.zeros(3, 32, 32),
-        pixels=PixelRange(torch.zeros(3, 1, 1), torch.ones(3, 1, 1)),
-    )
 
 
 class Options:
