@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +173,7 @@ class Diagnosis:
         """What weakens the evidence, in sentences without a full stop."""
         return (
             *([self.cannot_tell] if self.cannot_tell else []),
+            *self._contradictions(),
             *([REACHABLE] if self.reachable_by_most_labels else []),
             *(
                 f"restoration does not silence {what}, which are not scored; a backdoor there is "
@@ -179,6 +181,30 @@ class Diagnosis:
                 for what in self.unscored
             ),
         )
+
+    def _contradictions(self) -> Iterator[str]:
+        """Where numbers of the diagnosis speak against what it says."""
+        if self.outcome == Outcome.UNKNOWN:
+            return
+        first, *others = self.suspicions
+        for item in first.evidence:
+            if self.alarm and item.log_odds < 0:
+                yield (
+                    f"{item.kind} ({item.value:.3g}) speaks against a backdoor with target "
+                    f"{first.label}, and the other kinds of evidence outweigh it"
+                )
+            elif not self.alarm and item.log_odds > 0:
+                yield (
+                    f"{item.kind} ({item.value:.3g}) speaks for a backdoor with target "
+                    f"{first.label}, and the other kinds of evidence outweigh it"
+                )
+        if self.alarm:
+            for other in others:
+                if other.probability >= ALARM:
+                    yield (
+                        f"label {other.label} is suspicious too (probability "
+                        f"{other.probability:.2f}), though most backdoors have one target"
+                    )
 
     def summary(self) -> str:
         """A few lines for people: what came out, from what, and what it does not say."""

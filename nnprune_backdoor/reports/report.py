@@ -27,6 +27,7 @@ from ..utils.statistics import Rate
 from ..version import __version__
 from .cautions import cautions_of
 from .record import Record
+from .sections import sentence
 from .verdict import verdict_of
 
 Data = dict[str, Any]
@@ -350,7 +351,7 @@ def _limits(record: Record) -> list[str]:
             "rare classes, a loss may go unnoticed; the interval shows how uncertain it is."
         )
     if record.guessing:
-        limits.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
+        limits.insert(0, sentence(record.guessing))
     if record.repair_rejected:
         limits.append(f"A repair was asked for and rejected: {record.repair_rejected}.")
     if record.repaired and record.given.repair == "distil":

@@ -14,7 +14,8 @@ from helpers.images import noise_images
 from helpers.results import diagnosis, suspicion, trigger
 from nnprune_backdoor import CleanData, Purified, create_selector, purify
 from nnprune_backdoor.cli.purify import _result
-from nnprune_backdoor.core.measures import PairedAccuracy, ProxySuccess
+from nnprune_backdoor.core.agreement import Agreement
+from nnprune_backdoor.core.measures import PairedAccuracy, ProxySuccess, SuspectLabel
 from nnprune_backdoor.core.scores import ChannelScores, Point, lowest
 from nnprune_backdoor.core.sites import Site
 from nnprune_backdoor.evidence.probability import evidence_left
@@ -233,3 +234,49 @@ def test_a_scan_that_cannot_tell_says_so() -> None:
         assert "annot tell whether there is a backdoor" in said
         assert "en images are too few" in said
         assert "evidence of a backdoor with target" not in said
+
+
+# ---- what a scan's own numbers say against it ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alarm", "found", "said"),
+    [
+        (True, {"universal": 0.95, "size": 0.1}, ""),
+        (True, {"universal": 0.7, "size": 0.001}, "universal (0.7) speaks against a backdoor"),
+        (False, {"universal": 0.3, "size": 0.5}, ""),
+        (False, {"universal": 0.7, "size": 0.03}, "relative size (0.03) speaks for a backdoor"),
+    ],
+)
+def test_evidence_that_is_outweighed(alarm: bool, found: Any, said: str) -> None:
+    result = diagnosis(alarm, suspicions=(suspicion(alarm, **found),))
+    assert result.alarm is alarm
+    text = scan_to_markdown(result).replace("\\", "")
+    for face in (" ".join(result.cautions), result.summary(), text):
+        assert ("outweigh" in face) is bool(said)
+        assert said.lower() in face.lower()
+
+
+def test_two_labels_that_alarm() -> None:
+    both = diagnosis(True, suspicions=(suspicion(True), suspicion(True, 4)))
+    said = "label 4 is suspicious too (probability 0.93)"
+    assert said in " ".join(both.cautions)
+    one = replace(both, suspicions=(suspicion(True), suspicion(False, 4)))
+    assert not one.cautions
+    untold = replace(both, cannot_tell="too few images")
+    assert untold.cautions == ("too few images",), "nothing is said that could be contradicted"
+
+
+def test_a_suspect_label_that_is_still_reached(done: Purified) -> None:
+    for after, said in ((40, False), (60, True)):
+        suspect = SuspectLabel(2, Rate(95, 100), Rate(after, 100))
+        result = replace(done, suspects=(suspect,))
+        assert everywhere(result, "still sends 60.0% of 100 images to label 2") is said
+
+
+def test_answers_that_changed_where_there_are_no_labels(done: Purified) -> None:
+    for same, said in ((99, False), (80, True)):
+        result = replace(done, accuracy=None, agreement=Agreement(Rate(same, 100), 0.1))
+        text = "gives 20.0% of 100 images another label than the given model"
+        assert everywhere(result, text) is said
+        assert not everywhere(replace(result, accuracy=accuracy(0, 0, 0)), text)
