@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import PurifyError, UnknownNameError
+from ..errors import PurifyError, UnknownNameError, UnsupportedModelError
 from ..version import __version__
 from . import attack, demo, evaluate, listing, purify, report, scan
-from .base import MisuseError, Parser, Result, printable
+from .base import MODELSCAN, ExitCode, MisuseError, Parser, Result, printable
 from .plugins import load_plugins
 
 _COMMANDS = (demo, listing, scan, purify, evaluate, report, attack)
@@ -23,16 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 when it is done, 1 on failure, 2 on misuse (argparse raises SystemExit(2) itself), 3
-        where there is evidence of a backdoor (see `scan` and `purify`), 130 when interrupted.
+        One of `ExitCode` (argparse raises SystemExit for misuse itself), or ModelScan's code for
+        the same where that was asked for.
     """
     _print_anything()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    codes = MODELSCAN if _wants_modelscan(given) else {}
+    try:
+        code = _main(given)
+        return codes.get(code, code)
+    except SystemExit as stopped:
+        raise SystemExit(codes.get(stopped.code, stopped.code)) from None  # type: ignore[call-overload]
+
+
+def _wants_modelscan(given: Sequence[str]) -> bool:
+    """Whether ModelScan's exit codes are asked for, also by a line that cannot be parsed."""
+    words = [part for word in given for part in word.split("=", 1)]
+    return ("--exit-codes", "modelscan") in itertools.pairwise(words)
+
+
+def _main(given: list[str]) -> ExitCode:
     options = None
     try:
         parser = _parser()
-        if not (sys.argv[1:] if arguments is None else arguments):
+        if not given:
             parser.print_help(sys.stderr)  # the error below alone would say little
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(given)
         return _run(options)
     except (MisuseError, UnknownNameError) as error:
         print(
@@ -40,18 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"see: nnprune-backdoor {options.command if options else ''} --help",
             file=sys.stderr,
         )
-        return 2
+        return ExitCode.MISUSE
     except BrokenPipeError:  # the reader has left
         _give_up_output()
-        return 1
+        return ExitCode.FAILED
     except (PurifyError, OSError, MemoryError, UnicodeError) as error:
         text = printable(str(error)) or type(error).__name__
         print(f"nnprune-backdoor: {text}", file=sys.stderr)
         _give_up_output()
-        return 1
+        unsupported = isinstance(error, UnsupportedModelError)
+        return ExitCode.UNSUPPORTED if unsupported else ExitCode.FAILED
     except KeyboardInterrupt:  # also while torch is imported
         print("nnprune-backdoor: interrupted", file=sys.stderr)
-        return 130
+        return ExitCode.INTERRUPTED
 
 
 def _print_anything() -> None:
@@ -70,25 +88,36 @@ def _give_up_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> ExitCode:
     """Run the command chosen, print its result, and return its exit code."""
-    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+    text = options.format == "text"
+    with contextlib.nullcontext() if text else contextlib.redirect_stdout(sys.stderr):
         load_plugins(getattr(options, "plugin", ()))  # before any name is looked up
         result: Result = options.run(options)
-    if options.json:
+        made = _made(result, options.format)
+    print(made, flush=True)
+    return result.code
+
+
+def _made(result: Result, form: str) -> str:
+    """What is printed, in one of the formats."""
+    if form == "text":
+        return printable(result.text)
+    if form == "json":
         from ..reports.report import plain
 
-        print(json.dumps(plain(result.data), allow_nan=False), flush=True)
-    else:
-        print(printable(result.text), flush=True)
-    return result.code
+        return json.dumps(plain(result.data), allow_nan=False)
+    made = printable(result.documents[form]().rstrip())
+    # any encoding of a terminal has ASCII
+    return made.encode("ascii", "xmlcharrefreplace").decode() if form == "html" else made
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="nnprune-backdoor",
         description="Purify backdoored image classifiers by pruning, with clean images alone.",
-        epilog="exit codes: 0 done, 1 failure, 2 misuse, 3 evidence of a backdoor",
+        epilog="exit codes: 0 done, 1 failure, 2 misuse, 3 evidence of a backdoor, 4 cannot tell, "
+        "5 unsupported model",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -15,25 +15,28 @@ SCHEMA_VERSION = 1  # rises when an entry goes or changes its meaning; new ones 
 
 TOOL = "nnprune-backdoor"
 
+_HOW = ("silencing", "removal", "repair", "shares", "compute", "threads")  # old reports lack some
+
 
 def document(
-    result: Diagnosis | Purified,
+    result: Diagnosis | Purified | Report,
     source: Mapping[str, Any] | None = None,
     output: Mapping[str, Any] | None = None,
 ) -> Data:
     """Everything that is known of a run, as plain data for strict JSON; docs/pipelines.md.
 
     Args:
-        result: what `scan` or `purify` returned.
+        result: what `scan` or `purify` returned, or the report of a purification.
         source: where model and images came from, as the command line tells it: "checkpoint",
             "checkpoint sha256", "images" and others, all optional. By default that of `result`.
-        output: what was written, "folder" and "sha256" of the weights in it.
+        output: what was written: "folder", and "files", name -> SHA-256.
     """
     if isinstance(result, Diagnosis):
         given = _of_scan(result)
     else:
-        given = _of_purification(result)
-        source = result.source if source is None else source
+        report = Report.of(result) if isinstance(result, Purified) else result
+        given = _of_purification(report)
+        source = report.source if source is None else source
         given["output"] = plain(output)
     source = source or {}
     sha256 = given.pop("sha256")
@@ -73,13 +76,12 @@ def _of_scan(diagnosis: Diagnosis) -> Data:
     }
 
 
-def _of_purification(purified: Purified) -> Data:
-    report = Report.of(purified)
+def _of_purification(report: Report) -> Data:
     given, selection = report.given, report.selection
     return {
         "kind": "purify",
-        "date": given["date"],
-        "outcome": outcome_of(purified),
+        "date": given.get("date"),
+        "outcome": outcome_of(selection["details"], selection["neurons"]),
         "verdict": report.verdict,
         "cautions": report.cautions,
         "sha256": given["sha256"],
@@ -88,9 +90,7 @@ def _of_purification(purified: Purified) -> Data:
         "settings": {
             "criterion": {"class": report.criterion["name"], **report.criterion["settings"]},
             "selector": {"class": selection["selector"], **selection["settings"]},
-            **{name: given[name] for name in ("silencing", "removal", "repair", "shares")},
-            "compute": given["compute"],
-            "threads": given["threads"],
+            **{name: given.get(name) for name in _HOW},
         },
         "report": report.to_dict(),
     }

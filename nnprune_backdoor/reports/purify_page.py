@@ -55,7 +55,7 @@ def headline(report: Report) -> list[Row]:
 def sections(report: Report) -> list[Section]:
     """The whole report, the most important first."""
     return [
-        *_cautions(report),
+        *cautions(report),
         Section("What this does not say", points=report.limits),
         *_evidence(report),
         _accuracy(report),
@@ -71,7 +71,7 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
-def _cautions(report: Report) -> list[Section]:
+def cautions(report: Report) -> list[Section]:
     """What contradicts or weakens the outcome, if anything does."""
     shown = [sentence(text) for text in report.cautions]
     return [Section("Cautions", points=shown)] if shown else []

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..evidence.diagnosis import verdict
 from ..evidence.probability import Outcome, evidence_left, last_look
 from .record import Record
 from .sections import percent
 
 
-def outcome_of(record: Record) -> Outcome:
-    """What is known of a backdoor in the model that is given out."""
-    details, neurons = record.selection.details, len(record.selection)
+def outcome_of(details: Mapping[str, Any], neurons: int) -> Outcome:
+    """What is known of a backdoor in the model that is given out.
+
+    Args:
+        details: of the selection.
+        neurons: how many were selected.
+    """
     if evidence_left(details, neurons):
         return Outcome.EVIDENCE
     if "diagnosis" not in details:
@@ -73,6 +80,6 @@ def _cost(record: Record) -> str:
 
 
 def _left(record: Record) -> str:
-    if outcome_of(record) == Outcome.EVIDENCE:
+    if evidence_left(record.selection.details, len(record.selection)):
         return "evidence of a backdoor remains"
     return "none of this proves that no backdoor is left"

@@ -55,7 +55,7 @@ def evaluated(model: Path, triggered: Path, *options: str) -> list[str]:
 
 def answer(capsys: pytest.CaptureFixture[str], command: list[str]) -> tuple[dict[str, Any], str]:
     capsys.readouterr()
-    assert main([*command, "--json"]) == 0
+    assert main([*command, "--format", "json"]) == 0
     printed = capsys.readouterr()
     return json.loads(printed.out), printed.err
 

@@ -10,6 +10,9 @@ from torch import nn
 from nnprune_backdoor import Diagnosis
 from nnprune_backdoor.core.recovered import PixelRange, RecoveredTrigger
 from nnprune_backdoor.evidence import Suspicion
+from nnprune_backdoor.triggers import RecoveredPerturbation
+
+PIXELS = PixelRange(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
 
 def trigger(target: int = 1) -> RecoveredTrigger:
@@ -20,9 +23,9 @@ def trigger(target: int = 1) -> RecoveredTrigger:
 
 
 def suspicion(
-    alarm: bool, label: int = 1, *, universal: float = 0.95, size: float = 0.1
+    alarm: bool, label: int = 1, *, universal: float = 0.9, size: float = 0.1
 ) -> Suspicion:
-    """Of a label with probability .94, or .42 where there is no alarm."""
+    """Of a label with probability .86, or .23 where there is no alarm."""
     restored = 0.9 if alarm else 0.1
     return Suspicion.of(label, universal=universal, size=size, restored=restored)
 
@@ -32,7 +35,7 @@ def diagnosis(alarm: bool, *, cannot_tell: str | None = None, **others: Any) -> 
     given: dict[str, Any] = {
         "suspicions": (suspicion(alarm),),
         "triggers": (trigger(),),
-        "perturbations": (),
+        "perturbations": (RecoveredPerturbation(1, torch.full((3, 32, 32), 0.1), PIXELS, 0.9, 12),),
         "sha256": {"weights": "a" * 64, "images": "b" * 64},
         "date": "2026-01-02T03:04:05Z",
         **others,
@@ -45,6 +48,6 @@ def diagnosis(alarm: bool, *, cannot_tell: str | None = None, **others: Any) -> 
         restored=None,
         model=nn.Identity(),
         example=torch.zeros(3, 32, 32),
-        pixels=PixelRange(torch.zeros(3, 1, 1), torch.ones(3, 1, 1)),
+        pixels=PIXELS,
         **given,
     )

@@ -13,14 +13,14 @@ from torch import nn
 from helpers.images import noise_images
 from helpers.results import diagnosis, suspicion, trigger
 from nnprune_backdoor import CleanData, Purified, create_selector, purify
-from nnprune_backdoor.cli.purify import _result
 from nnprune_backdoor.core.agreement import Agreement
 from nnprune_backdoor.core.measures import PairedAccuracy, ProxySuccess, SuspectLabel
 from nnprune_backdoor.core.scores import ChannelScores, Point, lowest
 from nnprune_backdoor.core.sites import Site
-from nnprune_backdoor.evidence.probability import evidence_left
+from nnprune_backdoor.evidence.probability import Outcome, evidence_left
 from nnprune_backdoor.reports import Report, scan_to_markdown
 from nnprune_backdoor.reports.pages import to_markdown
+from nnprune_backdoor.reports.verdict import outcome_of
 from nnprune_backdoor.selectors import AccuracyBudget, Auto, LowestCount, LowestFraction
 from nnprune_backdoor.selectors.auto import _look
 from nnprune_backdoor.utils.statistics import Rate
@@ -144,11 +144,6 @@ def test_a_count_that_cannot_be_reached_is_not_claimed() -> None:
     assert lowest(scores(), 7, "the 7 lowest scores").reason == "the 7 lowest scores"
 
 
-class Options:
-    report = None
-    out = "out"
-
-
 @pytest.mark.parametrize("alarm", [False, True])
 @pytest.mark.parametrize("success", [0.0, 0.9])
 def test_words_alarm_and_exit_code_of_auto_agree(
@@ -173,8 +168,8 @@ def test_words_alarm_and_exit_code_of_auto_agree(
     assert evidence_left(found.details, len(found)) is alarm
     result = by(done, auto, neurons=done.selection.neurons[:3], reason=found.reason,
                 details=found.details, triggers=found.triggers)  # fmt: skip
-    options: Any = Options
-    assert _result(options, result).code == (3 if alarm else 0)
+    outcome = Outcome.EVIDENCE if alarm else Outcome.NONE
+    assert outcome_of(result.selection.details, 3) == outcome
     assert everywhere(result, "evidence of a backdoor remains in the model that is given out") is (
         alarm
     )
@@ -213,11 +208,10 @@ def test_an_alarm_without_a_trigger_is_no_silence(
     selection = Auto()(scores(), held_out)
     assert len(selection) == 0
     assert "no evidence" not in selection.reason
-    assert selection.reason.startswith("evidence of a backdoor with target 1 (probability 0.9")
+    assert selection.reason.startswith("evidence of a backdoor with target 1 (probability 0.8")
     assert evidence_left(selection.details, 0)
     result = by(done, Auto(), neurons=(), reason=selection.reason, details=selection.details)
-    options: Any = Options
-    assert _result(options, result).code == 3
+    assert outcome_of(result.selection.details, 0) == Outcome.EVIDENCE
 
 
 def test_a_look_says_how_probable_a_backdoor_is() -> None:
@@ -242,7 +236,7 @@ def test_a_scan_that_cannot_tell_says_so() -> None:
 @pytest.mark.parametrize(
     ("alarm", "found", "said"),
     [
-        (True, {"universal": 0.95, "size": 0.1}, ""),
+        (True, {"universal": 0.9, "size": 0.1}, ""),
         (True, {"universal": 0.7, "size": 0.001}, "universal (0.7) speaks against a backdoor"),
         (False, {"universal": 0.3, "size": 0.5}, ""),
         (False, {"universal": 0.7, "size": 0.03}, "relative size (0.03) speaks for a backdoor"),
@@ -259,7 +253,7 @@ def test_evidence_that_is_outweighed(alarm: bool, found: Any, said: str) -> None
 
 def test_two_labels_that_alarm() -> None:
     both = diagnosis(True, suspicions=(suspicion(True), suspicion(True, 4)))
-    said = "label 4 is suspicious too (probability 0.93)"
+    said = "label 4 is suspicious too (probability 0.86)"
     assert said in " ".join(both.cautions)
     one = replace(both, suspicions=(suspicion(True), suspicion(False, 4)))
     assert not one.cautions

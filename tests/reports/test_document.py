@@ -15,12 +15,12 @@ from nnprune_backdoor import CleanData, Purified, __version__, purify
 from nnprune_backdoor.evidence import Scan
 from nnprune_backdoor.evidence.probability import Outcome
 from nnprune_backdoor.reports import Report, document
-from nnprune_backdoor.reports.verdict import outcome_of
 from nnprune_backdoor.selectors import LowestCount
 from nnprune_backdoor.triggers import Inversion, UniversalPerturbation
 from nnprune_backdoor.utils.fingerprint import fingerprint
 
 SOURCE = {"checkpoint": "a.pth", "checkpoint sha256": "c" * 64, "images": "clean", "arch": "x"}
+FILES = {"model.safetensors": "d" * 64}
 IDENTITY = {
     "schema_version", "kind", "tool", "date", "outcome", "verdict", "cautions", "model", "images",
     "seed", "settings", "source", "versions",
@@ -33,7 +33,7 @@ def done(_trained: nn.Module, clean: CleanData) -> Purified:
 
 
 def test_a_purification_is_identified(done: Purified, clean: CleanData, trained: nn.Module) -> None:
-    found = document(replace(done, source=SOURCE), output={"folder": "out", "sha256": "d" * 64})
+    found = document(replace(done, source=SOURCE), output={"folder": "out", "files": FILES})
     assert found == json.loads(json.dumps(found, allow_nan=False))
     assert found.keys() == IDENTITY | {"report", "output"}
     assert (found["kind"], found["schema_version"], found["seed"]) == ("purify", 1, 3)
@@ -48,7 +48,7 @@ def test_a_purification_is_identified(done: Purified, clean: CleanData, trained:
     assert found["images"] == {"folder": "clean", "sha256": images, "count": 64}
     assert found["settings"]["criterion"]["class"] == "Magnitude"
     assert found["settings"]["selector"] == {"class": "LowestCount", "count": 9}
-    assert found["output"]["sha256"] == "d" * 64
+    assert found["output"]["files"] == FILES
     assert found["outcome"] == "not looked for"
     assert found["report"]["verdict"] == found["verdict"]
 
@@ -79,10 +79,14 @@ def test_a_scan_has_the_hashes_of_what_it_saw(trained: nn.Module, clean: CleanDa
 
 OUTCOMES: list[tuple[dict[str, Any], Outcome, str]] = [
     ({"alarm": True}, Outcome.EVIDENCE, "evidence of a backdoor with target 1"),
-    ({"alarm": False}, Outcome.UNKNOWN, "undecided: probability 0.40"),
+    (
+        {"alarm": False, "suspicions": (suspicion(False, universal=0.95),)},
+        Outcome.UNKNOWN,
+        "undecided: probability 0.40",
+    ),
     ({"alarm": True, "cannot_tell": "too few"}, Outcome.UNKNOWN, "cannot tell whether there is a "),
     (
-        {"alarm": False, "suspicions": (suspicion(False, universal=0.3),)},
+        {"alarm": False},
         Outcome.NONE,
         "no evidence of the kinds tested",
     ),
@@ -111,8 +115,8 @@ def test_what_a_purification_says_of_a_backdoor(
     if look is not None:
         details["repaired"] = {"alarm": look >= 0.7, "probability": look, "success": 0.0}
     result = replace(done, selection=replace(done.selection, details=details))
-    assert outcome_of(result) == (outcome or Outcome.UNKNOWN)
-    assert outcome_of(done) == Outcome.NOT_SOUGHT
+    assert document(result)["outcome"] == (outcome or Outcome.UNKNOWN)
+    assert document(done)["outcome"] == Outcome.NOT_SOUGHT
 
 
 def test_the_first_line_of_a_purification(done: Purified) -> None:
