@@ -47,12 +47,23 @@ class MisuseError(PurifyError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors suggest options of similar spelling and name `--help`."""
+    """An ArgumentParser whose errors suggest options of similar spelling and name `--help`.
+
+    Attributes:
+        commands: Name -> parser, of the parser of the whole command line.
+    """
+
+    commands: Mapping[str, Parser] = {}
+
+    @property
+    def actions(self) -> Sequence[argparse.Action]:
+        """Its options and arguments."""
+        return self._actions
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, extra = super().parse_known_args(args, namespace)
         if extra:
-            known = [option for action in self._actions for option in action.option_strings]
+            known = [option for action in self.actions for option in action.option_strings]
             close = difflib.get_close_matches(extra[0].partition("=")[0], known, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             self.error(f"unknown argument {extra[0]!r}{hint}")
@@ -113,6 +124,17 @@ def add_command(
         default=formats[0],
         help=f"what is printed on standard output; all else goes to standard error (default: "
         f"{formats[0]})",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="read settings from a TOML file; those of the command line come after it",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print all settings as such a file, and do nothing",
     )
     parser.set_defaults(run=run)
     return parser

@@ -15,6 +15,7 @@ from ..errors import PurifyError, UnknownNameError, UnsupportedModelError
 from ..version import __version__
 from . import attack, demo, evaluate, listing, purify, report, scan
 from .base import MODELSCAN, ExitCode, MisuseError, Parser, Result, printable
+from .config import config_of, with_config
 from .plugins import load_plugins
 
 _COMMANDS = (demo, listing, scan, purify, evaluate, report, attack)
@@ -28,35 +29,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the same where that was asked for.
     """
     _print_anything()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    codes = MODELSCAN if _wants_modelscan(given) else {}
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _main(given)
-        return codes.get(code, code)
+        code = _main(words)
+        return MODELSCAN.get(code, code) if _wants_modelscan(words) else code
     except SystemExit as stopped:
-        raise SystemExit(codes.get(stopped.code, stopped.code)) from None  # type: ignore[call-overload]
+        if stopped.code == ExitCode.MISUSE and _wants_modelscan(words):
+            raise SystemExit(MODELSCAN[ExitCode.MISUSE]) from None
+        raise
 
 
-def _wants_modelscan(given: Sequence[str]) -> bool:
+def _wants_modelscan(words: Sequence[str]) -> bool:
     """Whether ModelScan's exit codes are asked for, also by a line that cannot be parsed."""
-    words = [part for word in given for part in word.split("=", 1)]
-    return ("--exit-codes", "modelscan") in itertools.pairwise(words)
+    parts = [part for word in words for part in word.split("=", 1)]
+    return ("--exit-codes", "modelscan") in itertools.pairwise(parts)
 
 
-def _main(given: list[str]) -> ExitCode:
+def _main(words: list[str]) -> ExitCode:
+    """Parse and run.
+
+    Args:
+        words: of the command line; those of its configuration are put in.
+    """
     options = None
     try:
         parser = _parser()
-        if not given:
+        _complete(parser)
+        if not words:
             parser.print_help(sys.stderr)  # the error below alone would say little
-        options = parser.parse_args(given)
+        words[:] = with_config(words, parser.commands)
+        if "--print-config" in words:  # then nothing is required
+            for action in parser.commands.get(words[0], parser).actions:
+                action.required = False
+        options = parser.parse_args(words)
+        if options.print_config:
+            print(printable(config_of(parser.commands[options.command], options)), flush=True)
+            return ExitCode.DONE
         return _run(options)
     except (MisuseError, UnknownNameError) as error:
-        print(
-            f"nnprune-backdoor: {printable(str(error))}\n"
-            f"see: nnprune-backdoor {options.command if options else ''} --help",
-            file=sys.stderr,
-        )
+        command = f"nnprune-backdoor {options.command}" if options else "nnprune-backdoor"
+        print(f"nnprune-backdoor: {printable(str(error))}\nsee: {command} --help", file=sys.stderr)
         return ExitCode.MISUSE
     except BrokenPipeError:  # the reader has left
         _give_up_output()
@@ -70,6 +82,15 @@ def _main(given: list[str]) -> ExitCode:
     except KeyboardInterrupt:  # also while torch is imported
         print("nnprune-backdoor: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
+
+
+def _complete(parser: Parser) -> None:
+    """Answer a shell that asks for words, and exit; do nothing for anybody else."""
+    if "_ARGCOMPLETE" in os.environ:
+        with contextlib.suppress(ImportError):  # an extra
+            import argcomplete
+
+            argcomplete.autocomplete(parser)
 
 
 def _print_anything() -> None:
@@ -123,6 +144,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for module in _COMMANDS:
         module.add(commands)
+    parser.commands = commands.choices
     return parser
 
 
