@@ -46,7 +46,7 @@ def _found(record: Record) -> str:
     if triggers := record.selection.triggers or record.scores.triggers:
         labels = ", ".join(map(str, sorted({trigger.target for trigger in triggers})))
         return f"triggers of label {labels} were recovered from the given model"
-    return "no evidence of a backdoor was looked for"
+    return "a backdoor was not looked for"
 
 
 def _done(record: Record) -> str:
@@ -59,7 +59,11 @@ def _done(record: Record) -> str:
     )
     if not record.repaired:
         return done
-    aim = "towards the given model's answers" if record.given.repair == "distil" else "to unlearn"
+    aim = (
+        "towards the given model's answers"
+        if record.given.repair == "distil"
+        else "to unlearn recovered triggers"
+    )
     return f"{done}, and all weights trained {aim}"
 
 

@@ -121,7 +121,7 @@ def test_what_a_purification_says_of_a_backdoor(
 
 def test_the_first_line_of_a_purification(done: Purified) -> None:
     first = done.summary().splitlines()[0]
-    assert first.startswith("verdict    no evidence of a backdoor was looked for; 9 of ")
+    assert first.startswith("verdict    a backdoor was not looked for; 9 of ")
     assert "neurons were silenced" in first and "clean accuracy " in first
     assert first.endswith("none of this proves that no backdoor is left")
     report = Report.of(done)
