@@ -279,6 +279,16 @@ def label_of(text: str, classes: tuple[str, ...], count: int, option: str) -> in
     raise unknown_name("class", text, map(shown, classes))
 
 
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a weights file; of several files, over their bytes in order."""
+    sums = hashlib.sha256()
+    for part in files_of(path):
+        with part.open("rb") as file:
+            while block := file.read(2**20):
+                sums.update(block)
+    return sums.hexdigest()
+
+
 def source_of(
     options: argparse.Namespace,
     path: Path,
@@ -289,16 +299,11 @@ def source_of(
     """Where model and images came from, for the record.
 
     Args:
-        path: of the checkpoint. Of several files, the hash is over their bytes in order.
+        path: of the checkpoint.
     """
-    sums = hashlib.sha256()
-    for part in files_of(path):
-        with part.open("rb") as file:
-            while block := file.read(2**20):
-                sums.update(block)
     return {
         "checkpoint": shown_path(path),
-        "checkpoint sha256": sums.hexdigest(),
+        "checkpoint sha256": weights_sha256(path),
         **({"architecture": model.arch} if model.arch else {}),
         **({"weights": model.mapping} if model.mapping else {}),
         "images": options.clean.resolve().name,

@@ -115,19 +115,23 @@ def _run(options: argparse.Namespace) -> ExitCode:
     with contextlib.nullcontext() if text else contextlib.redirect_stdout(sys.stderr):
         load_plugins(getattr(options, "plugin", ()))  # before any name is looked up
         result: Result = options.run(options)
-        made = _made(result, options.format)
+        made = _made(result, options)
     print(made, flush=True)
     return result.code
 
 
-def _made(result: Result, form: str) -> str:
-    """What is printed, in one of the formats."""
+def _made(result: Result, options: argparse.Namespace) -> str:
+    """What is printed, in the format asked for."""
+    form = options.format
     if form == "text":
         return printable(result.text)
     if form == "json":
+        from ..reports.document import stamp
         from ..reports.report import plain
+        from ..utils.fingerprint import now
 
-        return json.dumps(plain(result.data), allow_nan=False)
+        begin = stamp(options.command, now())  # a document of a scan or a purification has its own
+        return json.dumps(plain({**begin, **result.data}), allow_nan=False)
     made = printable(result.documents[form]().rstrip())
     # any encoding of a terminal has ASCII
     return made.encode("ascii", "xmlcharrefreplace").decode() if form == "html" else made

@@ -43,10 +43,8 @@ def document(
     model = {"file": source.get("checkpoint"), "sha256": source.get("checkpoint sha256")}
     images = {"folder": source.get("images"), "sha256": sha256.get("images")}
     entries = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": given.pop("kind"),
-        "tool": {"name": TOOL, "version": __version__},
-        **{name: given.pop(name) for name in ("date", "outcome", "verdict", "cautions")},
+        **stamp(given.pop("kind"), given.pop("date")),
+        **{name: given.pop(name) for name in ("outcome", "verdict", "cautions")},
         "model": {**model, "tensors_sha256": sha256.get("weights")},
         "images": {**images, "count": given.pop("count")},
         **{name: given.pop(name) for name in ("seed", "settings")},
@@ -54,6 +52,17 @@ def document(
         "versions": versions_used(),
     }
     return {**plain(entries), **given}
+
+
+def stamp(kind: str, date: str | None) -> Data:
+    """What every document begins with.
+
+    Args:
+        kind: the command whose result it is.
+        date: as ISO 8601; None: not known.
+    """
+    tool = {"name": TOOL, "version": __version__}
+    return {"schema_version": SCHEMA_VERSION, "kind": kind, "tool": tool, "date": date}
 
 
 def _of_scan(diagnosis: Diagnosis) -> Data:

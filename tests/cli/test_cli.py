@@ -225,7 +225,13 @@ def test_the_attack_took_and_the_folder_is_evaluated_like_a_checkpoint(
         (tmp_path / "loose" / name.replace("/", "-")).write_bytes(path.read_bytes())
     given = f"evaluate {{}} --triggered {{}} --target bear {SMALL} --format json"
     folder = answer(capsys, given, shop.stranger, tmp_path / "stamped")
-    assert folder == {name: rates[name] for name in ("ASR", "RA", "target")}
+    names = ("ASR", "RA", "target", "model")
+    assert {name: folder[name] for name in names} == {name: rates[name] for name in names}
+    assert "ACC" not in folder
+    assert rates["model"]["sha256"] == hashlib.sha256(shop.stranger.read_bytes()).hexdigest()
+    assert rates["images"].keys() == {"clean"} and folder["images"].keys() == {"triggered"}
+    assert (rates["kind"], rates["seed"], rates["schema_version"]) == ("evaluate", 0, 1)
+    assert rates["settings"] == {"trigger": "badnets", "trigger-set": ["size=6"]}
     loose = given.replace("bear", str(rates["target"]))
     found = answer(capsys, loose, shop.stranger, tmp_path / "loose")
     assert "RA" not in found
