@@ -39,7 +39,7 @@ def _found(record: Record) -> str:
         said = verdict(diagnosis["probability"], diagnosis["suspicions"][0]["label"])
         return f"{said} in the model as given"
     if record.suspects:
-        labels = " and ".join(str(suspect.label) for suspect in record.suspects)
+        labels = ", ".join(str(suspect.label) for suspect in record.suspects)
         return f"one small picture sends almost any image to label {labels} of the given model"
     if record.suspects is not None:
         return "no label of the given model stood out"
