@@ -7,16 +7,16 @@ is patient and consistent", CVPR 2022). It gives back what pruning cost, and nee
 Some images carry a trigger (a universal perturbation or a patch), and the student is to answer as
 the teacher does without it: adversarial training against what works on all images, as in Zeng et
 al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022. The triggers are
-those of the labels that the teacher makes suspect; where it makes none so, there are none. Some
-images carry a perturbation of their own towards such a label: a trigger may differ from image to
-image (see triggers/individual.py).
+those of the labels that the teacher makes suspect; where it makes none so, there are none. Where
+such a label still stands out in the student by what single images do, some carry a perturbation of
+their own: a trigger may differ from image to image (see triggers/individual.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class Distillation:
             rectangle of one another (CutMix), half and half.
         stamped: Share of each batch that carries a recovered trigger; 0 for plain distillation.
         perturbed: Share of each batch in which each image is moved by itself, in the student as it
-            is then, towards a suspect label; 0 where triggers are not stamped.
+            is then, towards suspect labels that still stand out; 0 where none are stamped.
         renewed: Epochs between two searches of the student for triggers that still work; those
             found before stay in use.
         search: Which labels the teacher makes suspect, and how their triggers are recovered.
@@ -111,9 +111,14 @@ class Distillation:
         triggers += self.search.passes_again(task) * -(-self.epochs // self.renewed)
         if self.perturbed:
             moved = round(self.perturbed * student.batch)
-            share = moved / student.batch
+            share = 0.5 * moved / student.batch  # where a label stands out, it does so for a while
             triggers += self.individual.passes(task, moved, share * student.images)
         return (teacher, student, *triggers)
+
+    def scaled(self, factor: float) -> Self:
+        """The same with the radius of every perturbation multiplied by a factor."""
+        individual = replace(self.individual, rms=factor * self.individual.rms)
+        return replace(self, search=self.search.scaled(factor), individual=individual)
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random view of images (N, C, H, W): turned, shifted, mirrored, mixed."""
@@ -187,6 +192,8 @@ def distil_with_triggers(
         student = _Student(model, settings, selection or Selection((), ()))
         triggers: tuple[SuspectTrigger, ...] = ()
         if settings.stamped:
+            factor = settings.search.scale(given.model, prepared.clean, seed=seed)
+            settings = student.settings = settings.scaled(factor)
             triggers = settings.search.suspect(given.model, prepared.clean, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         student.learn(given.model, prepared.clean, triggers, generator, progress=progress)
@@ -206,7 +213,7 @@ class _Student:
         use_statistics_(model, "running")
         for weight in self._weights:
             weight.requires_grad_(True)
-        self._model, self._settings, self._silent = model, settings, silent
+        self._model, self.settings, self._silent = model, settings, silent
 
     def learn(
         self,
@@ -218,13 +225,14 @@ class _Student:
         progress: bool,
     ) -> None:
         """Distil, and train against the triggers and, image by image, their labels."""
-        settings, model = self._settings, self._model
+        settings, model = self.settings, self._model
         steps = settings.epochs * max(1, -(-len(clean) // settings.batch_size))
         optimiser = torch.optim.AdamW(self._weights, lr=settings.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
         )
         suspects = sorted({trigger.target for trigger in triggers})
+        outstanding: tuple[int, ...] = ()
         pixels = PixelRange.seen_in(clean.images)
         with (
             changing_weights(model),
@@ -235,11 +243,14 @@ class _Student:
                     seed = int(torch.randint(2**31, (), generator=generator))
                     now = frozen_copy(model)
                     triggers += settings.search.still_working(now, clean, suspects, seed=seed)
+                    if epoch and settings.perturbed:
+                        more = settings.search.standing_out(now, clean, suspects, seed=seed)
+                        outstanding = tuple(sorted({*outstanding, *more}))
                 for batch in clean.batches(settings.batch_size, generator):
                     images = settings.view(batch.images, generator)
                     attacked = stamp(images, triggers, settings.stamped, generator)
-                    if suspects:
-                        attacked = self._perturbed(attacked, suspects, pixels, generator)
+                    if outstanding:
+                        attacked = self._perturbed(attacked, outstanding, pixels, generator)
                     loss = self._loss(teacher, images, attacked)
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
@@ -254,22 +265,22 @@ class _Student:
     def _perturbed(
         self,
         images: Tensor,
-        labels: list[int],
+        labels: tuple[int, ...],
         pixels: PixelRange,
         generator: torch.Generator,
     ) -> Tensor:
         """The last images (of B, in random order), each moved towards one of the labels."""
-        count = round(self._settings.perturbed * len(images))
+        count = round(self.settings.perturbed * len(images))
         if not count:
             return images
         label = labels[int(torch.randint(len(labels), (), generator=generator))]
         rest, last = images[:-count], images[-count:]
-        moved = self._settings.individual.perturb(self._model, last, label, pixels, generator)
+        moved = self.settings.individual.perturb(self._model, last, label, pixels, generator)
         return torch.cat([rest, moved])
 
     def _loss(self, teacher: nn.Module, images: Tensor, stamped: Tensor) -> Tensor:
         """Divergence of the answers to stamped images from the teacher's to the same without."""
-        heat = self._settings.temperature
+        heat = self.settings.temperature
         with torch.no_grad():
             answers = at_least_float32(teacher(images.to(**placement(teacher))))
             wanted = F.log_softmax(answers / heat, 1)

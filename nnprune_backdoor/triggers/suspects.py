@@ -9,8 +9,10 @@ its own.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import nn
@@ -25,6 +27,7 @@ from .inversion import Inversion
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
 
 _MOVED = 128  # images that are moved by themselves to each label
+_HALVINGS = 4  # of all radii, at most
 SuspectTrigger = RecoveredPerturbation | RecoveredTrigger
 
 
@@ -42,8 +45,12 @@ class SuspectLabels:
         patches: The search for patches of the suspected labels; shorter than where one is to be
             shown.
         single: How single images are moved, to tell which labels are far from them.
+        sensitive: Share of the images from which on a network is sensitive, if so many are moved to
+            the median label: all radii are halved until it is not.
         far: Share of the images below which a label that they are moved to is far.
         larger: The search for perturbations of labels that are far.
+        outlying: A suspected label stands out if single images are moved to it this many times as
+            often as to any label that is not suspected.
     """
 
     labels: int = 2
@@ -54,8 +61,10 @@ class SuspectLabels:
     perturbations: UniversalPerturbation = UniversalPerturbation()
     patches: Inversion = Inversion(steps=100, batch_size=16)
     single: IndividualPerturbations = IndividualPerturbations(rms=2 / 255)
+    sensitive: float = 0.25
     far: float = 0.1
     larger: UniversalPerturbation = UniversalPerturbation(rms=12 / 255, steps=40)
+    outlying: float = 1.25
 
     def __post_init__(self) -> None:
         if not 1 <= self.labels <= self.tried:
@@ -65,25 +74,67 @@ class SuspectLabels:
                 "expected 0 <= working <= suspicious <= 1, "
                 f"got {self.working:g} and {self.suspicious:g}"
             )
-        if not 0 <= self.far <= 1:
-            raise DataError(f"expected far in [0, 1], got {self.far:g}")
+        if not 0 <= self.far <= 1 or not 0 < self.sensitive <= 1:
+            raise DataError(
+                "expected far in [0, 1] and sensitive in (0, 1], "
+                f"got {self.far:g} and {self.sensitive:g}"
+            )
+        if self.outlying < 1:
+            raise DataError(f"expected outlying of at least 1, got {self.outlying:g}")
 
     def passes(self, task: Task) -> Work:
-        """What `suspect` sends through the network: one label is suspect, half of them are far."""
+        """What `scale` and `suspect` send through it: one label is suspect, half of them far."""
         tried = min(self.tried, task.classes)
         easiest = min(self.labels, tried)
         moved = tried * min(_MOVED, task.images)
         return (
             *self.glance.passes(task, tried) * 2,
             *self.perturbations.passes(task, easiest),
-            *self.single.passes(task, min(_MOVED, task.images), moved),
+            *self.single.passes(task, min(_MOVED, task.images), 2 * moved),
             *self.larger.passes(task, tried // 2),
             *self.patches.passes(task, 1),
         )
 
     def passes_again(self, task: Task) -> Work:
-        """What `still_working` does of that label."""
-        return (*self.perturbations.passes(task, 1), *self.patches.passes(task, 1))
+        """What `still_working` and `standing_out` do of that label."""
+        some = min(_MOVED, task.images)
+        moved = min(self.tried, task.classes) * some
+        return (
+            *self.perturbations.passes(task, 1),
+            *self.patches.passes(task, 1),
+            *self.single.passes(task, some, moved),
+        )
+
+    def scaled(self, factor: float) -> Self:
+        """The same with all radii multiplied by a factor."""
+        searches = {name: getattr(self, name) for name in ("glance", "perturbations", "larger")}
+        return replace(
+            self,
+            single=replace(self.single, rms=factor * self.single.rms),
+            **{name: replace(one, rms=factor * one.rms) for name, one in searches.items()},
+        )
+
+    def scale(self, model: nn.Module, clean: CleanData, *, seed: int = 0) -> float:
+        """1, or the half, the quarter and so on at which the network is no longer sensitive.
+
+        What is a small change differs: some networks let most images go to any label for it, and
+        training against that costs them accuracy.
+
+        Args:
+            model, clean, seed: as for `suspect`.
+
+        Raises:
+            DataError, UnsupportedModelError: see `Prepared.of`.
+        """
+        prepared = Prepared.of(model, clean, labels="ignored").moved()
+        labels = self._tried(prepared.classes, seed)
+        factor = 1.0
+        for _ in range(_HALVINGS):
+            reached = self.scaled(factor)._reached(prepared, labels, seed)
+            if statistics.median(reached.values()) < self.sensitive:
+                break
+            factor /= 2
+        return factor
 
     def suspect(
         self, model: nn.Module, clean: CleanData, *, seed: int = 0
@@ -100,17 +151,12 @@ class SuspectLabels:
         """
         prepared = Prepared.of(model, clean, labels="ignored").moved()
         model, clean = prepared.model, prepared.clean
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(prepared.classes, generator=generator, device="cpu")
-        tried = order[: self.tried].tolist()
-        drawn = torch.randperm(len(clean), generator=generator, device="cpu")
-        some = clean.images[drawn[:_MOVED]]  # in their order the first may be of one class
+        tried = self._tried(prepared.classes, seed)
         easiest = self._easiest(model, clean, tried, seed)
         near = self.perturbations.recover(model, clean, easiest, seed=seed)
         kept = self._working(near, self.suspicious)
         rest = sorted({*tried} - {one.target for one in kept})
-        pixels = PixelRange.seen_in(clean.images)
-        reached = self.single.reach(model, some, rest, pixels, seed=seed)
+        reached = self._reached(prepared, rest, seed)
         far = [label for label in rest if reached[label] < self.far]
         if far:
             larger = self.larger.recover(model, clean, far, seed=seed)
@@ -132,6 +178,20 @@ class SuspectLabels:
         found = self.perturbations.recover(model, clean, labels, seed=seed)
         return self._with_patches(self._working(found, self.working), model, clean, seed)
 
+    def _tried(self, classes: int, seed: int) -> list[int]:
+        order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed), device="cpu")
+        tried: list[int] = order[: self.tried].tolist()
+        return tried
+
+    def _reached(self, prepared: Prepared, labels: list[int], seed: int) -> dict[int, float]:
+        """Label -> the share of some images that go there, each moved by itself."""
+        clean = prepared.clean
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(clean), generator=generator, device="cpu")
+        some = clean.images[drawn[:_MOVED]]  # in their order the first may be of one class
+        pixels = PixelRange.seen_in(clean.images)
+        return self.single.reach(prepared.model, some, labels, pixels, seed=seed)
+
     def _easiest(
         self, model: nn.Module, clean: CleanData, tried: list[int], seed: int
     ) -> list[int]:
@@ -141,6 +201,31 @@ class SuspectLabels:
             for one in search.recover(model, clean, tried, seed=seed):
                 success[one.target] += one.success
         return sorted(tried, key=lambda label: -success[label])[: self.labels]
+
+    def standing_out(
+        self, model: nn.Module, clean: CleanData, labels: Iterable[int], *, seed: int = 0
+    ) -> tuple[int, ...]:
+        """Those of these labels to which the model lets single images go most easily.
+
+        Triggers that cover the image, and such as differ from image to image, are left so by
+        training against triggers that are the same for all. Empty where every class is among the
+        labels.
+
+        Args:
+            model, clean, seed: as for `suspect`.
+            labels: classes of the model.
+
+        Raises:
+            DataError, UnsupportedModelError: see `Prepared.of`.
+        """
+        prepared = Prepared.of(model, clean, labels="ignored").moved()
+        asked = sorted(set(labels))
+        others = [label for label in self._tried(prepared.classes, seed) if label not in asked]
+        if not asked or not others:
+            return ()
+        reached = self._reached(prepared, [*asked, *others], seed)
+        least = max(self.outlying * max(reached[label] for label in others), self.far)
+        return tuple(label for label in asked if reached[label] >= least)
 
     def _working(
         self, found: Iterable[RecoveredPerturbation], least: float

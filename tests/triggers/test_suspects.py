@@ -142,8 +142,11 @@ def test_settings_are_checked() -> None:
     for given in ({"working": 0.95}, {"suspicious": 1.1}, {"working": -0.1}):
         with pytest.raises(DataError, match="working <= suspicious"):
             SuspectLabels(**given)
-    with pytest.raises(DataError, match="far in"):
-        SuspectLabels(far=1.5)
+    for given in ({"far": 1.5}, {"sensitive": 0.0}):
+        with pytest.raises(DataError, match="far in"):
+            SuspectLabels(**given)
+    with pytest.raises(DataError, match="outlying of at least 1"):
+        SuspectLabels(outlying=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,60 @@ class Moved(IndividualPerturbations):
         self, model: object, images: object, labels: Iterable[int], *_: object, **__: object
     ) -> dict[int, float]:
         return {label: self.claimed.get(label, 0.2) for label in labels}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "found"),
+    [
+        ({1: 0.9, 2: 0.8, 3: 0.5}, (1, 2)),
+        ({1: 0.9, 2: 0.6, 3: 0.5}, (1,)),
+        ({1: 0.09, 2: 0.08, 3: 0.01, **dict.fromkeys(range(4, 1000), 0.0), 0: 0.0}, ()),
+    ],
+)
+def test_labels_to_which_single_images_go_more_easily_than_to_others_stand_out(
+    claimed: dict[int, float], found: tuple[int, ...], clean: CleanData
+) -> None:
+    search = replace(SHORT, single=Moved(claimed=claimed), far=0.1)
+    assert search.standing_out(build("test_resnet"), clean, (1, 2)) == found
+
+
+def test_single_images_are_moved_in_a_copy_and_nothing_stands_out_alone(clean: CleanData) -> None:
+    model = build("test_resnet")
+    before, rng = state_of(model), torch.get_rng_state()
+    classes = model(clean.images[:1]).shape[1]
+    search = SuspectLabels(tried=classes)
+    once, again = (search.standing_out(model, clean, (0,), seed=3) for _ in range(2))
+    assert once == again
+    assert search.standing_out(model, clean, range(classes)) == ()
+    assert search.standing_out(model, clean, ()) == ()
+    assert search.scale(model, clean) == search.scale(model, clean)
+    assert_same_state(before, state_of(model))
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitive(IndividualPerturbations):
+    """Most labels are reached down to a radius."""
+
+    least: float
+
+    def reach(
+        self, model: object, images: object, labels: Iterable[int], *_: object, **__: object
+    ) -> dict[int, float]:
+        labels = list(labels)
+        few, most = labels[: len(labels) // 3], labels[len(labels) // 3 :]
+        return dict.fromkeys(few, 0.0) | dict.fromkeys(most, 0.3 if self.rms >= self.least else 0.2)
+
+
+@pytest.mark.parametrize(("least", "factor"), [(0.9, 1.0), (0.3, 0.25), (0.0, 0.0625)])
+def test_radii_are_halved_until_few_single_images_go_to_most_labels(
+    least: float, factor: float, clean: CleanData
+) -> None:
+    search = replace(SHORT, single=Sensitive(rms=0.8, least=least))  # .8, .4, .2, .1
+    assert search.scale(build("test_resnet"), clean) == factor
+    scaled = search.scaled(factor)
+    for name in ("glance", "perturbations", "larger", "single"):
+        assert getattr(scaled, name).rms == factor * getattr(search, name).rms
 
 
 @pytest.mark.parametrize(
