@@ -28,7 +28,7 @@ _COMMANDS = {"scan": scan, "purify": purify}
 
 NAME, MODEL = "name", "model"  # columns that are no option
 
-# options that a fleet sets itself, or (--plugin) that run code, which a table of models is not to do
+# options that a fleet sets itself; and --plugin, since a table of models is to run no code
 _OURS = {
     "command", "help", "json", "out", "overwrite", "plugin", "quiet", "report", "run", "scores",
     "selection",
@@ -143,7 +143,7 @@ def _head(path: Path, line: str, command: str) -> list[str]:
 
 
 def _job(head: Sequence[str], line: str, number: int, command: str, base: str) -> CommandJob:
-    name, words = f"line {number}", ()
+    name, words = f"line {number}", tuple[str, ...]()
     try:
         cells = next(csv.reader([line], strict=True))
         if len(cells) != len(head):

@@ -84,6 +84,6 @@ def run(options: argparse.Namespace, *, command: str) -> Result:
     )
     states = [row.state for row in fleet.mine]
     code = EVIDENCE if "evidence" in states else int(not {"failed", "missing"}.isdisjoint(states))
-    models = [{**vars(row), "state": row.state, "order": None} for row in fleet.mine]
+    models = [{**vars(row), "state": row.state} for row in fleet.mine]
     data = {"models": models, "worked": fleet.worked, "page": str(fleet.page)}
     return Result(fleet.summary(), data, code)

@@ -114,9 +114,9 @@ def do(job: Job, out: Path, threads: int, given_up: int, ticket: str) -> Answer:
             result = failure(job, error, again=True)
             save(out, job.row, result)
             return Answer("unread", job.row, line_of(result))
-        result = read(out, key)
-        if result is not None and job.row in result["rows"]:
-            return Answer("there", key, line_of(result))
+        found = read(out, key)
+        if found is not None and job.row in found["rows"]:
+            return Answer("there", key)
         claim = Claim.take(out / CLAIMS, key, given_up)
         if claim is None:
             return Answer("busy", key)

@@ -12,11 +12,12 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Processes(Executor):
-    """So many pools of one process each: where the process of a larger pool dies, all its tasks fail.
+    """So many pools of one process each, since all tasks of a larger pool fail if one process dies.
 
     A task whose process dies raises BrokenProcessPool; the next has a new process. All of them end
     when this process does, however it ends.

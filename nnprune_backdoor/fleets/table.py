@@ -109,8 +109,14 @@ def to_html(rows: Sequence[Row], subject: str) -> str:
     names = _facts(rows)
     head = ["model", "evidence", "says", *names, "seconds", "result"]
     cells = [
-        [row.name, _shown(row.evidence), row.says, *(_shown(row.facts.get(n)) for n in names)]
-        + [f"{row.seconds:.1f}", row.file or ""]
+        [
+            row.name,
+            _shown(row.evidence),
+            row.says,
+            *(_shown(row.facts.get(name)) for name in names),
+            f"{row.seconds:.1f}",
+            row.file or "",
+        ]
         for row in rows
     ]
     table = Table("lrl" + "l" * len(names) + "rc", cells, head)

@@ -167,7 +167,7 @@ class Breaks(Executor):
 
 def test_an_executor_that_breaks_loses_nothing_that_was_done(out: Path, log: Path) -> None:
     jobs = stubs(log, 5)
-    with pytest.raises(PurifyError, match="takes no more jobs .*the same call with a new one"):
+    with pytest.raises(PurifyError, match=r"takes no more jobs .*the same call with a new one"):
         run_many(jobs, out, executor=Breaks(2), progress=False)
     assert len(results(out)) == 2
     table = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))

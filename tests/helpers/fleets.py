@@ -29,7 +29,8 @@ class Stub(Job):
         log: File that gets a line, this name, when the work begins.
         seconds: To sleep.
         does: "work", "refuse", "break" with an error of no kind of ours, "run out" of memory,
-            "say nothing" that JSON could hold, "die" with the whole process, or "vanish": there is nothing to read.
+            "say nothing" that JSON could hold, "die" with the whole process, or "vanish": there is
+            nothing to read.
         evidence: That it finds.
         content: What its key is made of; its name if empty.
     """
@@ -71,7 +72,7 @@ def ran(log: Path) -> list[str]:
 
 
 def started(out: Path, log: Path, count: int, seconds: float, **how: Any) -> subprocess.Popen[str]:
-    """A process with workers of its own that does so many stubs; it prints how many it worked on."""
+    """A process that does so many stubs by workers of its own, and prints how many it did."""
     given = json.dumps([str(out), str(log), count, seconds, how])
     code = "import sys; from helpers.fleets import begin; begin(sys.argv[1])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
