@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.render import DOCS, RESULTS, fill
+from benchmarks.render import DOCS, RESULTS
 from nnprune_backdoor.cli.manifest import CommandJob, read_manifest
 from nnprune_backdoor.evidence import Scan
 from nnprune_backdoor.fleets import Outcome, run_many
@@ -125,8 +125,19 @@ def found(out: Path) -> dict[str, Any]:
     return results
 
 
-def table(report: dict[str, Any]) -> str:
+def page(report: dict[str, Any]) -> str:
+    rest = report["runs"][-1]
+    ready = 1000 * rest["processor"] / rest["models"]
     lines = [
+        "# Many models",
+        "",
+        f"{report['runs'][0]['models']} untrained networks of a few layers, scanned by `scan-many`",
+        f"([how](../fleets.md)) on {IMAGES} images of {PIXELS} pixels, in far fewer steps than a scan",
+        "has: what is measured is all that happens around the scans. One worker and two gave",
+        ("the same results." if report["same"] else "**different results.**"),
+        "The last line is the same command once more, when all results were there: it starts",
+        f"processes and hashes files, {ready:.0f} ms a model.",
+        "",
         "| workers | models done | on the wall | of the processor | of that in the scans "
         "| above the scans, a model |",
         "|---|---|---|---|---|---|",
@@ -136,19 +147,26 @@ def table(report: dict[str, Any]) -> str:
         cells = [row["workers"], row["worked"], f"{row['wall']:.0f} s"]
         cells += [f"{row['processor']:.0f} s", f"{row['bare']:.0f} s", f"{above:.0f} ms"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    lines += [
+        "",
+        "Processor time is that of all processes together. Above the scans are the start of the",
+        "processes, reading the table, hashes, claims, and writing results and the summary.",
+        "",
+        "`python -m benchmarks.cost.fleets`, then with `--render`.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--one", nargs=3, metavar=("MANIFEST", "OUT", "WORKERS"))
-    parser.add_argument("--render", action="store_true", help="fill in docs/results/fleets.md")
+    parser.add_argument("--render", action="store_true", help="write docs/results/fleets.md")
     options = parser.parse_args()
     if options.one:
         run(Path(options.one[0]), Path(options.one[1]), int(options.one[2]))
         return
     if options.render:
-        fill(DOCS / "fleets.md", "fleets", table(json.loads(RESULT.read_text())))
+        (DOCS / "fleets.md").write_text(page(json.loads(RESULT.read_text())))
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
