@@ -132,7 +132,7 @@ def page(report: dict[str, Any]) -> str:
         "# Many models",
         "",
         f"{report['runs'][0]['models']} untrained networks of a few layers, scanned by `scan-many`",
-        f"([how](../fleets.md)) on {IMAGES} images of {PIXELS} pixels, in far fewer steps than usual:",
+        f"([how](../fleets.md)) on {IMAGES} images of {PIXELS} pixels, in very few steps:",
         "what is measured is all that happens around the scans. One worker and two gave",
         ("the same results." if report["same"] else "**different results.**"),
         "The last line is the same command once more, when all results were there: it starts",
