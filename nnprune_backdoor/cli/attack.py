@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> Result:
             f"{TOOK:.0%}. The file holds a model without a working\nbackdoor; give more --epochs, "
             "a higher --rate or a larger trigger, and --overwrite."
         )
-        if options.json:  # which shows no text
+        if options.format != "text":  # which shows no text
             note(options, f"caution: the backdoor did not take (ASR {rates['ASR'].value:.1%})")
     data = {**rates_as_data(rates, target), "took": took, "out": str(options.out)}
     return Result(text, data)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,8 +19,25 @@ from ..utils.whole_file import draft_of, write_whole
 Commands = Any  # what `add_subparsers` returns; argparse does not export its class
 
 
-EVIDENCE = 3  # exit code: the model scanned, or the one written, shows evidence of a backdoor
+class ExitCode(IntEnum):
+    """What the shell is told; docs/pipelines.md has the table."""
 
+    DONE = 0
+    FAILED = 1
+    MISUSE = 2
+    EVIDENCE = 3  # of a backdoor, in the model scanned or the one written
+    UNKNOWN = 4  # evidence was sought, and nothing can be said
+    UNSUPPORTED = 5  # a model of a kind that cannot be worked on
+    INTERRUPTED = 130
+
+
+MODELSCAN = {  # ModelScan's codes for the same
+    ExitCode.FAILED: 2,
+    ExitCode.MISUSE: 4,
+    ExitCode.EVIDENCE: 1,
+    ExitCode.UNKNOWN: 3,
+    ExitCode.UNSUPPORTED: 3,
+}
 
 _PROBE = 2**16  # bytes written to see whether the disk takes any
 
@@ -30,12 +47,23 @@ class MisuseError(PurifyError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors suggest options of similar spelling and name `--help`."""
+    """An ArgumentParser whose errors suggest options of similar spelling and name `--help`.
+
+    Attributes:
+        commands: Name -> parser, of the parser of the whole command line.
+    """
+
+    commands: Mapping[str, Parser] = {}
+
+    @property
+    def actions(self) -> Sequence[argparse.Action]:
+        """Its options and arguments."""
+        return self._actions
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, extra = super().parse_known_args(args, namespace)
         if extra:
-            known = [option for action in self._actions for option in action.option_strings]
+            known = [option for action in self.actions for option in action.option_strings]
             close = difflib.get_close_matches(extra[0].partition("=")[0], known, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             self.error(f"unknown argument {extra[0]!r}{hint}")
@@ -43,20 +71,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: {printable(message)}\nsee: {self.prog} --help\n")
+        self.exit(ExitCode.MISUSE, f"{self.prog}: {printable(message)}\nsee: {self.prog} --help\n")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command prints: `text`, or with --json `data`.
+    """What a command prints: `text`, with --format json `data`, or one of the `documents`.
 
     Attributes:
-        code: the exit code, 0 or EVIDENCE.
+        documents: the other formats, each made when it is asked for.
     """
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
-    code: int = 0
+    code: ExitCode = ExitCode.DONE
+    documents: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
 
 def add_command(
@@ -68,6 +97,7 @@ def add_command(
     usage: str = "",
     example: str,
     more: str = "",
+    formats: Sequence[str] = ("text", "json"),
 ) -> argparse.ArgumentParser:
     """The parser of a new command, with the options that all commands have.
 
@@ -76,6 +106,7 @@ def add_command(
         usage: the required arguments, as the usage line shows them after the command's name.
         example: a command line that works, without the program's name.
         more: a paragraph below the one line.
+        formats: of what is printed; the first is the default.
     """
     about = f"{does[0].upper()}{does[1:]}."
     parser: Parser = commands.add_parser(
@@ -88,9 +119,22 @@ def add_command(
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--json",
+        "--format",
+        choices=formats,
+        default=formats[0],
+        help=f"what is printed on standard output; all else goes to standard error (default: "
+        f"{formats[0]})",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="read settings from a TOML file; those of the command line come after it",
+    )
+    parser.add_argument(
+        "--print-config",
         action="store_true",
-        help="print one JSON object on standard output, everything else on standard error",
+        help="print all settings as such a file, and do nothing",
     )
     parser.set_defaults(run=run)
     return parser
@@ -111,26 +155,40 @@ def note(options: argparse.Namespace, text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
-PAGES = (".html", ".md", ".json")
+OF_SCAN = ("json", "sarif", "markdown", "html")  # formats of a result, besides text
+OF_PURIFICATION = (*OF_SCAN, "cyclonedx", "in-toto")
+
+_SUFFIXES = {
+    "cyclonedx": ".cdx.json",
+    "in-toto": ".intoto.json",
+    "json": ".json",
+    "sarif": ".sarif",
+    "markdown": ".md",
+    "html": ".html",
+}
 
 
-def check_page(path: Path | None) -> None:
-    """Before long work: raise MisuseError where --report names no page or cannot be written."""
-    if path is not None and path.suffix not in PAGES:
-        raise MisuseError(f"--report {path}: expected a name ending in .html, .md or .json")
-    check_writable(path, "--report")
+def _format_of(path: Path) -> str | None:
+    """The format that a file's name says; the longer suffixes come first."""
+    return next((name for name, end in _SUFFIXES.items() if path.name.endswith(end)), None)
 
 
-def write_page(
-    path: Path, *, html: Callable[[], str], markdown: Callable[[], str], data: Any
-) -> None:
-    """Write HTML, Markdown or JSON, whichever the file's suffix says."""
-    if path.suffix == ".html":
-        text = html()
-    elif path.suffix == ".md":
-        text = markdown()
-    else:
-        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+def check_pages(paths: Iterable[Path], formats: Sequence[str]) -> None:
+    """Before long work: raise MisuseError where a --report has no known suffix or cannot be made.
+
+    Args:
+        formats: that the command can write.
+    """
+    for path in paths:
+        if _format_of(path) not in formats:
+            ends = ", ".join(_SUFFIXES[name] for name in formats)
+            raise MisuseError(f"--report {path}: expected a name ending in one of {ends}")
+        check_writable(path, "--report")
+
+
+def write_page(path: Path, documents: Mapping[str, Callable[[], str]]) -> None:
+    """Write the document that the file's name says, out of those by format."""
+    text = documents[_format_of(path) or ""]()
     write_whole(path, text.encode(errors="backslashreplace"))  # names of files may be no UTF-8
 
 

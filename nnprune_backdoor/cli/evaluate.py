@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .base import Commands, MisuseError, Result, add_command
 from .names import ATTACKS
@@ -14,6 +14,7 @@ from .plugins import add_plugins
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..files.images import FolderImages
     from ..utils.statistics import Rate
     from .inputs import Model
 
@@ -93,8 +94,10 @@ def run(options: argparse.Namespace) -> Result:
             options, options.triggered, model, preprocessing, may_be_dataset=False
         )
     known = next((images.classes for images in (clean, triggered) if images), ())
+    measured = _measured(options, clean, triggered)
     if options.target is None:
-        return Result(rates_as_text(rates, None, known), rates_as_data(rates, None))
+        text, data = rates_as_text(rates, None, known), rates_as_data(rates, None)
+        return Result(text, {**measured, **data})
     target = label_of(options.target, known, classes_of(model, preprocessing), "--target")
     if trigger is not None and clean is not None:
         stamped = preprocessing.normalise(trigger(preprocessing.pixels(clean.data.images)))
@@ -104,7 +107,32 @@ def run(options: argparse.Namespace) -> Result:
     text = rates_as_text(rates, target, known)
     if triggered is not None and triggered.data.labels is None:
         text += "\nwithout class folders, triggered images of the target class count as well"
-    return Result(text, rates_as_data(rates, target))
+    return Result(text, {**measured, **rates_as_data(rates, target)})
+
+
+def _measured(
+    options: argparse.Namespace, clean: FolderImages | None, triggered: FolderImages | None
+) -> dict[str, Any]:
+    """Which weights and images were measured, and how."""
+    from ..utils.fingerprint import fingerprint
+    from .inputs import weights_sha256
+    from .results import shown_path
+
+    sets = {"clean": clean, "triggered": triggered}
+    return {
+        "model": {"file": shown_path(options.model), "sha256": weights_sha256(options.model)},
+        "images": {
+            name: {
+                "folder": getattr(options, name).resolve().name,
+                "count": len(images.data),
+                "sha256": fingerprint({"images": images.data.images}),
+            }
+            for name, images in sets.items()
+            if images is not None
+        },
+        "seed": options.seed,
+        "settings": {"trigger": options.trigger, "trigger-set": options.trigger_set},
+    }
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -20,9 +20,8 @@ from ..evidence.diagnosis import verdict
 from ..files.record_file import purified_folder
 from ..files.shards import files_of
 from ..fleets import Job, Outcome
-from ..reports.report import plain
 from . import purify, scan
-from .base import EVIDENCE, MisuseError, Parser, Result
+from .base import ExitCode, MisuseError, Parser, Result
 
 _COMMANDS = {"scan": scan, "purify": purify}
 
@@ -30,8 +29,8 @@ NAME, MODEL = "name", "model"  # columns that are no option
 
 # options that a fleet sets itself; and --plugin, since a table of models is to run no code
 _OURS = {
-    "command", "help", "json", "out", "overwrite", "plugin", "quiet", "report", "run", "scores",
-    "selection",
+    "command", "config", "exit-codes", "format", "help", "out", "overwrite", "plugin",
+    "print-config", "quiet", "report", "run", "scores", "selection",
 }  # fmt: skip
 
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
@@ -62,7 +61,7 @@ class CommandJob(Job):
         options = self.options()
         content: dict[str, Any] = {"command": self.command}
         for option, value in sorted(vars(options).items()):
-            if option == "data_root" or option in _OURS:
+            if option == "data_root" or option.replace("_", "-") in _OURS:
                 continue  # for a data set of torchvision its name stands
             content[option] = str(value)
             if isinstance(value, Path) and not (option == "clean" and options.data_root):
@@ -81,7 +80,7 @@ class CommandJob(Job):
             result: Result = options.run(options)
         finally:
             torch.set_num_threads(before)
-        return _OUTCOMES[self.command](dataclasses.replace(result, data=plain(result.data)))
+        return _OUTCOMES[self.command](result)
 
     def options(self) -> argparse.Namespace:
         """What the command gets; MisuseError where it would not take the words."""
@@ -233,12 +232,12 @@ def _images(folder: Path) -> str:
 
 
 def _scanned(result: Result) -> Outcome:
-    data = result.data
-    says = verdict(data["probability"], data["suspicions"][0]["label"])
-    if data["cannot_tell"]:
-        says += f": {data['cannot_tell']}"
-    facts = {"target": data["target"], "cautions": len(data["cautions"])}
-    return Outcome(says, data["probability"], result.code == EVIDENCE, facts, data)
+    found = result.data["diagnosis"]
+    says = verdict(found["probability"], found["suspicions"][0]["label"])
+    if found["cannot_tell"]:
+        says += f": {found['cannot_tell']}"
+    facts = {"target": found["target"], "cautions": len(found["cautions"])}
+    return _outcome(result, says, found["probability"], facts)
 
 
 def _purified(result: Result) -> Outcome:
@@ -256,7 +255,15 @@ def _purified(result: Result) -> Outcome:
     }
     says = f"{selection['neurons']} of {selection['of']} neurons silenced"
     evidence = max(suspects.values(), default=None) if looked is None else looked
-    return Outcome(says, evidence, result.code == EVIDENCE, facts, result.data)
+    return _outcome(result, says, evidence, facts)
+
+
+def _outcome(
+    result: Result, says: str, evidence: float | None, facts: dict[str, str | float | int | None]
+) -> Outcome:
+    """The document of a command (`reports.document`), and what it says of a backdoor."""
+    alarm, unknown = result.code == ExitCode.EVIDENCE, result.code == ExitCode.UNKNOWN
+    return Outcome(says, evidence, alarm, facts, result.data, unknown)
 
 
 _OUTCOMES: dict[str, Callable[[Result], Outcome]] = {"scan": _scanned, "purify": _purified}

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .base import EVIDENCE, Commands, MisuseError, Result, add_command
+from .base import Commands, ExitCode, MisuseError, Result, add_command
 from .options import add_quiet
+
+if TYPE_CHECKING:
+    from ..fleets.table import State
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +29,7 @@ def add(commands: Commands) -> None:
             more="MANIFEST is a CSV file: a line a model, with a column 'model' and columns named "
             f"like the options of {command}, such as arch, clean and seed. Killed and started "
             "again, it does what is missing. Exit code 3: a model with evidence of a backdoor; "
-            "else 1: a model that failed.",
+            "else 1: a model that failed; else 4: one where that cannot be told.",
             example=f"{command}-many manifest.csv --out results",
         )
         _add_options(parser)
@@ -53,18 +57,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard",
         type=_shard,
-        default=(1, 1),
+        default="1/1",
         metavar="I/N",
         help="do the I-th of N shares of the models, for array jobs",
     )
     add_quiet(parser)
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _shard(text: str) -> str:
+    """The text itself, so that --print-config can print it."""
     first, _, of = text.partition("/")
     if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
         raise argparse.ArgumentTypeError(f"expected I/N such as 1/8, got {text!r}")
-    return int(first), int(of)
+    return text
 
 
 def run(options: argparse.Namespace, *, command: str) -> Result:
@@ -74,16 +79,24 @@ def run(options: argparse.Namespace, *, command: str) -> Result:
 
     if options.threads < 1 or (options.workers is not None and options.workers < 1):
         raise MisuseError("--workers and --threads: expected 1 or more")
+    first, of = map(int, options.shard.split("/"))
     fleet = run_many(
         read_manifest(options.manifest, command),
         options.out,
         workers=options.workers,
         threads=options.threads,
-        shard=options.shard,
+        shard=(first, of),
         progress=not options.quiet,
     )
-    states = [row.state for row in fleet.mine]
-    code = EVIDENCE if "evidence" in states else int(not {"failed", "missing"}.isdisjoint(states))
     models = [{**vars(row), "state": row.state} for row in fleet.mine]
     data = {"models": models, "worked": fleet.worked, "page": str(fleet.page)}
-    return Result(fleet.summary(), data, code)
+    return Result(fleet.summary(), data, _code({row.state for row in fleet.mine}))
+
+
+def _code(states: set[State]) -> ExitCode:
+    """Of all models: the gravest that is known of one, then what is not known."""
+    if "evidence" in states:
+        return ExitCode.EVIDENCE
+    if states & {"failed", "missing"}:
+        return ExitCode.FAILED
+    return ExitCode.UNKNOWN if "cannot tell" in states else ExitCode.DONE

@@ -45,13 +45,23 @@ def seed_of(text: str) -> int:
     return seed
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
-    """--report FILE; see `base.check_page` and `base.write_page`."""
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """How a result is given; see `results`."""
     parser.add_argument(
         "--report",
         type=Path,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="also write a report: .html (with pictures), .md or .json",
+        help="also write a report, which its name chooses: .html (with pictures), .md, .json, "
+        ".sarif, of purify also .cdx.json, .intoto.json; may be repeated",
+    )
+    parser.add_argument(
+        "--exit-codes",
+        choices=("own", "modelscan"),
+        default="own",
+        help="modelscan: exit as ModelScan does: 0 no findings, 1 findings, 2 failure, 3 not "
+        "supported or cannot tell, 4 misuse (default: own)",
     )
 
 

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .base import (
-    EVIDENCE,
+    OF_PURIFICATION,
     Commands,
     MisuseError,
     Result,
     add_command,
-    check_page,
+    check_pages,
     check_writable,
     note,
-    write_page,
 )
 from .names import CRITERIA, SELECTORS
-from .options import add_architecture, add_images, add_report, add_running
+from .options import add_architecture, add_images, add_results, add_running
 from .plugins import add_plugins
 
 if TYPE_CHECKING:
-    from ..files.images import FolderImages
-    from ..reports.purified import Purified
     from ..selectors.base import Selector
-    from .inputs import Model
 
 
 def add(commands: Commands) -> None:
@@ -39,11 +34,12 @@ def add(commands: Commands) -> None:
         does="silence the neurons that a backdoor seems to use, and save the model",
         usage="MODEL --clean DIR --out OUT",
         more="Only tensors are read from the checkpoint: no code in it runs, and the file is not "
-        "changed. OUT becomes a folder with model.safetensors, record.json and report.json. "
-        "Exit code 3: the model was written, but --selector auto still found evidence of a "
-        "backdoor in it.",
+        "changed. OUT becomes a folder with model.safetensors, record.json, report.json and "
+        "README.md. Exit code 3: the model was written, but --selector auto still found evidence "
+        "of a backdoor in it; 4: the same, and auto cannot tell.",
         example="purify stranger.pth --arch resnet18 --clean images/ \\\n"
         "      --out purified --report purified.html",
+        formats=("text", *OF_PURIFICATION),
     )
     parser.add_argument(
         "checkpoint",
@@ -63,7 +59,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace OUT if purify wrote it before"
     )
-    add_report(parser)
+    add_results(parser)
     add_architecture(parser)
     add_images(parser, 500)
     _add_method(parser)
@@ -165,8 +161,9 @@ def run(options: argparse.Namespace) -> Result:
     from ..files.saving import save_purified
     from ..pipeline import purify
     from .choices import check_repair, criterion_of, selector_of
-    from .inputs import load, read_folder
+    from .inputs import load, read_folder, source_of
     from .preprocessing import preprocessing_of
+    from .results import purify_result
 
     criterion, selector = criterion_of(options), selector_of(options)
     out = options.out.resolve()
@@ -177,7 +174,7 @@ def run(options: argparse.Namespace) -> Result:
     images = read_folder(options, options.clean, model, preprocessing)
     if images.data.labels is None:
         _check_needs_no_labels(options, selector)
-    source = _source(options, model, images, preprocessing.to_dict())
+    source = source_of(options, options.checkpoint, model, images, preprocessing)
     note(options, f"method: {options.method}")
     purified = purify(
         model.network,
@@ -201,19 +198,21 @@ def run(options: argparse.Namespace) -> Result:
         earlier=model.earlier,
         overwrite=options.overwrite,
     )
-    return _result(options, purified)
+    text = f"{purified.summary()}\n\nsaved      {options.out}"
+    pages = {"html": purified.to_html, "markdown": purified.to_markdown}
+    return purify_result(options, purified, options.out, pages, text)
 
 
 def _check_paths(options: argparse.Namespace, out: Path) -> None:
     """Raise MisuseError, or what `check_free` raises, for paths that would fail after the work."""
     from ..files.saving import check_free
 
-    page = options.report
-    if page is not None and page.resolve().is_relative_to(out):
-        raise MisuseError(
-            f"--report {page} lies in --out; give a name beside it, such as {out.name}.html"
-        )
-    check_page(page)
+    for page in options.report:
+        if page.resolve().is_relative_to(out):
+            raise MisuseError(
+                f"--report {page} lies in --out; give a name beside it, such as {out.name}.html"
+            )
+    check_pages(options.report, OF_PURIFICATION)
     for option, kept in (("--scores", options.scores), ("--selection", options.selection)):
         if kept is not None and kept.resolve().is_relative_to(out):
             raise MisuseError(f"{option} {kept} lies in --out; give a name beside it")
@@ -245,41 +244,3 @@ def _check_needs_no_labels(options: argparse.Namespace, selector: Selector | Non
                 f"{option} needs labels, and {options.clean} has no class folders; sort the images "
                 f"into one folder per class, or leave {option} out"
             )
-
-
-def _source(
-    options: argparse.Namespace, model: Model, images: FolderImages, preprocessing: dict[str, Any]
-) -> dict[str, Any]:
-    """Where model and images came from, for the record."""
-    from ..files.shards import files_of
-
-    sums = hashlib.sha256()
-    for path in files_of(options.checkpoint):
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                sums.update(block)
-    return {
-        "checkpoint": options.checkpoint.name,
-        "checkpoint sha256": sums.hexdigest(),
-        **({"weights": model.mapping} if model.mapping else {}),
-        "images": options.clean.resolve().name,
-        "classes": list(images.classes),
-        "preprocessing": preprocessing,
-        "skipped": len(images.skipped),
-    }
-
-
-def _result(options: argparse.Namespace, purified: Purified) -> Result:
-    """Write the page, and say what was done; EVIDENCE where the selector still found some."""
-    from ..evidence.probability import evidence_left
-
-    page = options.report
-    if page is not None:
-        write_page(
-            page, html=purified.to_html, markdown=purified.to_markdown, data=purified.to_dict()
-        )
-    lines = [purified.summary(), "", f"saved      {options.out}"]
-    lines += [f"report     {page}"] if page is not None else []
-    data = {"out": str(options.out), "report": purified.to_dict()}
-    evidence = evidence_left(purified.selection.details, len(purified.selection))
-    return Result("\n".join(lines), data, EVIDENCE if evidence else 0)

@@ -1,4 +1,4 @@
-"""nnprune-backdoor report: pages from a folder that purify wrote."""
+"""nnprune-backdoor report: documents from a folder that purify wrote."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..utils.whole_file import write_whole
-from .base import Commands, Result, add_command, check_writable
+from .base import OF_PURIFICATION, Commands, ExitCode, Result, add_command
 
 _NO_PICTURES = (
     "No pictures: they are drawn while a model is purified (nnprune-backdoor purify --report)."
@@ -16,39 +15,38 @@ _NO_PICTURES = (
 
 def add(commands: Commands) -> None:
     """Add the command's options."""
+    formats = ("markdown", *(name for name in OF_PURIFICATION if name != "markdown"))
     parser = add_command(
         commands,
         "report",
         run,
         does="show how a model was purified, from the folder that purify wrote",
         usage="FOLDER",
-        more="Prints Markdown. For a page with pictures, use purify --report FILE.html.",
-        example="report purified --html purified.html",
+        more="For a page with pictures, use purify --report FILE.html.",
+        example="report purified --format html",
+        formats=formats,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that purify wrote")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write Markdown to a file")
+    parser.set_defaults(report=[])
 
 
 def run(options: argparse.Namespace) -> Result:
-    """Read report.json and make pages of it."""
+    """Read report.json and make a document of it."""
+    import dataclasses
+
     from ..files.record_file import REPORT, read_report
     from ..reports.pages import to_html, to_markdown
+    from .results import purify_result
 
-    for option in ("html", "markdown"):
-        check_writable(getattr(options, option), f"--{option}")
     report = read_report(options.folder)
     try:
-        texts = {"html": to_html(report, {}, _NO_PICTURES), "markdown": to_markdown(report)}
+        page = to_html(report, {}, _NO_PICTURES)
+        pages = {"html": lambda: page, "markdown": lambda: to_markdown(report)}
+        result = purify_result(options, report, options.folder, pages, "")
+        result.documents[options.format]()
     except Exception as error:  # the file may hold anything; only its outline was checked
         raise CheckpointError(
             f"{options.folder / REPORT}: damaged, no page can be made of it ({error}); purify the "
             "model again"
         ) from error
-    written = []
-    for kind, text in texts.items():
-        path: Path | None = getattr(options, kind)
-        if path is not None:
-            write_whole(path, text.encode(errors="backslashreplace"))
-            written.append(f"written: {path}")
-    return Result("\n".join(written) or texts["markdown"].rstrip(), report.to_dict())
+    return dataclasses.replace(result, code=ExitCode.DONE)  # it tells nothing new

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from .base import EVIDENCE, Commands, MisuseError, Result, add_command, check_page, write_page
-from .options import add_architecture, add_images, add_report, add_running
+from .base import OF_SCAN, Commands, MisuseError, Result, add_command, check_pages
+from .options import add_architecture, add_images, add_results, add_running
 
 
 def add(commands: Commands) -> None:
@@ -18,10 +17,11 @@ def add(commands: Commands) -> None:
         run,
         does="look for evidence of a backdoor, with clean images alone",
         usage="MODEL --clean DIR",
-        more="Exit code 3: a backdoor is probable (from .7). Exit code 0: it is not, or that "
-        "cannot be told; another kind of backdoor is still possible. "
+        more="Exit code 3: a backdoor is probable (from .7); 4: that cannot be told; 0: no "
+        "evidence (up to .3), and another kind of backdoor is still possible. "
         "Class folders are not needed.",
         example="scan stranger.pth --arch resnet18 --clean images/",
+        formats=("text", *OF_SCAN),
     )
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a checkpoint, or a folder that purify wrote"
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
         help="test this target label only, a number or the name of a class; may be repeated "
         "(default: all)",
     )
-    add_report(parser)
+    add_results(parser)
     add_architecture(parser)
     add_images(parser, 300)
     add_running(parser)
@@ -49,14 +49,14 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     """Read the model and the images, scan, print the diagnosis."""
-    check_page(options.report)
+    check_pages(options.report, OF_SCAN)
 
     from ..core.recovered import PixelRange
     from ..evidence.scanning import scan
     from ..files.images import shown
-    from ..reports.scan_page import scan_to_html, scan_to_markdown
-    from .inputs import classes_of, label_of, load, read_folder
+    from .inputs import classes_of, label_of, load, read_folder, source_of
     from .preprocessing import preprocessing_of
+    from .results import scan_result
 
     model = load(options, options.model)
     preprocessing = preprocessing_of(options, model, options.clean)
@@ -76,12 +76,5 @@ def run(options: argparse.Namespace) -> Result:
     text, target = diagnosis.summary(), diagnosis.target
     if target is not None and target < len(images.classes):
         text += f"\nlabel {target} is the folder {shown(images.classes[target])}"
-    if options.report is not None:
-        write_page(
-            options.report,
-            html=partial(scan_to_html, diagnosis),
-            markdown=partial(scan_to_markdown, diagnosis),
-            data=diagnosis.to_dict(),
-        )
-        text += f"\nreport     {options.report}"
-    return Result(text, diagnosis.to_dict(), EVIDENCE if diagnosis.alarm else 0)
+    source = source_of(options, options.model, model, images, preprocessing)
+    return scan_result(options, diagnosis, text, source)

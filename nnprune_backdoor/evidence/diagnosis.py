@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +18,20 @@ from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import ScoringError
 from ..triggers.perturbation import RecoveredPerturbation
 from .exposure import Exposed
-from .probability import ALARM, KINDS, QUIET, Evidence, Suspicion
+from .probability import ALARM, KINDS, QUIET, Evidence, Outcome, Suspicion
 from .restoration import Restored
+from .settings import ScanSettings
 
 REACHABLE = (
     "small pictures send images to most labels of this network, as they do in benign ones of some "
     "kinds, so universal perturbations say little here"
 )
+
+_LIMITS = {
+    Outcome.EVIDENCE: "a network without a backdoor can raise this alarm too",
+    Outcome.NONE: "triggers that these searches cannot find leave no evidence",
+    Outcome.UNKNOWN: "so nothing is said for the model, nor against it",
+}
 
 _WORKS = 0.75  # success from which a label's perturbation is one that works
 
@@ -47,6 +55,9 @@ class Diagnosis:
         silencing: What silencing a neuron meant.
         seconds: Wall time of each stage.
         unscored: What restoration cannot silence, a phrase for each kind (see `core.unscored`).
+        settings: Of the scan.
+        sha256: "weights": of the model; "images": of the clean images (`utils.fingerprint`).
+        date: When the scan ended, in UTC (ISO 8601).
     """
 
     suspicions: tuple[Suspicion, ...]
@@ -63,6 +74,9 @@ class Diagnosis:
     silencing: Silencing = "zero"
     seconds: dict[str, float] = field(default_factory=dict)
     unscored: tuple[str, ...] = ()
+    settings: ScanSettings = field(default=ScanSettings())
+    sha256: dict[str, str] = field(default_factory=dict)
+    date: str = ""
 
     def __repr__(self) -> str:
         return "\n".join(self.summary().splitlines()[:2])
@@ -85,6 +99,11 @@ class Diagnosis:
         return self.probability is not None and self.probability >= ALARM
 
     @property
+    def outcome(self) -> Outcome:
+        """Evidence, none, or cannot tell."""
+        return Outcome.of(self.probability)
+
+    @property
     def target(self) -> int | None:
         """The most probable target; None where there is no alarm."""
         return self.suspicions[0].label if self.alarm else None
@@ -93,6 +112,15 @@ class Diagnosis:
     def verdict(self) -> str:
         """Whether there is evidence, and for which label, in words."""
         return verdict(self.probability, self.suspicions[0].label)
+
+    @property
+    def sentence(self) -> str:
+        """What was found, from what, and what it does not say; without a full stop."""
+        found = self.verdict if not self.cannot_tell else f"{self.verdict}: {self.cannot_tell}"
+        return (
+            f"{found}; {self.images} clean images and {len(self.perturbations)} of {self.classes} "
+            f"labels were searched, and the model was not changed; {_LIMITS[self.outcome]}"
+        )
 
     @property
     def trigger(self) -> RecoveredTrigger | None:
@@ -145,6 +173,7 @@ class Diagnosis:
         """What weakens the evidence, in sentences without a full stop."""
         return (
             *([self.cannot_tell] if self.cannot_tell else []),
+            *self._contradictions(),
             *([REACHABLE] if self.reachable_by_most_labels else []),
             *(
                 f"restoration does not silence {what}, which are not scored; a backdoor there is "
@@ -153,12 +182,35 @@ class Diagnosis:
             ),
         )
 
+    def _contradictions(self) -> Iterator[str]:
+        """Where numbers of the diagnosis speak against what it says."""
+        if self.outcome == Outcome.UNKNOWN:
+            return
+        first, *others = self.suspicions
+        for item in first.evidence:
+            if self.alarm and item.log_odds < 0:
+                yield (
+                    f"{item.kind} ({item.value:.3g}) speaks against a backdoor with target "
+                    f"{first.label}, and the other kinds of evidence outweigh it"
+                )
+            elif not self.alarm and item.log_odds > 0:
+                yield (
+                    f"{item.kind} ({item.value:.3g}) speaks for a backdoor with target "
+                    f"{first.label}, and the other kinds of evidence outweigh it"
+                )
+        if self.alarm:
+            for other in others:
+                if other.probability >= ALARM:
+                    yield (
+                        f"label {other.label} is suspicious too (probability "
+                        f"{other.probability:.2f}), though most backdoors have one target"
+                    )
+
     def summary(self) -> str:
         """A few lines for people: what came out, from what, and what it does not say."""
         lines = [
-            f"diagnosis  {self.verdict}",
-            f"tested on  {self.images} clean images, {len(self.perturbations)} of {self.classes} "
-            f"labels, seed {self.seed}",
+            f"verdict    {self.sentence}",
+            f"seed       {self.seed}; {sum(self.seconds.values()):.0f} seconds",
         ]
         for item in self.suspicions[0].evidence:
             side = "speaks for" if item.log_odds > 0 else "speaks against"
@@ -166,10 +218,7 @@ class Diagnosis:
                 f"{item.kind:<14}{item.value:.3g}, {side} a backdoor ({item.log_odds:+.1f})"
             )
         lines += [f"caution    {caution}" for caution in self.cautions]
-        lines.append(
-            "limits     other triggers than these searches can find leave no evidence here; the "
-            "numbers in brackets, log-odds, were learned from small networks"
-        )
+        lines.append("limits     numbers in brackets are log-odds, learned from small networks")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,12 +13,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from ..utils.short_repr import ShortRepr
 
 ALARM = 0.7  # probability from which on there is evidence; the network is as likely benign before
 QUIET = 0.3  # and up to which there is none
+
+
+class Outcome(StrEnum):
+    """What a run says of a backdoor; exit codes and documents follow it."""
+
+    EVIDENCE = "evidence"
+    NONE = "no evidence"
+    UNKNOWN = "cannot tell"  # no probability can be given, or one that decides nothing
+    NOT_SOUGHT = "not looked for"
+
+    @classmethod
+    def of(cls, probability: float | None) -> Outcome:
+        """From the probability of a backdoor; None: it cannot be told."""
+        if probability is not None and probability >= ALARM:
+            return cls.EVIDENCE
+        return cls.NONE if probability is not None and probability <= QUIET else cls.UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..core.unscored import unscored
 from ..triggers.perturbation import RecoveredPerturbation
+from ..utils.fingerprint import fingerprint, now
 from ..utils.progress import Clock, progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from .diagnosis import Diagnosis
@@ -106,6 +107,12 @@ class Scan(ScanSettings):
             silencing=silencing,
             seconds=clock.laps,
             unscored=unseen,
+            settings=self,
+            sha256={
+                "weights": fingerprint(frozen.state_dict()),
+                "images": fingerprint({"images": data.images}),
+            },
+            date=now(),
         )
 
     def _clock(self, prepared: Prepared, labels: int, seed: int, progress: bool) -> Clock:

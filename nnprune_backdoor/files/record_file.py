@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..removal.report import RemovalReport
 from ..reports.purified import Purified
 from ..reports.report import Report, plain
 from .strict_json import read_json
+from .transformers_models import CONFIG, PROCESSOR
 
 FORMAT = 2  # of the records written; records of lower formats, without heads, can be read too
 
@@ -23,6 +25,10 @@ RECORD = "record.json"  # file name
 WEIGHTS = "model.safetensors"  # file name
 
 REPORT = "report.json"  # file name; the report's pages are made from it
+
+CARD = "README.md"  # file name
+
+FILES = (WEIGHTS, RECORD, REPORT, CARD, CONFIG, PROCESSOR)  # transformers reads the last two
 
 _WHOSE = "a folder that save_purified wrote"
 
@@ -80,6 +86,17 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     _check_entry(path, record["architecture"], "arguments", (dict,))
     _check_entry(path, record["weights"], "sha256", (str,))
     return record
+
+
+def hashes_in(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the files that `save_purified` writes, those that are there."""
+    return {name: sha256_of(folder / name) for name in FILES if (folder / name).is_file()}
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def purified_folder(path: Path) -> Path | None:
@@ -158,7 +175,8 @@ def record_of(
         "compute": {**report["given"]["compute"], "threads": report["given"]["threads"]},
     }
     assert entries.keys() == _ENTRIES.keys()
-    return {"library": LIBRARY, "format": FORMAT, **plain(entries)}
+    date = report["given"]["date"]  # records written before have none
+    return {"library": LIBRARY, "format": FORMAT, "date": date, **plain(entries)}
 
 
 def to_json(record: dict[str, Any]) -> str:

@@ -1,14 +1,13 @@
 """Save and load a purified model: a folder with weights, a record and a report.
 
 `model.safetensors` holds the weights, `record.json` how the model was made and how to rebuild it,
-and `report.json` the data of the report's pages. Loading builds the original architecture and cuts
-it down by the recipe in the record; nothing is unpickled.
+`report.json` the data of the report's pages, and `README.md` is a model card. Loading builds the
+original architecture and cuts it down by the recipe in the record; nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -22,7 +21,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.copies import clone
@@ -30,13 +28,17 @@ from ..core.drift import allowed_drift, logit_drift
 from ..core.outputs import logits_alone
 from ..errors import CheckpointError, DataError
 from ..removal.recipe import Recipe, compose
+from ..reports.model_card import model_card
 from ..reports.purified import Purified
+from ..reports.report import Report
 from ..utils.randomness import private_randomness
 from ..utils.tensors import placement
 from .architecture import check_size, complete, create, fill_
 from .image_processor import preprocessing_of
 from .limits import MAX_BYTES
 from .record_file import (
+    CARD,
+    FILES,
     LIBRARY,
     RECORD,
     REPORT,
@@ -44,11 +46,12 @@ from .record_file import (
     purified_folder,
     read_record,
     record_of,
+    sha256_of,
     to_json,
 )
 from .remote import refuse_address
-from .safetensors_file import PURIFIED, read_safetensors
-from .transformers_models import CONFIG, HF, PROCESSOR, config_of, dtype_of, filled, write_folder
+from .safetensors_file import PURIFIED, read_safetensors, write_safetensors
+from .transformers_models import HF, config_of, dtype_of, filled, write_folder
 
 try:
     import fcntl
@@ -56,10 +59,6 @@ except ImportError:  # Windows, where drafts that a killed process left are not 
     fcntl = None  # type: ignore[assignment]
 
 _PROBE = 2**16  # bytes written to see whether the disk takes any
-
-_FILES = (WEIGHTS, RECORD, REPORT)
-
-_OF_TRANSFORMERS = (CONFIG, PROCESSOR)  # also there with arch="hf" where no shape has changed
 
 
 def save_purified(
@@ -135,12 +134,14 @@ def _write(
     if arch == HF and not recipe:
         write_folder(clone(purified.model).cpu(), draft, _processor_of(purified, arguments))
     else:
-        save_file(state, os.fspath(draft / WEIGHTS), {"format": "pt", PURIFIED: "purified"})
+        write_safetensors(draft / WEIGHTS, state, {"format": "pt", PURIFIED: "purified"})
     report = purified.to_dict()
-    sha256 = _sha256(draft / WEIGHTS)
+    sha256 = sha256_of(draft / WEIGHTS)
     record = record_of(purified, report, arch, arguments, sha256=sha256, recipe=recipe)
     for name, content in ((RECORD, record), (REPORT, report)):
         (draft / name).write_text(to_json(content), encoding="utf-8")
+    card = model_card(Report.of(purified), arch=arch, sha256=sha256)
+    (draft / CARD).write_text(card, encoding="utf-8")
     (draft / WEIGHTS).chmod((draft / RECORD).stat().st_mode)  # safetensors: owner only
     if arch is not None:
         _check_logits(purified, draft)
@@ -186,7 +187,7 @@ def load_purified(
     folder = purified_folder(Path(folder)) or Path(folder)
     record = read_record(folder)
     weights = read_safetensors(folder / WEIGHTS, max_bytes=max_bytes)
-    if _sha256(folder / WEIGHTS) != record["weights"].get("sha256"):
+    if sha256_of(folder / WEIGHTS) != record["weights"].get("sha256"):
         raise CheckpointError(
             f"{folder / WEIGHTS}: the SHA-256 is not the one in the record, so the file is "
             "damaged or was replaced; get the folder again"
@@ -371,7 +372,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f"{folder}: not empty; give another folder, or overwrite=True")
-    if others := sorted(names - {*_FILES, *_OF_TRANSFORMERS}):
+    if others := sorted(names - set(FILES)):
         raise CheckpointError(
             f"{folder}: not replaced, since it holds {others[0]!r}; give another folder"
         )
@@ -412,11 +413,6 @@ def _move(draft: Path, folder: Path, overwrite: bool) -> None:
             _put_back(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -37,6 +37,7 @@ class Outcome:
         alarm: There is evidence of a backdoor.
         facts: Further columns of the table.
         data: The whole result, as plain data that strict JSON can hold.
+        unknown: Evidence was sought, and nothing can be told.
     """
 
     says: str
@@ -44,6 +45,7 @@ class Outcome:
     alarm: bool = False
     facts: dict[str, str | float | int | None] = field(default_factory=dict)
     data: Data = field(default_factory=dict)
+    unknown: bool = False
 
 
 class Job(ABC):

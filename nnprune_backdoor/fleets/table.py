@@ -7,9 +7,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from .jobs import Data
+
+State = Literal["evidence", "cannot tell", "done", "failed", "missing"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs text that begins so
 
@@ -33,6 +35,7 @@ class Row:
         alarm: There is evidence of a backdoor.
         facts: Further columns.
         seconds: That it took.
+        unknown: Evidence was sought, and nothing can be told.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Row:
     alarm: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    unknown: bool = False
 
     @classmethod
     def of(cls, name: str, key: str, result: Data) -> Self:
@@ -56,6 +60,7 @@ class Row:
             result["alarm"],
             result["facts"],
             result["seconds"],
+            result["unknown"],
         )
 
     @property
@@ -65,18 +70,21 @@ class Row:
         return (self.file is None, self.failed, not self.alarm, -evidence, self.name)
 
     @property
-    def state(self) -> str:
-        """In a word."""
+    def state(self) -> State:
+        """In a word or two."""
         if self.file is None:
             return "missing"
-        return "failed" if self.failed else "evidence" if self.alarm else "done"
+        if self.failed:
+            return "failed"
+        return "evidence" if self.alarm else "cannot tell" if self.unknown else "done"
 
 
 def counted(rows: Sequence[Row]) -> str:
     """How many models of which kind."""
     states = [row.state for row in rows]
     counts = [f"{states.count('evidence')} with evidence of a backdoor"]
-    counts += [f"{n} {state}" for state in ("failed", "missing") if (n := states.count(state))]
+    others: tuple[State, ...] = ("cannot tell", "failed", "missing")
+    counts += [f"{n} {state}" for state in others if (n := states.count(state))]
     return f"{len(rows)} models: {', '.join(counts)}"
 
 
@@ -103,6 +111,7 @@ def to_html(rows: Sequence[Row], subject: str) -> str:
     facts = [
         ("models", str(len(rows)), "a line each below"),
         ("evidence of a backdoor", str(states.count("evidence")), "of the kinds looked for"),
+        ("cannot tell", str(states.count("cannot tell")), "evidence was sought"),
         ("failed", str(states.count("failed")), f"no result yet: {states.count('missing')}"),
         ("seconds", f"{seconds:.0f}", "of all models, one after the other"),
     ]
@@ -121,7 +130,7 @@ def to_html(rows: Sequence[Row], subject: str) -> str:
     ]
     table = Table("lrl" + "l" * len(names) + "rc", cells, head)
     parts = [Section("What this does not say", points=_LIMITS), Section("Models", table=table)]
-    return html_page("Many models", subject, facts, parts, pictures={})
+    return html_page("Many models", subject, counted(rows), facts, parts, pictures={})
 
 
 def _facts(rows: Sequence[Row]) -> list[str]:

@@ -1,5 +1,6 @@
 """Results of a purification or scan, and pages in Markdown and HTML made from them."""
 
+from .document import document
 from .purified import Purified
 from .record import Given, Record
 from .report import Report
@@ -10,6 +11,7 @@ __all__ = [
     "Purified",
     "Record",
     "Report",
+    "document",
     "scan_to_html",
     "scan_to_markdown",
 ]

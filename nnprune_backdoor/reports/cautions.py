@@ -8,10 +8,13 @@ from ..core.measures import PairedAccuracy
 from ..evidence.diagnosis import REACHABLE
 from ..evidence.probability import evidence_left, last_look
 from ..selectors.base import Selector
+from ..triggers.suspects import SuspectLabels
 from .record import Record
 from .sections import interval, percent, points
 
 FAILS = 0.05  # success up to which a recovered trigger counts as failing, if the selector has none
+_WORKS = SuspectLabels().working  # success from which a suspect label's perturbation works
+_CHANGED = 0.02  # share of labels, as large as the loss of accuracy that selectors allow
 
 
 def cautions_of(record: Record) -> tuple[str, ...]:
@@ -21,6 +24,7 @@ def cautions_of(record: Record) -> tuple[str, ...]:
         *_accuracy(record),
         *_evidence(record),
         *_triggers(record),
+        *_suspects(record),
         *_selection(record),
         *_repair(record),
         *(f"not scored: {what}, which stay as they are" for what in record.given.unscored),
@@ -32,6 +36,7 @@ def _accuracy(record: Record) -> Iterator[str]:
     if accuracy is None:
         if len(record.selection):
             yield "the loss of clean accuracy is unknown: the images have no labels"
+            yield from _changed_answers(record)
         if record.given.criterion.needs_labels:
             yield (
                 "the images have no labels, so the criterion took the model's own answers for them"
@@ -43,6 +48,16 @@ def _accuracy(record: Record) -> Iterator[str]:
         )
     elif allowed is None and accuracy.interval[0] > 0:
         yield f"clean accuracy was lost: it dropped by {_drop(accuracy)}"
+
+
+def _changed_answers(record: Record) -> Iterator[str]:
+    """Without labels, what the given model answered is all that accuracy can be guessed by."""
+    same = None if record.agreement is None else record.agreement.same
+    if same is not None and same.interval[1] < 1 - _CHANGED:
+        yield (
+            f"the purified model gives {percent(1 - same.value)} of {same.count} images another "
+            "label than the given model"
+        )
 
 
 def allowed_drop(selector: Selector) -> float | None:
@@ -97,6 +112,16 @@ def _triggers(record: Record) -> Iterator[str]:
         elif after > limit:
             ends = interval(proxy.after.interval)
             yield f"the {name} still works: {change} {ends}, more than {percent(limit)}"
+
+
+def _suspects(record: Record) -> Iterator[str]:
+    for suspect in record.suspects or ():
+        if suspect.after is not None and suspect.after.value > _WORKS:
+            yield (
+                f"a small picture, recovered from the given model, still sends "
+                f"{percent(suspect.after.value)} of {suspect.after.count} images to label "
+                f"{suspect.label}, against which all weights were trained"
+            )
 
 
 def _selection(record: Record) -> Iterator[str]:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from ..evidence.diagnosis import verdict
-from ..evidence.probability import KINDS
+from ..evidence.probability import KINDS, Outcome
 from .report import Data
 from .sections import Section, Table, number
+
+_LEFT = {
+    Outcome.EVIDENCE: "evidence remains",
+    Outcome.NONE: "no evidence of these kinds is left",
+    Outcome.UNKNOWN: "undecided whether evidence is left",
+}
 
 
 def evidence_section(diagnosis: Data, after: Data | None) -> Section:
@@ -70,5 +76,5 @@ def _verdict(diagnosis: Data, after: Data | None) -> str:
         return f"{before}: {why}."
     if after is None:
         return f"{before}."
-    left = "evidence remains" if after["alarm"] else "no evidence of these kinds is left"
+    left = _LEFT[Outcome.of(after["probability"])]
     return f"{before}. In the purified model: {left} (probability {after['probability']:.2f})."

@@ -17,12 +17,12 @@ import jinja2
 from ..errors import PurifyError
 from .purify_page import headline, sections
 from .report import Report
-from .sections import Row, Section
+from .sections import Row, Section, sentence
 
 
 def to_markdown(report: Report) -> str:
     """The report in GitHub's Markdown, without pictures."""
-    return markdown_page("Purification report", headline(report), sections(report))
+    return markdown_page("Purification report", report.verdict, headline(report), sections(report))
 
 
 def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> str:
@@ -35,6 +35,7 @@ def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> st
     return html_page(
         "Purification report",
         report.given["architecture"],
+        report.verdict,
         headline(report),
         sections(report),
         pictures=pictures,
@@ -54,21 +55,25 @@ def draw(
         return {}, f"No pictures: {error}"
 
 
-def markdown_page(title: str, facts: Sequence[Row], parts: Sequence[Section]) -> str:
+def markdown_page(title: str, verdict: str, facts: Sequence[Row], parts: Sequence[Section]) -> str:
     """A page in GitHub's Markdown.
 
     Args:
         title: of the page.
+        verdict: the first sentence, without a full stop.
         facts: name, value and note of the most important numbers.
         parts: sections, in order.
     """
-    page = _template("report.md").render(title=title, headline=facts, sections=parts)
+    page = _template("report.md").render(
+        title=title, verdict=sentence(verdict), headline=facts, sections=parts
+    )
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
 
 def html_page(
     title: str,
     subject: str,
+    verdict: str,
     facts: Sequence[Row],
     parts: Sequence[Section],
     *,
@@ -80,6 +85,7 @@ def html_page(
     Args:
         title: of the page.
         subject: what the page is about, shown below the title.
+        verdict: the first sentence, without a full stop.
         facts: name, value and note of the most important numbers.
         parts: sections, in order.
         pictures: name -> PNG file, for sections with a picture of that name.
@@ -92,6 +98,7 @@ def html_page(
     return _template("report.html").render(
         title=title,
         subject=subject,
+        verdict=sentence(verdict),
         headline=facts,
         sections=parts,
         pictures=sources,

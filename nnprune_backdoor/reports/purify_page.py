@@ -11,7 +11,7 @@ from typing import Any
 from ..evidence.probability import last_look
 from .evidence_section import evidence_section
 from .report import Data, Report
-from .sections import Row, Section, Table, interval, number, percent, points, spans
+from .sections import Row, Section, Table, interval, number, percent, points, sentence, spans
 
 
 def headline(report: Report) -> list[Row]:
@@ -55,7 +55,7 @@ def headline(report: Report) -> list[Row]:
 def sections(report: Report) -> list[Section]:
     """The whole report, the most important first."""
     return [
-        *_cautions(report),
+        *cautions(report),
         Section("What this does not say", points=report.limits),
         *_evidence(report),
         _accuracy(report),
@@ -71,9 +71,9 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
-def _cautions(report: Report) -> list[Section]:
+def cautions(report: Report) -> list[Section]:
     """What contradicts or weakens the outcome, if anything does."""
-    shown = [f"{text[:1].upper()}{text[1:]}." for text in report.cautions]
+    shown = [sentence(text) for text in report.cautions]
     return [Section("Cautions", points=shown)] if shown else []
 
 

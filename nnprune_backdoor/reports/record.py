@@ -18,7 +18,7 @@ from ..core.scores import ChannelScores, Selection
 from ..criteria.base import Criterion
 from ..removal.report import RemovalReport
 from ..selectors.base import Selector
-from ..utils.fingerprint import fingerprint
+from ..utils.fingerprint import fingerprint, now
 from ..utils.short_repr import ShortRepr
 from ..utils.tensors import placement
 
@@ -44,9 +44,10 @@ class Given(ShortRepr):
         repair: As for `purify`.
         shares: Of the images for scoring, selecting and measuring.
         compute: How the criterion was computed.
-        sha256: "weights": of the model; "clean": of images and labels.
+        sha256: "weights": of the model; "clean": of images and labels; "images": of the images.
         threads: Number of CPU threads, on which sums depend; None if unknown.
         unscored: What is not scored, a phrase for each kind (see `core.unscored`).
+        date: When the purification began, in UTC (ISO 8601).
     """
 
     architecture: str
@@ -68,6 +69,7 @@ class Given(ShortRepr):
     sha256: dict[str, str]
     threads: int | None = None
     unscored: tuple[str, ...] = ()
+    date: str = ""
 
     @classmethod
     def of(cls, model: nn.Module, clean: CleanData, **others: Any) -> Self:
@@ -88,7 +90,9 @@ class Given(ShortRepr):
             sha256={
                 "weights": fingerprint(model.state_dict()),
                 "clean": fingerprint({"images": clean.images, "labels": clean.labels}),
+                "images": fingerprint({"images": clean.images}),
             },
+            date=now(),
             **others,
         )
 

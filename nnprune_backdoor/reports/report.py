@@ -27,6 +27,8 @@ from ..utils.statistics import Rate
 from ..version import __version__
 from .cautions import cautions_of
 from .record import Record
+from .sections import sentence
+from .verdict import verdict_of
 
 Data = dict[str, Any]
 
@@ -45,6 +47,7 @@ class Report(ShortRepr):
     time.
 
     Attributes:
+        verdict: What was found, done, paid, and is not known, in one sentence.
         given: Model, images and options.
         criterion: Name, reference, settings, and details of the run.
         selection: Selector, its settings, reason, number of neurons, details.
@@ -65,6 +68,7 @@ class Report(ShortRepr):
         source: Of the model and the images, as given by the caller.
     """
 
+    verdict: str
     given: Data
     criterion: Data
     selection: Data
@@ -89,24 +93,25 @@ class Report(ShortRepr):
         given, scores, selection = record.given, record.scores, record.selection
         facts = (
             "architecture", "classes", "parameters", "where", "images", "labelled", "parts",
-            "removal", "repair", "shares", "sha256", "threads",
+            "removal", "repair", "shares", "sha256", "threads", "date",
         )  # fmt: skip
         return cls(
+            verdict=plain(verdict_of(record)),
             given={
                 **{name: plain(getattr(given, name)) for name in facts},
                 "shape": list(given.example.shape),
                 "silencing": record.silencing,
-                "compute": _settings(given.compute),
+                "compute": settings_of(given.compute),
             },
             criterion={
                 "name": type(given.criterion).__name__,
                 "reference": plain(given.criterion.reference),
-                "settings": _settings(given.criterion),
+                "settings": settings_of(given.criterion),
                 "details": plain(scores.details),
             },
             selection={
                 "selector": type(given.selector).__name__,
-                "settings": _settings(given.selector),
+                "settings": settings_of(given.selector),
                 "reason": plain(selection.reason),
                 "neurons": len(selection),
                 "of": len(scores.flat),
@@ -122,7 +127,7 @@ class Report(ShortRepr):
             size=None if record.removal is None else _size(record.removal, given.probe),
             seconds=plain(record.seconds),
             seed=record.seed,
-            versions=_versions(),
+            versions=versions_used(),
             cautions=plain(cautions_of(record)),
             limits=_limits(record),
             source=plain(record.source),
@@ -143,7 +148,7 @@ class Report(ShortRepr):
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
         # reports written before there were these have none
-        later: Data = {"cautions": [], "agreement": None, "suspects": None}
+        later: Data = {"verdict": "", "cautions": [], "agreement": None, "suspects": None}
         given = {**later, **{k: entry for k, entry in data.items() if k != "format"}}
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
@@ -163,6 +168,7 @@ _TYPES = {
     "list[Data]": (list,),
     "list[Data] | None": (list, type(None)),
     "list[str]": (list,),
+    "str": (str,),
     "int": (int,),
 }
 
@@ -184,13 +190,13 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - one return for each kind of val
             large = math.prod(value.shape) > _MAX_NUMBERS
             return plain(f"array of shape {tuple(value.shape)}" if large else value.tolist())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _settings(value)
+        return settings_of(value)
     if callable(value):  # its repr has an address, which differs from run to run
         return plain(getattr(value, "__qualname__", type(value).__name__))
     return plain(repr(value))
 
 
-def _settings(configured: Any) -> Data:
+def settings_of(configured: Any) -> Data:
     """The fields of a criterion or selector; empty if it is not a dataclass."""
     if not dataclasses.is_dataclass(configured):
         return {}
@@ -201,7 +207,7 @@ def _settings(configured: Any) -> Data:
 def _setting(value: Any) -> Any:
     """A field's value; settings that stand in a field say of which class they are."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__name__, **_settings(value)}
+        return {"class": type(value).__name__, **settings_of(value)}
     return plain(value)
 
 
@@ -305,7 +311,8 @@ def _size(removal: RemovalReport, batch: int) -> Data:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions_used() -> dict[str, str]:
+    """Package -> version, of those that a result depends on."""
     versions = {"nnprune_backdoor": __version__, "python": platform.python_version()}
     versions |= {"torch": str(torch.__version__), "numpy": np.__version__}
     try:
@@ -344,7 +351,7 @@ def _limits(record: Record) -> list[str]:
             "rare classes, a loss may go unnoticed; the interval shows how uncertain it is."
         )
     if record.guessing:
-        limits.insert(0, f"{record.guessing[0].upper()}{record.guessing[1:]}.")
+        limits.insert(0, sentence(record.guessing))
     if record.repair_rejected:
         limits.append(f"A repair was asked for and rejected: {record.repair_rejected}.")
     if record.repaired and record.given.repair == "distil":

@@ -6,7 +6,7 @@ from ..evidence.diagnosis import Diagnosis
 from . import scan_plots
 from .evidence_section import evidence_section
 from .pages import draw, html_page, markdown_page
-from .sections import Row, Section, Table, number, percent
+from .sections import Row, Section, Table, number, percent, sentence
 
 _TITLE = "Scan for a backdoor"
 
@@ -22,7 +22,9 @@ _LIMITS = [
 
 def scan_to_markdown(diagnosis: Diagnosis) -> str:
     """The diagnosis in GitHub's Markdown, without pictures."""
-    return markdown_page(_TITLE, _headline(diagnosis), _sections(diagnosis, False))
+    return markdown_page(
+        _TITLE, diagnosis.sentence, _headline(diagnosis), _sections(diagnosis, False)
+    )
 
 
 def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
@@ -34,7 +36,15 @@ def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
     files, note = draw(lambda: scan_plots.pngs(diagnosis), pictures)
     subject = f"{type(diagnosis.model).__name__}, {diagnosis.classes} classes"
     sections = _sections(diagnosis, bool(files))
-    return html_page(_TITLE, subject, _headline(diagnosis), sections, pictures=files, note=note)
+    return html_page(
+        _TITLE,
+        subject,
+        diagnosis.sentence,
+        _headline(diagnosis),
+        sections,
+        pictures=files,
+        note=note,
+    )
 
 
 def _headline(diagnosis: Diagnosis) -> list[Row]:
@@ -76,7 +86,7 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
 
 
 def _limits(diagnosis: Diagnosis) -> list[str]:
-    return [*(f"{text[:1].upper()}{text[1:]}." for text in diagnosis.cautions), *_LIMITS]
+    return [*map(sentence, diagnosis.cautions), *_LIMITS]
 
 
 def _triggers(diagnosis: Diagnosis) -> Section:

@@ -47,6 +47,11 @@ class Section:
     caption: str = ""
 
 
+def sentence(text: str) -> str:
+    """With a capital and a full stop; nothing of nothing."""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
 def percent(share: float, digits: int = 1) -> str:
     """0.123 as "12.3%"."""
     return f"{share:.{digits}%}"

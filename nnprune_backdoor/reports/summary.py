@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..training.repair import triggers_of
 from .cautions import cautions_of
 from .record import Record
+from .verdict import verdict_of
 
 _NONE = "no label: no small perturbation was found that sends most images to one"
 
@@ -27,6 +28,7 @@ def summarise(record: Record) -> str:
     total = len(record.scores.flat)
     share = len(record.selection) / total
     lines = [
+        f"verdict    {verdict_of(record)}",
         f"criterion  {record.scores.criterion}",
         f"neurons    {len(record.selection)} of {total} silenced ({share:.2%}), meaning "
         f"'{record.silencing}', in {len(record.selection.by_site())} of "

@@ -22,10 +22,16 @@ from ..core.recovered import RecoveredTrigger
 from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
 from ..evidence.diagnosis import Diagnosis
-from ..evidence.probability import ALARM, Suspicion
+from ..evidence.probability import ALARM, Outcome, Suspicion
 from ..evidence.scanning import Scan
 from .base import Selector, register_selector
 from .trigger import TriggerGone
+
+_LEFT = {
+    Outcome.EVIDENCE: "remains",
+    Outcome.NONE: "is gone",
+    Outcome.UNKNOWN: "is undecided",
+}
 
 
 @register_selector("auto")
@@ -108,7 +114,7 @@ class Auto(Selector):
         left = self._remaining(frozen, held_out, self._images(held_out), target, compared)
         success = max(trigger.tested_on(frozen, clean).success for trigger in selection.triggers)
         look = _look(len(selection), success, left)
-        after = "remains" if look["alarm"] else "is gone"
+        after = _LEFT[Outcome.of(look["probability"])]
         reason = (
             f"by silencing alone {selection.reason}; after the repair, on the images that it was "
             f"trained on, evidence of these kinds {after}, and recovered triggers succeed on "
@@ -178,17 +184,18 @@ class Auto(Selector):
 
     def _outcome(self, look: Mapping[str, Any]) -> str:
         """What a look found, in words; it remains where the look raised the alarm, as `alarm`."""
+        left = _LEFT[Outcome.of(look["probability"])]
         if not look["alarm"] and look["success"] <= self.gone.max_success:
-            return "is gone, and its recovered triggers fail"
+            return f"{left}, and its recovered triggers fail"
         found = f"recovered triggers succeed on {look['success']:.0%} of held-out images"
         if not look["alarm"]:
             return (
-                f"is gone, but {found}: no amount tried within {self.max_drop:.1%} of clean "
+                f"{left}, but {found}: no amount tried within {self.max_drop:.1%} of clean "
                 "accuracy makes them fail"
             )
         found += f", a backdoor is still probable by {look['probability']:.2f}"
         return (
-            f"remains ({found}): no amount tried within {self.max_drop:.1%} of clean accuracy "
+            f"{left} ({found}): no amount tried within {self.max_drop:.1%} of clean accuracy "
             "removes it"
         )
 

@@ -1,9 +1,10 @@
-"""By which weights and images a record can be told from another."""
+"""By which weights, images and date a record can be told from another."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -22,3 +23,8 @@ def fingerprint(tensors: Mapping[str, Any]) -> str:
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def now() -> str:
+    """The date and time in UTC, to the second, as ISO 8601 has it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

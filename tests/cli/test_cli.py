@@ -19,10 +19,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from helpers.images import write_mnist
-from helpers.states import assert_same_state
 from nnprune_backdoor import (
     Preprocessing,
     __version__,
@@ -54,7 +53,7 @@ def test_list_names_every_criterion(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^{name} ", printed, re.MULTILINE)
     assert max(map(len, printed.splitlines())) <= 80
     assert "cost: not known" not in printed, "say what it costs"
-    methods = answer(capsys, "list --json")["methods"]
+    methods = answer(capsys, "list --format json")["methods"]
     assert methods.keys() == set(list_criteria())
     for name, needs in (("rnp", "labelled clean"), ("clp", "no images"), ("bnp", "BatchNorm")):
         assert needs in methods[name]["needs"]
@@ -80,7 +79,7 @@ def run(arguments: str, *paths: Path) -> int:
 
 
 def answer(capsys: pytest.CaptureFixture[str], arguments: str, *paths: Path) -> dict[str, Any]:
-    """What --json prints: one object, nothing else on standard output."""
+    """What --format json prints: one object, nothing else on standard output."""
     capsys.readouterr()
     assert run(arguments, *paths) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -108,7 +107,7 @@ class Shop:
         self.weights = root / "backdoored.safetensors"
         attack = (
             f"attack {{}} --arch test_resnet {SMALL} --epochs 12 --lr 0.05 --batch-size 16 "
-            "--target bear --rate 0.3 --trigger-set size=6 --out {} --json"
+            "--target bear --rate 0.3 --trigger-set size=6 --out {} --format json"
         )
         assert run(attack, self.photos, self.weights) == 0
         self.stranger = root / "stranger.pth"
@@ -174,12 +173,12 @@ def test_the_report_of_a_folder(
     markdown = capsys.readouterr().out
     assert "Where it came from" in markdown
     assert HTML not in markdown
-    assert answer(capsys, "report --json {}", purified) == read_report(purified).to_dict()
-    page, text = tmp_path / "a.html", tmp_path / "a.md"
-    assert run("report {} --html {} --markdown {}", purified, page, text) == 0
-    assert text.read_text() == markdown
-    assert HTML not in page.read_text()
-    assert "No pictures" in page.read_text()
+    found = answer(capsys, "report --format json {}", purified)
+    assert found["report"] == read_report(purified).to_dict()
+    assert run("report {} --format html", purified) == 0
+    page = capsys.readouterr().out
+    assert HTML not in page
+    assert "No pictures" in page and page.isascii()
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_the_attack_took_and_the_folder_is_evaluated_like_a_checkpoint(
     shop: Shop, purified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a trigger by name, and with the same stamped images from a folder."""
-    named = f"evaluate {{}} --clean {{}} --trigger badnets --target bear {SMALL} --json"
+    named = f"evaluate {{}} --clean {{}} --trigger badnets --target bear {SMALL} --format json"
     named += " --trigger-set size=6"
     rates = answer(capsys, named, shop.stranger, shop.clean)
     assert rates["target"] == sorted(NAMES).index("bear")
@@ -224,22 +223,30 @@ def test_the_attack_took_and_the_folder_is_evaluated_like_a_checkpoint(
         Image.fromarray((255 * pixels).round().byte().permute(1, 2, 0).numpy()).save(path)
         (tmp_path / "loose").mkdir(exist_ok=True)
         (tmp_path / "loose" / name.replace("/", "-")).write_bytes(path.read_bytes())
-    given = f"evaluate {{}} --triggered {{}} --target bear {SMALL} --json"
+    given = f"evaluate {{}} --triggered {{}} --target bear {SMALL} --format json"
     folder = answer(capsys, given, shop.stranger, tmp_path / "stamped")
-    assert folder == {name: rates[name] for name in ("ASR", "RA", "target")}
+    names = ("ASR", "RA", "target", "model")
+    assert {name: folder[name] for name in names} == {name: rates[name] for name in names}
+    assert "ACC" not in folder
+    assert rates["model"]["sha256"] == hashlib.sha256(shop.stranger.read_bytes()).hexdigest()
+    assert rates["images"].keys() == {"clean"} and folder["images"].keys() == {"triggered"}
+    assert (rates["kind"], rates["seed"], rates["schema_version"]) == ("evaluate", 0, 1)
+    assert rates["settings"] == {"trigger": "badnets", "trigger-set": ["size=6"]}
     loose = given.replace("bear", str(rates["target"]))
     found = answer(capsys, loose, shop.stranger, tmp_path / "loose")
     assert "RA" not in found
     assert found["ASR"]["count"] == 48
     # a purified folder knows its preprocessing and its classes
-    again = "evaluate {} --clean {} --trigger badnets --target bear --quiet --json"
+    again = "evaluate {} --clean {} --trigger badnets --target bear --quiet --format json"
     assert answer(capsys, again, purified, shop.clean)["ACC"]["count"] == 48
 
 
 def test_an_attack_on_a_model_that_is_there(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = f"attack {{}} --model {{}} {SMALL} --epochs 1 --batch-size 16 --out {{}} --json"
+    arguments = (
+        f"attack {{}} --model {{}} {SMALL} --epochs 1 --batch-size 16 --out {{}} --format json"
+    )
     arguments += " --trigger blended --rate 0.2"
     out = tmp_path / "b.safetensors"
     found = answer(capsys, arguments, shop.photos, shop.stranger, out)
@@ -251,7 +258,7 @@ def test_an_attack_on_a_model_that_is_there(
 def test_the_plain_command_is_the_plain_call(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --json"
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --format json"
     report = answer(capsys, arguments, shop.stranger, shop.flat, tmp_path / "out")["report"]
     assert report["criterion"]["name"] == "RNP" and report["given"]["repair"] == "distil"
     assert report["selection"]["selector"] == "Agreeing"
@@ -275,7 +282,9 @@ def test_images_without_labels(
         assert run(arguments, shop.stranger, shop.flat, out) == 2
         assert f"{option} needs labels" in said(capsys)
         assert not out.exists()
-    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --method fp --fraction 0.02 --json"
+    arguments = (
+        f"purify {{}} --clean {{}} --out {{}} {SMALL} --method fp --fraction 0.02 --format json"
+    )
     found = answer(capsys, arguments, shop.stranger, shop.flat, out)
     assert found["report"]["accuracy"] is None
     assert found["report"]["selection"]["neurons"] > 0
@@ -288,7 +297,7 @@ def test_images_without_labels(
 def test_repair_trains_what_is_left(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], repair: str
 ) -> None:
-    quick = "--count 2 --method tac --set target=0 --set steps=10 --set min_success=0 --json"
+    quick = "--count 2 --method tac --set target=0 --set steps=10 --set min_success=0 --format json"
     arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {quick}"
     plain, repaired = (tmp_path / name for name in ("plain", "repaired"))
     answer(capsys, f"{arguments} --repair none", shop.stranger, shop.clean, plain)
@@ -306,7 +315,9 @@ def test_repair_trains_what_is_left(
 def test_hyperparameters_are_typed(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --count 2 --method rnp --json --paper"
+    arguments = (
+        f"purify {{}} --clean {{}} --out {{}} {SMALL} --count 2 --method rnp --format json --paper"
+    )
     arguments += " --set unlearning.epochs=3 --set unlearning.stop=none"
     arguments += " --set unlearning.milestones=1,2 --set unlearning.missed=flag"
     arguments += " --set ranking.steps=2 --set ranking.epochs=none --images 24"
@@ -355,7 +366,7 @@ def test_a_plugins_criterion_goes_by_its_name(
     plugin = tmp_path / "random.py"  # a file may be called as another module is
     plugin.write_text(IDLE)
     out = tmp_path / "out"
-    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --count 3 --json"
+    arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --count 3 --format json"
     arguments += " --method idle_by_its_long_name --set shift=2"
     assert run(arguments, shop.stranger, shop.clean, out) == 2
     assert "unknown criterion" in said(capsys)
@@ -410,7 +421,7 @@ BAD = {
     "--selector accuracy --count 3": "--count is not a setting of the selector 'accuracy'",
     "--count 3 --fraction 0.1": "belong to different selectors (count, fraction)",
     "--method rnp --count 3 --repair unlearn": "needs a recovered trigger",
-    "--report page.txt": "expected a name ending in .html",
+    "--report page.txt": "expected a name ending in one of .json, .sarif, .md, .html, .cdx.json",
     "--device gpu": "--device gpu: not usable here",
     "--arch resnet_18": "did you mean 'resnet18",
     "--size 1 2 3": "one side, or height and width",
@@ -539,10 +550,11 @@ def test_a_scan_says_what_it_found_by_its_exit_code(
 ) -> None:
     options = f"scan {{}} --clean {{}} {SMALL} --images 40 --label 0 --label 2"
     page = tmp_path / "scan.html"
-    code = run(f"{options} --json --report {{}}", shop.stranger, shop.clean, page)
+    code = run(f"{options} --format json --report {{}}", shop.stranger, shop.clean, page)
     found = json.loads(capsys.readouterr().out)
     assert page.read_text().count("data:image/png;base64,") >= 2
-    assert code == (3 if found["alarm"] else 0)
+    assert code == {"evidence": 3, "no evidence": 0, "cannot tell": 4}[found["outcome"]]
+    found = found["diagnosis"]
     assert {item["label"] for item in found["suspicions"]} == {0, 2}
     assert {trigger["target"] for trigger in found["triggers"]} == {0, 1, 2, 3}  # to compare with
     assert "too few" in found["cannot_tell"]
@@ -605,15 +617,18 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
     weights = tmp_path / "none" / "w.safetensors"
     for arguments, paths in (
         ("purify {} --clean {} --out {} --report {}", (shop.stranger, shop.clean, out, page)),
-        ("report {} --html {}", (purified, page)),
+        ("scan {} --clean {} --report {}", (shop.stranger, shop.clean, page)),
         ("attack {} --arch test_resnet --out {}", (shop.photos, weights)),
         ("demo --save {}", (page,)),
     ):
         assert run(arguments, *paths) == 2, arguments
         assert "create it first" in said(capsys)
-    assert run("report {} --html {}", purified, tmp_path) == 2
+    arguments = "scan {} --clean {} --report {} --report {}"
+    made = tmp_path / "x.html"
+    made.mkdir()
+    assert run(arguments, shop.stranger, shop.clean, shop.root / "x.sarif", made) == 2
     assert "is a folder; give the name of a file" in said(capsys)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [made]
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_any_work(
@@ -683,7 +698,7 @@ def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     root = write_mnist(tmp_path / "data")
     options = "--size 28 --mean 0.5 --std 0.5"
     arguments = f"evaluate {{}} --clean mnist --data-root {{}} {options} --images 20"
-    found = answer(capsys, f"{arguments} --json", tmp_path / "m.pth", root)
+    found = answer(capsys, f"{arguments} --format json", tmp_path / "m.pth", root)
     assert found["ACC"]["count"] == 20
     assert run(arguments, tmp_path / "m.pth", root) == 0
     assert "mnist, test: 20 of 30 images, 10 classes" in capsys.readouterr().err
@@ -725,7 +740,7 @@ class Looked(LowestCount):
 
 
 def test_notes_say_what_was_read(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = "evaluate {} --clean {} --size 32 --crop-pct 1 --json --images 8"
+    arguments = "evaluate {} --clean {} --size 32 --crop-pct 1 --format json --images 8"
     assert run(arguments, shop.stranger, shop.clean) == 0
     captured = capsys.readouterr()
     json.loads(captured.out)
@@ -886,7 +901,9 @@ def test_what_is_no_regular_file_is_not_replaced(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert main(["report", str(OLD), "--html", str(tmp_path / name)]) == 2
+    (tmp_path / "page.html").symlink_to(tmp_path / name)
+    arguments = ["scan", "none.pth", "--clean", "none", "--report", str(tmp_path / "page.html")]
+    assert main(arguments) == 2
     assert "no regular file" in said(capsys)
 
 
@@ -939,7 +956,7 @@ def test_an_interrupt_while_a_command_runs(
 @pytest.mark.parametrize("encoded", [b"caf\xe9", b"\xff.html"])
 def test_a_page_under_a_name_that_is_not_utf_8(tmp_path: Path, encoded: bytes) -> None:
     path = tmp_path / os.fsdecode(encoded + b".md")
-    write_page(path, html=str, markdown=lambda: str(path), data={})
+    write_page(path, {"markdown": lambda: str(path)})
     assert path.read_bytes()
 
 
@@ -1011,15 +1028,14 @@ def test_larger_files_are_scaled_down(
 def test_purify_takes_its_scores_up_again(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = "--scores {} --selection {} --out {} --json"
+    kept = "--scores {} --selection {} --out {} --format json"
     arguments = f"purify {{}} --clean {{}} {CHEAP} {kept}"
     files = tmp_path / "scores.safetensors", tmp_path / "selection.safetensors"
     weights = []
     for out in ("first", "second"):
         answer(capsys, arguments, shop.stranger, shop.clean, *files, tmp_path / out)
-        # not the files: safetensors writes the texts beside the tensors in any order
-        weights.append(load_file(tmp_path / out / "model.safetensors"))
-    assert_same_state(*weights)
+        weights.append((tmp_path / out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
     other = arguments.replace("--method clp", "--method magnitude")
     assert run(other, shop.stranger, shop.clean, *files, tmp_path / "third") == 1
     assert "criterion: CLP()" in said(capsys)

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from timm import create_model
 
 from helpers.states import assert_same_state
+from nnprune_backdoor import fleets
+from nnprune_backdoor.cli.base import ExitCode
 from nnprune_backdoor.cli.main import main
 from nnprune_backdoor.cli.manifest import read_manifest
-from nnprune_backdoor.fleets import run_many
+from nnprune_backdoor.fleets import Fleet, run_many
+from nnprune_backdoor.fleets.table import Row
 
 pytestmark = pytest.mark.cli
 
@@ -123,6 +126,10 @@ def test_rows_that_cannot_be_used_say_why_in_a_line(tmp_path: Path) -> None:
         (["model,clean,clean", "a,b,c"], "the column 'clean' is there twice"),
         (['model,"clean', "a,b"], "the line of column names is damaged"),
         (["model,plugin,clean", "a,evil.py,b"], "unknown column of .*manifest.csv 'plugin'"),
+        (["model,config,clean", "a,b.toml,c"], "unknown column of .*manifest.csv 'config'"),
+        (["model,print-config,clean", "a,yes,b"], "unknown column of .*'print-config'"),
+        (["model,exit-codes,clean", "a,modelscan,b"], "unknown column of .*'exit-codes'"),
+        (["model,format,clean", "a,sarif,b"], "unknown column of .*manifest.csv 'format'"),
         (["model,claen", "a,b"], "did you mean 'clean'"),
     ],
 )
@@ -188,7 +195,9 @@ def test_a_key_is_of_the_descriptions_beside_weights_too(root: Path, tmp_path: P
     assert key_of(tmp_path, row) != key
 
 
-def test_purify_many_does_what_purify_does(root: Path, tmp_path: Path) -> None:
+def test_purify_many_does_what_purify_does(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = manifest(
         root,
         "name,model,clean,arch,arch-arg,method,count",
@@ -207,25 +216,62 @@ def test_purify_many_does_what_purify_does(root: Path, tmp_path: Path) -> None:
     command = f"purify {root}/a.safetensors --clean {root}/images --arch resnet18 --method clp"
     alone = tmp_path / "alone"
     arguments = [f"--arch-arg={word}" for word in ARGUMENTS.split()]
-    command += f" --count 3 --quiet --out {alone}"
+    command += f" --count 3 --quiet --format json --out {alone}"
     assert main([*command.split(), *arguments]) == 0
     written = load_file(out / Path(str(fleet.rows[0].file)).stem / "model.safetensors")
     assert_same_state(written, load_file(alone / "model.safetensors"))
-    report = json.loads((alone / "report.json").read_text())
-    assert same(result["data"]["report"]) == same(report)
+    printed = json.loads(capsys.readouterr().out)
+    assert same(result["data"]) == same(printed)
     assert fleet.rows[0].facts["silenced"] == 3
+
+
+def timeless(document: dict[str, Any], part: str) -> dict[str, Any]:
+    """Without when it was made and how long that took."""
+    return {**document, "date": None, part: {**document[part], "seconds": None}}
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        ("done", ExitCode.DONE),
+        ("done, cannot tell", ExitCode.UNKNOWN),
+        ("cannot tell, failed, done", ExitCode.FAILED),
+        ("cannot tell, missing", ExitCode.FAILED),
+        ("missing, failed, cannot tell, done, evidence", ExitCode.EVIDENCE),
+    ],
+)
+def test_the_gravest_that_is_known_is_the_exit_code(
+    states: str, code: ExitCode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tuple(
+        Row(
+            state,
+            None if state == "missing" else "file.json",
+            failed=state == "failed",
+            alarm=state == "evidence",
+            unknown=state == "cannot tell",
+        )
+        for state in states.split(", ")
+    )
+    fleet = Fleet(rows, rows, 0, tmp_path / "summary.html")
+    monkeypatch.setattr(fleets, "run_many", lambda *_, **__: fleet)
+    path = manifest(tmp_path, "model,clean", "a,b")
+    assert main(["scan-many", str(path), "--out", str(tmp_path), "--quiet"]) == code
 
 
 def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def same(report: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from run to run."""
+def same(document: dict[str, Any]) -> dict[str, Any]:
+    """Without what differs from run to run: dates, times, and what was written where."""
+    report = document["report"]
     size = {
         name: entry for name, entry in report["size"].items() if name not in ("before", "after")
     }
-    return {**report, "seconds": None, "size": size}
+    report = {**report, "seconds": None, "size": size, "given": {**report["given"], "date": None}}
+    output = document["output"]["files"]["model.safetensors"]
+    return {**document, "date": None, "report": report, "output": output}
 
 
 @pytest.mark.slow
@@ -237,17 +283,21 @@ def test_scan_many_in_processes_says_what_scan_says(
         "model,clean,arch,arch-arg,label",
         *(f"{m},images,resnet18,{quoted(ARGUMENTS)},1" for m in ("a.safetensors", "damaged.pth")),
     )
-    many = ["scan-many", str(path), "--out", str(tmp_path / "out"), "--workers", "2", "--json"]
+    many = ["scan-many", str(path), "--out", str(tmp_path / "out"), "--workers", "2"]
+    many += ["--format", "json"]
     assert main(many) == 1
     printed = capsys.readouterr()
     assert "2 of 2  " in printed.err
     good, damaged = json.loads(printed.out)["models"]
-    assert (good["state"], damaged["state"]) == ("done", "failed")
+    assert (good["state"], damaged["state"]) == ("cannot tell", "failed")
     result = json.loads((tmp_path / "out" / good["file"]).read_text())["data"]
-    command = f"scan {root}/a.safetensors --clean {root}/images --arch resnet18 --label 1 --json"
+    command = f"scan {root}/a.safetensors --clean {root}/images --arch resnet18 --label 1"
     arguments = [f"--arch-arg={word}" for word in ARGUMENTS.split()]
-    assert main([*command.split(), *arguments, "--quiet"]) == 0
+    assert main([*command.split(), *arguments, "--quiet", "--format", "json"]) == 4
     alone = json.loads(capsys.readouterr().out)
-    assert {**alone, "seconds": None} == {**result, "seconds": None}
+    assert timeless(alone, "diagnosis") == timeless(result, "diagnosis")
     assert main(many) == 1
+    assert json.loads(capsys.readouterr().out)["worked"] == 0
+    manifest(root, *path.read_text().splitlines()[:2])
+    assert main(many) == 4, "without the damaged one"
     assert json.loads(capsys.readouterr().out)["worked"] == 0

@@ -29,6 +29,7 @@ import nnprune_backdoor
 from helpers.criteria import Arbitrary
 from helpers.images import noise_images
 from helpers.networks import SMALL, build
+from helpers.states import assert_same_state
 from nnprune_backdoor import (
     CleanData,
     Purified,
@@ -41,6 +42,11 @@ from nnprune_backdoor import (
 from nnprune_backdoor.criteria import ANP, Response
 from nnprune_backdoor.errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from nnprune_backdoor.files import read_record, record_file
+from nnprune_backdoor.files.safetensors_file import (
+    read_safetensors,
+    read_with_texts,
+    write_safetensors,
+)
 from nnprune_backdoor.files.saving import check_free
 from nnprune_backdoor.reports.report import plain
 from nnprune_backdoor.selectors import LowestFraction
@@ -377,9 +383,8 @@ def test_an_interrupted_save_leaves_the_old_or_none(
     if there:
         save_purified(tiny(), out, arch=None)
     before = files(tmp_path)
-    module = "nnprune_backdoor.files.saving."
     if stage == "weights":
-        monkeypatch.setattr(module + "save_file", half_written)
+        monkeypatch.setattr("nnprune_backdoor.files.safetensors_file.save_file", half_written)
     elif stage == "record":
         monkeypatch.setattr(Path, "write_text", after(1, Path.write_text))
     elif "sync" in stage:
@@ -608,7 +613,7 @@ def test_what_appears_while_a_model_is_saved_stays(
             out.symlink_to(elsewhere)
             (elsewhere / "thesis.txt").write_text("years of work")
 
-    monkeypatch.setattr("nnprune_backdoor.files.saving.save_file", appears)
+    monkeypatch.setattr("nnprune_backdoor.files.safetensors_file.save_file", appears)
     with pytest.raises(CheckpointError):
         save_purified(tiny(), out, arch=None, overwrite=overwrite)
     held = out if kind == "file" else out / "thesis.txt"
@@ -640,7 +645,7 @@ def test_a_disk_that_fills_up_is_said_in_our_words(
     def full(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr("nnprune_backdoor.files.saving.save_file", full)
+    monkeypatch.setattr("nnprune_backdoor.files.safetensors_file.save_file", full)
     with pytest.raises(CheckpointError, match="cannot be written"):
         save_purified(tiny(), tmp_path / "out", arch=None)
     assert list(tmp_path.iterdir()) == []
@@ -666,11 +671,11 @@ def test_a_name_that_cannot_be_written_is_refused_first(tmp_path: Path, name: st
 
 KILLED = """
 import os, signal, sys, torch
-from nnprune_backdoor.files import saving
+from nnprune_backdoor.files import safetensors_file, saving
 from test_saving import tiny
 where = sys.argv[2]
 if where == "weights":
-    saving.save_file = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+    safetensors_file.save_file = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
 else:  # between the two moves of a folder that is replaced
     replace = saving.Path.replace
     def once(*a):
@@ -712,7 +717,7 @@ def test_the_draft_of_a_save_in_progress_stays(
         check_free(tmp_path / "out")
         assert Path(path).exists()
 
-    monkeypatch.setattr("nnprune_backdoor.files.saving.save_file", meanwhile)
+    monkeypatch.setattr("nnprune_backdoor.files.safetensors_file.save_file", meanwhile)
     save_purified(tiny(), tmp_path / "out", arch=None)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -735,3 +740,16 @@ def test_format_1_is_still_read(newest: int, monkeypatch: pytest.MonkeyPatch) ->
     images = torch.linspace(-2, 2, 3 * 8 * 8).reshape(1, 3, 8, 8)
     wanted = torch.tensor([-0.4247262, 0.0210564, 0.2130354, 0.2158356])
     torch.testing.assert_close(logits(model, images)[0], wanted, atol=1e-5, rtol=0)
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    """The library writes two texts in either order; hashes of the file stand in other documents."""
+    state = {"w": torch.rand(3, 2), "é": torch.ones(1), "b": torch.arange(3)}
+    texts = {"format": "pt", "nnprune_backdoor": "purified"}
+    files = set()
+    for _ in range(30):
+        write_safetensors(tmp_path / "w", state, texts)
+        files.add((tmp_path / "w").read_bytes())
+    assert len(files) == 1
+    assert read_with_texts(tmp_path / "w")[1] == texts
+    assert_same_state(read_safetensors(tmp_path / "w"), state)

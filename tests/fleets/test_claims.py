@@ -56,7 +56,11 @@ def test_the_claim_of_a_process_that_died_here_is_taken_over_at_once(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("holder", ["elsewhere 1", "", f"{claims._machine()} {os.getpid()}"])
+@pytest.mark.parametrize(
+    "holder",
+    ["elsewhere 1", "", f"{claims._machine()} {os.getpid()}"],
+    ids=["elsewhere", "unknown", "this process"],  # a number of a process is none for pytest-xdist
+)
 def test_another_claim_is_left_until_the_caller_gives_it_up(tmp_path: Path, holder: str) -> None:
     left_behind(tmp_path, "a", 2, holder)
     assert Claim.take(tmp_path, "a") is None

@@ -203,14 +203,17 @@ def test_the_table_begins_with_the_strongest_evidence(out: Path, log: Path) -> N
     assert [row.name for row in found.rows] == ["high", "=1+1", "<b>", "low", "none", "bad"]
     table = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
     assert [row["model"] for row in table] == ["high", "'=1+1", "<b>", "low", "none", "bad"]
-    assert table[0]["state"] == "evidence"
+    states = [row["state"] for row in table]
+    assert states == ["evidence", "evidence", "done", "done", "cannot tell", "failed"]
     assert [float(row["evidence"] or -1) for row in table] == [0.95, 0.8, 0.3, 0.1, -1, -1]
     assert {row["target"] for row in table[:5]} == {"3"}
     page = found.page.read_text()
     assert "<b>" not in page
     assert "&lt;b&gt;" in page
     assert "script" not in page.lower()
-    assert found.summary().startswith("6 models: 2 with evidence of a backdoor, 1 failed\n")
+    counts = "6 models: 2 with evidence of a backdoor, 1 cannot tell, 1 failed\n"
+    assert found.summary().startswith(counts)
+    assert counts.strip() in page
 
 
 def test_a_line_is_printed_for_each_model(

@@ -63,7 +63,8 @@ class Stub(Job):
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
         alarm = (self.evidence or 0) > 0.7
-        return Outcome(f"looked at {self.name}", self.evidence, alarm, {"target": 3}, {"n": [1, 2]})
+        says, unknown = f"looked at {self.name}", self.evidence is None
+        return Outcome(says, self.evidence, alarm, {"target": 3}, {"n": [1, 2]}, unknown)
 
 
 def ran(log: Path) -> list[str]:

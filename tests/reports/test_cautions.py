@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from helpers.images import noise_images
-from nnprune_backdoor import CleanData, Diagnosis, Purified, create_selector, purify
-from nnprune_backdoor.cli.purify import _result
-from nnprune_backdoor.core.measures import PairedAccuracy, ProxySuccess
-from nnprune_backdoor.core.recovered import PixelRange, RecoveredTrigger
+from helpers.results import diagnosis, suspicion, trigger
+from nnprune_backdoor import CleanData, Purified, create_selector, purify
+from nnprune_backdoor.core.agreement import Agreement
+from nnprune_backdoor.core.measures import PairedAccuracy, ProxySuccess, SuspectLabel
 from nnprune_backdoor.core.scores import ChannelScores, Point, lowest
 from nnprune_backdoor.core.sites import Site
-from nnprune_backdoor.evidence import Suspicion
-from nnprune_backdoor.evidence.probability import evidence_left
+from nnprune_backdoor.evidence.probability import Outcome, evidence_left
 from nnprune_backdoor.reports import Report, scan_to_markdown
 from nnprune_backdoor.reports.pages import to_markdown
+from nnprune_backdoor.reports.verdict import outcome_of
 from nnprune_backdoor.selectors import AccuracyBudget, Auto, LowestCount, LowestFraction
 from nnprune_backdoor.selectors.auto import _look
 from nnprune_backdoor.utils.statistics import Rate
@@ -32,12 +32,6 @@ BLIND = "nothing here shows that a backdoor went"
 def done(_trained: nn.Module, clean: CleanData) -> Purified:
     """Nine neurons silenced by their number."""
     return purify(_trained, clean, "magnitude", selector=LowestCount(9), progress=False)
-
-
-def trigger(target: int = 1) -> RecoveredTrigger:
-    mask = torch.zeros(1, 32, 32)
-    mask[:, :3, :3] = 1
-    return RecoveredTrigger(target, mask, torch.ones(3, 32, 32), 0.9, 12, 100)
 
 
 def accuracy(drop: float, low: float, high: float) -> PairedAccuracy:
@@ -150,32 +144,6 @@ def test_a_count_that_cannot_be_reached_is_not_claimed() -> None:
     assert lowest(scores(), 7, "the 7 lowest scores").reason == "the 7 lowest scores"
 
 
-def suspicion(alarm: bool) -> Suspicion:
-    restored = 0.9 if alarm else 0.1
-    return Suspicion.of(1, universal=0.95, size=0.1, restored=restored)
-
-
-def diagnosis(alarm: bool, *, cannot_tell: str | None = None) -> Diagnosis:
-    return Diagnosis(
-        suspicions=(suspicion(alarm),),
-        cannot_tell=cannot_tell,
-        classes=10,
-        images=30,
-        seed=0,
-        triggers=(trigger(),),
-        perturbations=(),
-        restored=None,
-        model=nn.Identity(),
-        example=torch.zeros(3, 32, 32),
-        pixels=PixelRange(torch.zeros(3, 1, 1), torch.ones(3, 1, 1)),
-    )
-
-
-class Options:
-    report = None
-    out = "out"
-
-
 @pytest.mark.parametrize("alarm", [False, True])
 @pytest.mark.parametrize("success", [0.0, 0.9])
 def test_words_alarm_and_exit_code_of_auto_agree(
@@ -200,8 +168,8 @@ def test_words_alarm_and_exit_code_of_auto_agree(
     assert evidence_left(found.details, len(found)) is alarm
     result = by(done, auto, neurons=done.selection.neurons[:3], reason=found.reason,
                 details=found.details, triggers=found.triggers)  # fmt: skip
-    options: Any = Options
-    assert _result(options, result).code == (3 if alarm else 0)
+    outcome = Outcome.EVIDENCE if alarm else Outcome.NONE
+    assert outcome_of(result.selection.details, 3) == outcome
     assert everywhere(result, "evidence of a backdoor remains in the model that is given out") is (
         alarm
     )
@@ -240,11 +208,10 @@ def test_an_alarm_without_a_trigger_is_no_silence(
     selection = Auto()(scores(), held_out)
     assert len(selection) == 0
     assert "no evidence" not in selection.reason
-    assert selection.reason.startswith("evidence of a backdoor with target 1 (probability 0.9")
+    assert selection.reason.startswith("evidence of a backdoor with target 1 (probability 0.8")
     assert evidence_left(selection.details, 0)
     result = by(done, Auto(), neurons=(), reason=selection.reason, details=selection.details)
-    options: Any = Options
-    assert _result(options, result).code == 3
+    assert outcome_of(result.selection.details, 0) == Outcome.EVIDENCE
 
 
 def test_a_look_says_how_probable_a_backdoor_is() -> None:
@@ -261,3 +228,49 @@ def test_a_scan_that_cannot_tell_says_so() -> None:
         assert "annot tell whether there is a backdoor" in said
         assert "en images are too few" in said
         assert "evidence of a backdoor with target" not in said
+
+
+# ---- what a scan's own numbers say against it ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alarm", "found", "said"),
+    [
+        (True, {"universal": 0.9, "size": 0.1}, ""),
+        (True, {"universal": 0.7, "size": 0.001}, "universal (0.7) speaks against a backdoor"),
+        (False, {"universal": 0.3, "size": 0.5}, ""),
+        (False, {"universal": 0.7, "size": 0.03}, "relative size (0.03) speaks for a backdoor"),
+    ],
+)
+def test_evidence_that_is_outweighed(alarm: bool, found: Any, said: str) -> None:
+    result = diagnosis(alarm, suspicions=(suspicion(alarm, **found),))
+    assert result.alarm is alarm
+    text = scan_to_markdown(result).replace("\\", "")
+    for face in (" ".join(result.cautions), result.summary(), text):
+        assert ("outweigh" in face) is bool(said)
+        assert said.lower() in face.lower()
+
+
+def test_two_labels_that_alarm() -> None:
+    both = diagnosis(True, suspicions=(suspicion(True), suspicion(True, 4)))
+    said = "label 4 is suspicious too (probability 0.86)"
+    assert said in " ".join(both.cautions)
+    one = replace(both, suspicions=(suspicion(True), suspicion(False, 4)))
+    assert not one.cautions
+    untold = replace(both, cannot_tell="too few images")
+    assert untold.cautions == ("too few images",), "nothing is said that could be contradicted"
+
+
+def test_a_suspect_label_that_is_still_reached(done: Purified) -> None:
+    for after, said in ((40, False), (60, True)):
+        suspect = SuspectLabel(2, Rate(95, 100), Rate(after, 100))
+        result = replace(done, suspects=(suspect,))
+        assert everywhere(result, "still sends 60.0% of 100 images to label 2") is said
+
+
+def test_answers_that_changed_where_there_are_no_labels(done: Purified) -> None:
+    for same, said in ((99, False), (80, True)):
+        result = replace(done, accuracy=None, agreement=Agreement(Rate(same, 100), 0.1))
+        text = "gives 20.0% of 100 images another label than the given model"
+        assert everywhere(result, text) is said
+        assert not everywhere(replace(result, accuracy=accuracy(0, 0, 0)), text)

@@ -525,8 +525,9 @@ def test_evidence_before_and_after_says_what_it_speaks_for(purified: Purified) -
     assert "no evidence of these kinds is left (probability 0.25)." in markdown
     assert "| 0.75 | for (+1.0) | 0.125 |" in markdown
     assert "| 0.95 | for (+1.4) | - |" in markdown
-    left = looked(purified, True, {**AFTER, "alarm": True}).to_markdown()
-    assert "In the purified model: evidence remains" in left
+    for probability, said in ((0.9, "evidence remains"), (0.5, "undecided whether evidence")):
+        look = {**AFTER, "alarm": probability > 0.7, "probability": probability}
+        assert f"In the purified model: {said}" in looked(purified, True, look).to_markdown()
     none = looked(purified, False, None).to_markdown()
     assert "against (-1.8) |" in none
     assert "In the purified model" not in none
