@@ -74,7 +74,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, by: signal.S
         os.killpg(first.pid, by)
     else:
         first.kill()
-    _, said = first.communicate(timeout=20)
+    _, said = first.communicate(timeout=100)  # it writes the table before it ends
     assert first.returncode != 0
     assert said.count("Traceback") == (by is signal.SIGINT), "of the caller alone"
     until(lambda: all(map(ended, at_work)))
@@ -114,7 +114,7 @@ def test_of_two_side_by_side_one_may_be_killed(tmp_path: Path) -> None:
     first, second = (started(out, log, MODELS, 0.4, workers=1) for _ in range(2))
     until(lambda: len(workers(out)) == 2)
     first.kill()
-    first.communicate(timeout=20)
+    first.communicate(timeout=100)
     done_by_first = MODELS - worked(second)
     assert done_by_first >= 0
     twice = {name for name, times in Counter(ran(log)).items() if times > 1}
