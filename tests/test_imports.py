@@ -28,7 +28,7 @@ FLOORS = (
     ("evidence", "importance"),
     ("selectors",),
     ("reports",),
-    ("pipeline", "files"),
+    ("pipeline", "files", "fleets"),
     ("demo", ""),  # "": the package's own __init__
     ("cli",),
     ("__main__",),

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from ..errors import PurifyError, UnknownNameError, UnsupportedModelError
 from ..version import __version__
-from . import attack, demo, evaluate, listing, purify, report, scan
+from . import attack, demo, evaluate, listing, many, purify, report, scan
 from .base import MODELSCAN, ExitCode, MisuseError, Parser, Result, printable
 from .config import config_of, with_config
 from .plugins import load_plugins
 
-_COMMANDS = (demo, listing, scan, purify, evaluate, report, attack)
+_COMMANDS = (demo, listing, scan, purify, many, evaluate, report, attack)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -136,7 +136,7 @@ def test_argparse_checks_values_from_a_file(
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("nnprune-backdoor sc", {"scan"}),
+        ("nnprune-backdoor sc", {"scan", "scan-many"}),
         ("nnprune-backdoor scan a.pth --form", {"--format"}),
         ("nnprune-backdoor scan a.pth --format s", {"sarif"}),
     ],

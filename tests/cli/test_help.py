@@ -20,7 +20,9 @@ from nnprune_backdoor.files.datasets import list_datasets
 
 pytestmark = pytest.mark.cli
 
-COMMANDS = ("demo", "list", "scan", "purify", "evaluate", "report", "attack")
+COMMANDS = (
+    "demo", "list", "scan", "purify", "scan-many", "purify-many", "evaluate", "report", "attack",
+)  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "safetensors")
 # prints the help of every command, and which heavy packages that has loaded
 ALL_HELP = """
