@@ -17,12 +17,6 @@ from nnprune_backdoor.core.sites import Site, find_sites
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    """Weights that a test draws are the same whichever tests ran before it in its process."""
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=list(SMALL))
 def any_model(request: pytest.FixtureRequest) -> nn.Module:
     """Each of the small architectures in turn; a new one for each test."""
