@@ -135,7 +135,7 @@ def test_a_purified_model_comes_back_to_the_bit(tmp_path: Path, name: str) -> No
     record = read_record(tmp_path / "out")
     assert record["architecture"]["arguments"]["num_classes"] == 10
     assert record["removal"]["removed"] == len(result.removal.removed)
-    names = ["out/model.safetensors", "out/record.json", "out/report.json"]
+    names = ["out/README.md", "out/model.safetensors", "out/record.json", "out/report.json"]
     assert sorted(files(tmp_path)) == names
     assert read_report(tmp_path / "out").to_dict() == result.to_dict()
 

@@ -67,7 +67,7 @@ def check_whole(out: Path, log: Path, twice: set[str]) -> None:
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, by: signal.Signals) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    first = started(out, log, MODELS, 0.2, workers=2)
+    first = started(out, log, MODELS, 0.5, workers=2)
     until(lambda: len(results(out)) >= 3 and len(workers(out)) == 2)
     at_work = workers(out)
     if by is signal.SIGINT:  # as Ctrl-C does
@@ -80,7 +80,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, by: signal.S
     until(lambda: all(map(ended, at_work)))
     there, begun = results(out), set(ran(log))
     assert 3 <= len(there) < MODELS
-    second = started(out, log, MODELS, 0.2, workers=2)
+    second = started(out, log, MODELS, 0.5, workers=2)
     assert worked(second) == MODELS - len(there)
     assert results(out).items() >= there.items(), "what was there is not written again"
     twice = Counter(ran(log)) - Counter({f"model{number}" for number in range(MODELS)})

@@ -147,6 +147,7 @@ def test_it_is_said_whether_a_label_was_suspected(
         working=0.0,
         perturbations=UniversalPerturbation(steps=1, rms=1e-6),
         patches=Inversion(steps=1),
+        far=0.0,
     )
     monkeypatch.setattr(job, "Distillation", partial(Distillation, epochs=1, search=search))
     purified = purify(model, clean.take(torch.arange(80)), "magnitude", progress=False)
