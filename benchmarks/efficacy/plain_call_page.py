@@ -38,6 +38,9 @@ DEVELOPMENT = (
     "repvgg-warp-short-0",
     "vit-lowfreq-short-0",
     "vit-sample_specific-short-0",
+    # since radii that suit the network, and labels far from single images
+    "vgg_elu-badnets-0",
+    "repvgg-sig-short-0",
 )
 PURIFIED = (0.1, 0.015)  # ASR at most, for at most so much accuracy
 Row = dict[str, Any]
@@ -96,7 +99,10 @@ def beside(rows: list[Row]) -> str:
 
 
 def each(rows: list[Row]) -> str:
-    lines = ["| network | images | ACC | ASR | RA | CPU seconds |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| network | images | ACC | ASR | RA | CPU seconds | code |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         if row["row"] != "rnp":
             continue
@@ -109,7 +115,7 @@ def each(rows: list[Row]) -> str:
                     percent(row[when][name]) for when in ("before", "after") if name in row[when]
                 ]
                 cells.append(" → ".join(pair))
-        lines.append(f"| {' | '.join(cells)} | {row['cpu_seconds']} |")
+        lines.append(f"| {' | '.join(cells)} | {row['cpu_seconds']} | {row['commit']} |")
     return "\n".join(lines)
 
 
