@@ -41,6 +41,7 @@ DEVELOPMENT = (
     # since radii that suit the network, and labels far from single images
     "vgg_elu-badnets-0",
     "repvgg-sig-short-0",
+    "resnet-sig-short-0",
 )
 PURIFIED = (0.1, 0.015)  # ASR at most, for at most so much accuracy
 Row = dict[str, Any]
@@ -84,15 +85,21 @@ def table(rows: list[Row], names: list[str]) -> str:
 
 
 def beside(rows: list[Row]) -> str:
-    """`rnp` and its controls, on the backdoored networks that have them: ACC / ASR."""
+    """`rnp` and its controls, on the backdoored networks that have them: ACC / ASR.
+
+    A network that was trained again is another one, and is not set beside the old one's controls.
+    """
     names = ["rnp", "random", "distilling alone"]
     found = {(row["network"], row["row"]): row for row in rows if backdoored(row)}
     lines = ["| network | as given | " + " | ".join(names) + " |", "|---|---|---|---|---|"]
     for network in sorted({network for network, name in found if name in names[1:]}):
         given = found[network, "rnp"]["before"]
+        of_it = [name for name in names if found.get((network, name), {}).get("before") == given]
+        if of_it == ["rnp"]:
+            continue
         cells = [f"{percent(given['acc'])} / {percent(given['asr'])}"]
         for name in names:
-            after = found.get((network, name), {}).get("after")
+            after = found[network, name].get("after") if name in of_it else None
             cells.append(f"{percent(after['acc'])} / {percent(after['asr'])}" if after else "")
         lines.append(f"| {network} | {' | '.join(cells)} |")
     return "\n".join(lines)

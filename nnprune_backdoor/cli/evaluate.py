@@ -115,8 +115,7 @@ def _measured(
 ) -> dict[str, Any]:
     """Which weights and images were measured, and how."""
     from ..utils.fingerprint import fingerprint
-    from .inputs import weights_sha256
-    from .results import shown_path
+    from .source import shown_path, weights_sha256
 
     sets = {"clean": clean, "triggered": triggered}
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +22,10 @@ from ..files.preprocessing import Preprocessing
 from ..files.record_file import purified_folder, read_record
 from ..files.remote import refuse_address
 from ..files.saving import load_purified
-from ..files.shards import files_of
 from ..files.transformers_models import CONFIG, HF, PROCESSOR, config_of
 from ..removal.recipe import Recipe
 from .base import MisuseError, note
 from .name_value import read_plain
-from .results import shown_path
 
 _NAMED = 5  # skipped files that a note names
 _LISTED = 20  # lines of classes that a note shows
@@ -277,37 +274,3 @@ def label_of(text: str, classes: tuple[str, ...], count: int, option: str) -> in
             return int(text)
         raise MisuseError(f"{option} {text}: no such label; the model has labels 0 to {count - 1}")
     raise unknown_name("class", text, map(shown, classes))
-
-
-def weights_sha256(path: Path) -> str:
-    """SHA-256 of a weights file; of several files, over their bytes in order."""
-    sums = hashlib.sha256()
-    for part in files_of(path):
-        with part.open("rb") as file:
-            while block := file.read(2**20):
-                sums.update(block)
-    return sums.hexdigest()
-
-
-def source_of(
-    options: argparse.Namespace,
-    path: Path,
-    model: Model,
-    images: FolderImages,
-    preprocessing: Preprocessing,
-) -> dict[str, Any]:
-    """Where model and images came from, for the record.
-
-    Args:
-        path: of the checkpoint.
-    """
-    return {
-        "checkpoint": shown_path(path),
-        "checkpoint sha256": weights_sha256(path),
-        **({"architecture": model.arch} if model.arch else {}),
-        **({"weights": model.mapping} if model.mapping else {}),
-        "images": options.clean.resolve().name,
-        "classes": list(images.classes),
-        "preprocessing": preprocessing.to_dict(),
-        "skipped": len(images.skipped),
-    }

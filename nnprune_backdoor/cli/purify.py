@@ -161,9 +161,10 @@ def run(options: argparse.Namespace) -> Result:
     from ..files.saving import save_purified
     from ..pipeline import purify
     from .choices import check_repair, criterion_of, selector_of
-    from .inputs import load, read_folder, source_of
+    from .inputs import load, read_folder
     from .preprocessing import preprocessing_of
     from .results import purify_result
+    from .source import source_of
 
     criterion, selector = criterion_of(options), selector_of(options)
     out = options.out.resolve()

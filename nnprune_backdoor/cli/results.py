@@ -19,6 +19,7 @@ from ..reports.report import Data, Report
 from ..reports.sarif import sarif
 from ..reports.scan_page import scan_to_html, scan_to_markdown
 from .base import ExitCode, Result, write_page
+from .source import shown_path
 
 _CODES = {
     Outcome.EVIDENCE: ExitCode.EVIDENCE,
@@ -53,12 +54,6 @@ def purify_result(
     data = document(purified, output={"folder": shown_path(folder), "files": hashes_in(folder)})
     made = {"cyclonedx": lambda: _json(cyclonedx(data)), "in-toto": lambda: _json(in_toto(data))}
     return _written(options, text, data, {**pages, **made})
-
-
-def shown_path(path: Path) -> str:
-    """A path as others may see it: from here on down, else the name alone."""
-    inside = not path.is_absolute() and ".." not in path.parts
-    return path.as_posix() if inside else path.resolve().name
 
 
 def _written(options: argparse.Namespace, text: str, data: Data, pages: Pages) -> Result:

@@ -54,9 +54,10 @@ def run(options: argparse.Namespace) -> Result:
     from ..core.recovered import PixelRange
     from ..evidence.scanning import scan
     from ..files.images import shown
-    from .inputs import classes_of, label_of, load, read_folder, source_of
+    from .inputs import classes_of, label_of, load, read_folder
     from .preprocessing import preprocessing_of
     from .results import scan_result
+    from .source import source_of
 
     model = load(options, options.model)
     preprocessing = preprocessing_of(options, model, options.clean)

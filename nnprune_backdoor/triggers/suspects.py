@@ -1,10 +1,10 @@
 """Recover triggers of the labels to which a small perturbation sends almost every image.
 
-In docs/results/distilling.md the target of every backdoor is such a label, and so are some labels
-of benign networks. A label to which single images hardly go, each moved by itself, may be sent them
-by a larger perturbation: only a trigger joins a label that is so far away. No verdict rests on
-either: a network that is trained to ignore such triggers loses a short cut, be it a backdoor's or
-its own.
+In docs/results/distilling.md the target of nearly every backdoor is such a label, and so are some
+labels of benign networks. The targets of clean-label attacks are not. They are suspected for
+another reason: moved one by one, hardly any image reaches them, but one larger perturbation sends
+almost all images there. No verdict rests on either reason. A network that is trained to ignore such
+triggers loses a short cut, be it a backdoor's or its own.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class SuspectLabels:
         patches: The search for patches of the suspected labels; shorter than where one is to be
             shown.
         single: How single images are moved, to tell which labels are far from them.
-        sensitive: Share of the images from which on a network is sensitive, if so many are moved to
-            the median label: all radii are halved until it is not.
-        far: Share of the images below which a label that they are moved to is far.
+        sensitive: If this share of the images or more can be moved to the median label, one by one,
+            all radii are halved.
+        far: A label is far if a smaller share of the images can be moved to it, one by one.
         larger: The search for perturbations of labels that are far.
-        outlying: A suspected label stands out if single images are moved to it this many times as
-            often as to any label that is not suspected.
+        outlying: A suspected label stands out if it is not far and images can be moved to it, one
+            by one, this many times as often as to any label that is not suspected.
     """
 
     labels: int = 2
@@ -115,10 +115,10 @@ class SuspectLabels:
         )
 
     def scale(self, model: nn.Module, clean: CleanData, *, seed: int = 0) -> float:
-        """1, or the half, the quarter and so on at which the network is no longer sensitive.
+        """The factor for all radii that suits the network: 1, 1/2, 1/4, 1/8 or 1/16.
 
-        What is a small change differs: some networks let most images go to any label for it, and
-        training against that costs them accuracy.
+        Where most labels are reached by many single images, a perturbation of that size is not
+        small for the network, and training against it costs accuracy.
 
         Args:
             model, clean, seed: as for `suspect`.
@@ -207,9 +207,9 @@ class SuspectLabels:
     ) -> tuple[int, ...]:
         """Those of these labels to which the model lets single images go most easily.
 
-        Triggers that cover the image, and such as differ from image to image, are left so by
-        training against triggers that are the same for all. Empty where every class is among the
-        labels.
+        After training against triggers that are the same for all images, a label that still stands
+        out may have a trigger that differs from image to image, or one that is larger. Empty where
+        every class is among the labels.
 
         Args:
             model, clean, seed: as for `suspect`.
