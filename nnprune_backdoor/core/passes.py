@@ -28,6 +28,7 @@ Kind = Literal["forward", "images", "masks", "weights"]
 
 _WORK: dict[Kind, int] = {"forward": 1, "images": 2, "masks": 2, "weights": 3}  # a rough guess
 _TIMED = 0.97  # share of the work, by that guess, that is timed; the rest is in proportion
+_SPENT = 0.05  # share of the work that is done beforehand to time it, beside one pass of each kind
 _ENOUGH = 0.3  # seconds after which a kind of pass has been timed for long enough
 _MOST = 8  # passes of a kind that are timed
 _LEAST = 4  # that are timed even so, since other work may hold one of them up
@@ -135,8 +136,8 @@ def expected(
     """
     counted = [passes for work in stages.values() for passes in work or ()]
     watch = _Stopwatch(model, images, sites, compute)
-    for kind, batch in _most_of(counted):
-        watch.time(kind, batch)
+    for (kind, batch), images_of_it in _most_of(counted).items():
+        watch.time(kind, batch, 1 + round(_SPENT * images_of_it / batch))
     return Expected(
         {
             name: None if work is None else sum(map(watch.seconds, work))
@@ -146,15 +147,15 @@ def expected(
     )
 
 
-def _most_of(counted: Iterable[Passes]) -> list[tuple[Kind, int]]:
-    """The kinds and sizes of passes that make up most of the work."""
+def _most_of(counted: Iterable[Passes]) -> dict[tuple[Kind, int], float]:
+    """The kinds and sizes of passes that make up most of the work -> their images."""
     shares: defaultdict[tuple[Kind, int], float] = defaultdict(float)
     for passes in counted:
         shares[passes.kind, passes.batch] += passes.images * _WORK[passes.kind]
-    most, covered = list[tuple[Kind, int]](), 0.0
+    most, covered = dict[tuple[Kind, int], float](), 0.0
     for key in sorted(shares, key=lambda key: -shares[key]):
         if covered < _TIMED * sum(shares.values()):
-            most.append(key)
+            most[key] = shares[key] / _WORK[key[0]]
             covered += shares[key]
     return most
 
@@ -177,12 +178,12 @@ class _Stopwatch:
         self._optimiser = torch.optim.AdamW(self._weights, lr=0.0, weight_decay=0.0)
         self._took: dict[tuple[Kind, int], float] = {}
 
-    def time(self, kind: Kind, batch: int) -> None:
-        """Time passes of this kind, so many images each."""
+    def time(self, kind: Kind, batch: int, most: int) -> None:
+        """Time passes of this kind, so many images each, and at most so many passes."""
         place = placement(self._model)
         images = self._images[torch.arange(batch) % len(self._images)].to(**place)
         took: list[float] = []
-        while len(took) < _MOST and (
+        while len(took) < min(most, _MOST) and (
             sum(took) < _ENOUGH or (len(took) < _LEAST and sum(took) < _LONG)
         ):
             start = progress.timer()

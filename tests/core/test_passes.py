@@ -147,6 +147,15 @@ def test_seconds_are_those_of_the_network_at_hand(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(drawn, torch.get_rng_state())
 
 
+@pytest.mark.parametrize(("images", "passes"), [(40.0, 1), (800.0, 3), (1e6, 8)])
+def test_a_short_job_is_not_made_much_longer_by_timing_it(
+    images: float, passes: int, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "timer", lambda: 0.0)  # so fast that the time is never enough
+    stages = {"one": (Passes("forward", 20, images),)}
+    assert ran(lambda: expected(stages, model, CLEAN.images, ())) == 20 * passes
+
+
 def test_a_plan_says_what_it_knows(
     model: nn.Module, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
