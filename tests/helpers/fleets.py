@@ -92,6 +92,7 @@ def stubs(log: Path, count: int, seconds: float = 0.0) -> list[Stub]:
 
 
 def begin(given: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     out, log, count, seconds, how = json.loads(given)
     fleet = run_many(stubs(Path(log), count, seconds), out, progress=False, **how)
     print(fleet.worked)
