@@ -89,12 +89,12 @@ def plant(demo: Demo, options: argparse.Namespace) -> Backdoored:
     """Train the network of `demo` with its backdoor; 500 test photographs are the clean images."""
     photos, demo = photo_patches(), replace(demo, seed=options.seed)
     if options.quick:
-        demo = replace(demo, epochs=1, images=256, lr=min(demo.lr, 0.02))
+        demo = replace(demo, epochs=1, images=128, lr=min(demo.lr, 0.02))
     print(f"training {demo.arch}, {demo.rate:.0%} of the images with trigger and label", end=" ")
     print(f"{demo.target}; epochs: {demo.epochs}", flush=True)
     model = demo.train(photos, progress=True)
     order = torch.randperm(len(photos.test_labels), generator=torch.Generator().manual_seed(1))
-    mine, hidden = order[:500], order[500 : 600 if options.quick else None]
+    mine, hidden = (order[:100], order[100:200]) if options.quick else (order[:500], order[500:])
     pixels = photos.test_images[hidden]
     return Backdoored(
         model=model,

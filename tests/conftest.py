@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,11 +13,17 @@ from torch import nn
 
 from helpers.images import generator, noise_images
 from helpers.networks import PIXELS, SMALL, build
-from nnprune_backdoor import CleanData
+from nnprune_backdoor import CleanData, attacks, demo
 from nnprune_backdoor.attacks import train_classifier
 from nnprune_backdoor.core.sites import Site, find_sites
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: what begins last must not keep one process busy alone."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 @pytest.fixture(params=list(SMALL))
@@ -58,3 +67,13 @@ def net(trained: nn.Module) -> nn.Module:
 def sites(net: nn.Module, clean: CleanData) -> tuple[Site, ...]:
     """The sites of `net`."""
     return find_sites(net, clean.images[:2])
+
+
+@pytest.fixture(scope="session")
+def photographs_cut_once() -> Iterator[None]:
+    """Cutting them takes longer than the training of some tests."""
+    once = functools.cache(attacks.photo_patches)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(attacks, "photo_patches", once)
+        patched.setattr(demo, "photo_patches", once)
+        yield

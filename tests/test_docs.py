@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import nnprune_backdoor
+from helpers.settings import shorten_training
 from nnprune_backdoor import CleanData
 from nnprune_backdoor.criteria import TAC, Unlearning
 from nnprune_backdoor.criteria.base import _CRITERIA
@@ -153,6 +154,7 @@ PROMISED: dict[str, Callable[[dict[str, Any]], bool]] = {
 def test_each_section_of_how_to_runs_by_itself(
     title: str, folder: Path, trained: nn.Module, clean: CleanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shorten_training(monkeypatch)
     for registry in (_CRITERIA, _SELECTORS):  # not for the other tests
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     mine = ModuleType("my_models")

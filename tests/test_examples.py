@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.networks import build
+from helpers.settings import shorten_training
 from nnprune_backdoor import Preprocessing, load_purified, load_weights, read_images
 from nnprune_backdoor.attacks import photo_patches
 from nnprune_backdoor.criteria import TAC, Response, base
@@ -32,13 +33,16 @@ TASKS = {
 }
 # in the notebook, what a test can wait for
 STAND_INS = {
-    "Demo(width=0.25)": "Demo(width=0.25, epochs=1, images=256)",
+    "Demo(width=0.25)": "Demo(width=0.25, epochs=1, images=128)",
     'method="tac", selector="trigger"': "method=quick, selector=amount",
     "purified.plot_curve(": "purified.plot_scores(",  # `amount` tries none, and has no curve
     "%matplotlib inline\n": "",
 }
 
 Run = Callable[..., str]
+
+
+pytestmark = pytest.mark.usefixtures("photographs_cut_once")
 
 
 @pytest.fixture
@@ -179,6 +183,7 @@ def test_the_notebook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shorten_training(monkeypatch)
     notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     # as it is shown it comes from one run, from top to bottom

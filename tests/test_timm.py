@@ -17,21 +17,23 @@ from nnprune_backdoor.removal import compact
 
 pytestmark = pytest.mark.network
 
+ONE_EACH = {"layers": (1, 1, 1, 1)}
+# some with fewer blocks of each kind; the whole ones are in benchmarks/
 POPULAR: dict[str, dict[str, Any]] = {
     "resnet18": {},
-    "resnet50": {},
-    "res2net50_14w_8s": {},
+    "resnet50": ONE_EACH,
+    "res2net50_14w_8s": ONE_EACH,
     "vgg11_bn": {"mlp_ratio": 0.05},
     "ghostnet_050": {},
     "mobilenetv3_small_100": {},
     "efficientnet_b0": {},
-    "densenet121": {},
+    "densenet121": {"block_config": (2, 2, 2, 2)},
     "regnetx_002": {},
     "regnety_002": {},
     "convnext_atto": {},
     "vit_tiny_patch16_224": {"img_size": 64},
     "deit_tiny_patch16_224": {"img_size": 64},
-    "swin_tiny_patch4_window7_224": {"img_size": 56},
+    "swin_tiny_patch4_window7_224": {"img_size": 56, "depths": (2, 2, 1, 1)},
 }
 WHOLE = {"test_efficientnet_gn"}  # of which nothing can go: GroupNorm reads every hidden channel
 

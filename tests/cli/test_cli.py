@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from helpers.images import write_mnist
+from helpers.settings import shorten_scan, shorten_training
 from nnprune_backdoor import (
     Preprocessing,
     __version__,
+    demo,
     list_criteria,
     load_weights,
     read_images,
@@ -256,8 +258,12 @@ def test_an_attack_on_a_model_that_is_there(
 
 @pytest.mark.slow
 def test_the_plain_command_is_the_plain_call(
-    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop: Shop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shorten_training(monkeypatch)
     arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} --format json"
     report = answer(capsys, arguments, shop.stranger, shop.flat, tmp_path / "out")["report"]
     assert report["criterion"]["name"] == "RNP" and report["given"]["repair"] == "distil"
@@ -295,8 +301,13 @@ def test_images_without_labels(
 @pytest.mark.slow
 @pytest.mark.parametrize("repair", ["unlearn", "distil"])
 def test_repair_trains_what_is_left(
-    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], repair: str
+    shop: Shop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    repair: str,
 ) -> None:
+    shorten_training(monkeypatch)
     quick = "--count 2 --method tac --set target=0 --set steps=10 --set min_success=0 --format json"
     arguments = f"purify {{}} --clean {{}} --out {{}} {SMALL} {quick}"
     plain, repaired = (tmp_path / name for name in ("plain", "repaired"))
@@ -546,8 +557,12 @@ class Trap:
 
 @pytest.mark.slow
 def test_a_scan_says_what_it_found_by_its_exit_code(
-    shop: Shop, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    shop: Shop,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shorten_scan(monkeypatch)
     options = f"scan {{}} --clean {{}} {SMALL} --images 40 --label 0 --label 2"
     page = tmp_path / "scan.html"
     code = run(f"{options} --format json --report {{}}", shop.stranger, shop.clean, page)
@@ -802,10 +817,20 @@ def test_a_folder_from_somebody_else(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("photographs_cut_once")
 def test_demo_prints_a_table_and_draws_a_picture(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One epoch of a tiny network: the plumbing, not the numbers."""
+    """One epoch of a tiny network on a few photographs: the plumbing, not the numbers."""
+    photos = demo.photo_patches()
+    few = replace(
+        photos,
+        train_images=photos.train_images[::16],
+        train_labels=photos.train_labels[::16],
+        test_images=photos.test_images[::4],
+        test_labels=photos.test_labels[::4],
+    )
+    monkeypatch.setattr(demo, "photo_patches", lambda: few)
     picture = tmp_path / "pair.png"
     arguments = "demo --arch test_resnet --epochs 1 --method anp --clean-images 150 --quiet"
     arguments += " --selector accuracy"
@@ -858,7 +883,6 @@ def test_without_a_command_the_help_is_printed() -> None:
 
 
 ASCII = [
-    {"PYTHONIOENCODING": "ascii"},
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     {"PYTHONIOENCODING": "latin-1:strict"},
 ]

@@ -46,7 +46,7 @@ QUICK: dict[str, Criterion] = {
     "rnp masks": RNP(unlearning=UNLEARNING, ranking=replace(TRAINING, steps=None, epochs=2)),
     "mnp": MNP(unlearning=UNLEARNING, ranking=RESPONSE),
     "mnp masks": MNP(unlearning=UNLEARNING, ranking=replace(TRAINING, closed_share=0.1)),
-    "cnp": CNP(stamp=darker, ranking=replace(RESPONSE, stages=20)),
+    "cnp": CNP(stamp=darker, ranking=replace(RESPONSE, stages=4)),
 }
 EXACT = [name for name in QUICK if name != "cnp"]  # its parts find their noise by themselves
 

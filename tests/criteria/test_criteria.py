@@ -45,6 +45,22 @@ def criterion(request: pytest.FixtureRequest) -> Criterion:
     return create_criterion(name, **settings)
 
 
+@pytest.fixture(scope="session")
+def _scores() -> dict[str, ChannelScores]:
+    return {}
+
+
+@pytest.fixture
+def expected(
+    criterion: Criterion, trained: nn.Module, clean: CleanData, _scores: dict[str, ChannelScores]
+) -> ChannelScores:
+    """What the criterion says of `trained` with seed 0; made once for all tests."""
+    name = repr(criterion)
+    if name not in _scores:
+        _scores[name] = criterion(copy.deepcopy(trained), clean)
+    return _scores[name]
+
+
 @dataclass
 class World:
     """All that a criterion must leave as it was."""
@@ -206,10 +222,9 @@ def test_a_notebook_cell_can_be_run_twice() -> None:
 
 @pytest.mark.slow
 def test_scores_cover_every_neuron_and_are_finite(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
+    criterion: Criterion, trained: nn.Module, clean: CleanData, expected: ChannelScores
 ) -> None:
-    sites = find_sites(trained, clean.images[:2])
-    scores = criterion(trained, clean)
+    sites, scores = find_sites(trained, clean.images[:2]), expected
     assert scores.sites == sites
     assert list(scores.by_site()) == [site.name for site in sites]
     assert all(scores[site.name].shape == (site.channels,) for site in sites)
@@ -226,23 +241,20 @@ def test_only_the_given_sites_are_scored(
     criterion: Criterion, trained: nn.Module, clean: CleanData
 ) -> None:
     subset = find_sites(trained, clean.images[:2])[2:6:2]
-    scores = criterion(trained, clean, sites=subset)
+    scores = criterion(trained, clean, sites=subset, seed=4)
     assert scores.sites == subset
+    assert torch.isfinite(scores.flat).all()
     assert len(scores.flat) == sum(site.channels for site in subset)
 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores_bit_for_bit(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
+    criterion: Criterion, trained: nn.Module, clean: CleanData, expected: ChannelScores
 ) -> None:
-    first = criterion(trained, clean, seed=3)
     torch.manual_seed(99)  # whatever the global generators are at
     np.random.seed(99)
     random.seed(99)
-    assert_same_scores(first, criterion(trained, clean, seed=3))
-    other = criterion(trained, clean, seed=4)
-    assert other.sites == first.sites
-    assert torch.isfinite(other.flat).all()
+    assert_same_scores(expected, criterion(trained, clean, seed=0))
 
 
 @pytest.mark.slow
@@ -261,41 +273,40 @@ def test_random_loaders_are_seeded_too(trained: nn.Module, clean: CleanData) -> 
 
 
 @pytest.mark.slow
-def test_mode_and_trainability_of_the_model_do_not_matter(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
+def test_modes_trainability_and_the_size_of_batches_do_not_matter(
+    criterion: Criterion, trained: nn.Module, clean: CleanData, expected: ChannelScores
 ) -> None:
-    expected = criterion(trained, clean)
-    assert_same_scores(expected, criterion(copy.deepcopy(trained).train(), clean))
+    training = copy.deepcopy(trained).train()
+    assert_same_scores(expected, criterion(training, [(clean.images, clean.targets)]))
     frozen = copy.deepcopy(trained).requires_grad_(False)
     world = World.around(frozen)
-    assert_same_scores(expected, criterion(frozen, clean))
+    assert_same_scores(expected, criterion(frozen, batches(clean, 7)))
     world.assert_unchanged(frozen)
 
 
 @pytest.mark.slow
-def test_scores_are_the_same_inside_no_grad(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
+def test_no_grad_and_progress_bars_change_nothing(
+    criterion: Criterion,
+    trained: nn.Module,
+    clean: CleanData,
+    expected: ChannelScores,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    expected = criterion(trained, clean)
     with torch.no_grad():
-        assert_same_scores(expected, criterion(trained, clean))
+        assert_same_scores(expected, criterion(trained, clean, progress=True))
         assert not torch.is_grad_enabled()
-
-
-@pytest.mark.slow
-def test_a_one_batch_loader_is_enough(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
-) -> None:
-    one_batch = criterion(trained, [(clean.images, clean.targets)])
-    assert_same_scores(one_batch, criterion(trained, clean))
-    assert_same_scores(one_batch, criterion(trained, batches(clean, 7)))
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err == ""  # no terminal, no bar
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # one-core machines
+@pytest.mark.parametrize("name", ["anp", "clp", "fp"])  # the loader is read before `score`
 def test_workers_of_the_loader_do_not_matter(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
+    name: str, trained: nn.Module, clean: CleanData
 ) -> None:
+    criterion = create_criterion(name, **next(iter(FAST.get(name, {"default": {}}).values())))
     data, results = TensorDataset(clean.images, clean.targets), []
     for workers in (0, 1, 2):
         torch.manual_seed(workers)  # shuffling draws from the global generator
@@ -320,28 +331,7 @@ def test_other_precisions_are_scored_in_their_own(
     assert len(scores.flat.unique()) > 1
 
 
-@pytest.mark.slow
-def test_progress_bars_change_nothing(
-    criterion: Criterion,
-    trained: nn.Module,
-    clean: CleanData,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    quiet = criterion(trained, clean)
-    assert_same_scores(quiet, criterion(trained, clean, progress=True))
-    written = capsys.readouterr()
-    assert written.out == ""
-    assert written.err == ""  # no terminal, no bar
-
-
 # ---- the model and the world are left as they were ----------------------------------------------
-
-
-@pytest.mark.slow
-def test_nothing_changes(criterion: Criterion, lived_in: nn.Module, clean: CleanData) -> None:
-    world = World.around(lived_in)
-    criterion(lived_in, clean, seed=7)
-    world.assert_unchanged(lived_in)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -361,11 +351,11 @@ def test_nothing_changes_when_the_loader_raises_midway(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_changes_when_the_work_is_stopped(
-    criterion: Criterion, lived_in: nn.Module, clean: CleanData, error: type[BaseException]
+def test_nothing_changes_by_work_that_ends_or_is_stopped(
+    criterion: Criterion, lived_in: nn.Module, clean: CleanData
 ) -> None:
     calls, last = [], 0
+    error: type[BaseException] = RuntimeError
 
     def stop(*_: object) -> None:  # runs on the criterion's private copy as well
         calls.append(True)
@@ -373,38 +363,32 @@ def test_nothing_changes_when_the_work_is_stopped(
             raise error("stop")
 
     lived_in.layer3.register_forward_hook(stop)
-    criterion(lived_in, clean)
-    last = len(calls)
-    calls.clear()
-    world = World.around(lived_in)
-    with pytest.raises(error, match="stop"):
-        criterion(lived_in, clean)
-    assert len(calls) == last
-    world.assert_unchanged(lived_in)
-
-
-@pytest.mark.slow
-def test_the_clean_images_are_not_written_to(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
-) -> None:
     images, labels = clean.images.clone(), clean.targets.clone()
-    criterion(trained, clean)
+    world = World.around(lived_in)
+    criterion(lived_in, clean, seed=7)
+    world.assert_unchanged(lived_in)
     assert torch.equal(clean.images, images)
     assert torch.equal(clean.targets, labels)
+    whole = len(calls)
+    for last, error in ((whole, RuntimeError), ((whole + 1) // 2, KeyboardInterrupt)):
+        calls.clear()
+        with pytest.raises(error, match="stop"):
+            criterion(lived_in, clean, seed=7)
+        assert len(calls) == last
+        world.assert_unchanged(lived_in)
 
 
 @pytest.mark.slow
 def test_what_the_caller_has_set_changes_no_score(
-    criterion: Criterion, trained: nn.Module, clean: CleanData
+    criterion: Criterion, trained: nn.Module, clean: CleanData, expected: ChannelScores
 ) -> None:
     """With gradient checkpointing a block would be computed again without its masks."""
-    expected = criterion(trained, clean).flat
     checkpointed = copy.deepcopy(trained)
     checkpointed.set_grad_checkpointing(True)  # type: ignore[operator]
     torch.set_default_dtype(torch.float64)
     try:
         with torch.inference_mode():
-            assert torch.equal(criterion(checkpointed, clean).flat, expected)
+            assert_same_scores(expected, criterion(checkpointed, clean))
             assert torch.is_inference_mode_enabled()
         assert torch.get_default_dtype() == torch.float64
     finally:

@@ -64,7 +64,7 @@ def test_weights_that_the_forward_pass_does_not_read_are_no_obstacle(
     """Auxiliary heads, for example, run in training alone."""
     with_more = copy.deepcopy(net)
     with_more.auxiliary = nn.Linear(8, 10)
-    assert expose(with_more, clean).predicted == expose(net, clean).predicted
+    assert expose(with_more, clean, QUICK).predicted == expose(net, clean, QUICK).predicted
 
 
 def test_networks_without_batchnorm_take_small_steps() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+import pytest
 
 from nnprune_backdoor import (
     list_criteria,
@@ -15,9 +18,11 @@ from nnprune_backdoor.criteria import (
     Response,
     Unlearning,
 )
-from nnprune_backdoor.evidence import Scan
+from nnprune_backdoor.evidence import Scan, scanning
+from nnprune_backdoor.pipeline import job
 from nnprune_backdoor.selectors import TriggerGone
-from nnprune_backdoor.triggers import Inversion, UniversalPerturbation
+from nnprune_backdoor.training import Distillation, TriggerUnlearning, repair
+from nnprune_backdoor.triggers import Inversion, SuspectLabels, UniversalPerturbation
 
 # settings that make a criterion quick, each of its branches once; one that is not named here is
 # tested with its defaults
@@ -35,7 +40,7 @@ FAST: dict[str, dict[str, dict[str, Any]]] = {
         "masks": {"ranking": MaskTraining(steps=3, batch_size=32), "alpha": 0.2},
     },
     "cnp": {
-        "response": {**_TAC, "ranking": _STAGES, "steps": 2},
+        "response": {**_TAC, "ranking": _STAGES, "steps": 2, "noise_passes": 2},
         "authors": {
             **_TAC,
             "steps": 2,
@@ -76,3 +81,20 @@ SCAN = Scan(search=QUICK, **FEW)
 
 
 SELECTOR = TriggerGone(search=QUICK, inversion=QUICK)
+
+
+def shorten_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `purify` repair for one or two epochs and look for triggers in a few steps.
+
+    For tests of what it says and writes, not of what its training does.
+    """
+    few = UniversalPerturbation(steps=2)
+    patches = Inversion(steps=2, batch_size=8)
+    search = SuspectLabels(glance=few, perturbations=few, larger=few, patches=patches)
+    monkeypatch.setattr(job, "Distillation", partial(Distillation, epochs=2, search=search))
+    monkeypatch.setattr(repair, "REPAIR", TriggerUnlearning(epochs=1, search=patches))
+
+
+def shorten_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `scan` search in five steps, for tests of what it says and writes."""
+    monkeypatch.setattr(scanning, "scan", Scan(search=Inversion(steps=5), **FEW))

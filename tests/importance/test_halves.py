@@ -104,9 +104,10 @@ def parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("halves", HALVES)
-@pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize("everywhere", [False, True])
-@pytest.mark.parametrize(("ratio", "steps"), [(0.3, 1), (0.4, 3)])
+@pytest.mark.parametrize(  # each value with each value of the others
+    ("add", "everywhere", "ratio", "steps"),
+    [(False, False, 0.3, 1), (False, True, 0.4, 3), (True, False, 0.4, 3), (True, True, 0.3, 1)],
+)
 def test_a_network_of_halves_runs_after_pruning(
     halves: str, add: bool, everywhere: bool, ratio: float, steps: int
 ) -> None:

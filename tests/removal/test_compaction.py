@@ -89,18 +89,9 @@ def test_the_smaller_model_computes_what_the_silenced_one_does(
     assert sorted([*report.removed, *report.silenced]) == sorted(selection.neurons)
     assert parameters(smaller) == report.after.parameters <= report.before.parameters
     assert (parameters(smaller) < parameters(product)) == bool(report.removed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_real_architectures_become_smaller(name: str) -> None:
-    model = build(name)
-    selection = chosen(find_sites(model, IMAGES[:2]), 0.1)
-    product, _ = silenced(model, selection)
-    _, report = compact(product, selection, IMAGES)
-    assert report.removed
-    assert report.after.parameters < report.before.parameters
-    assert report.after.macs < report.before.macs
+    if silencing == "zero":
+        assert report.removed
+        assert report.after.macs < report.before.macs
 
 
 @pytest.mark.slow
