@@ -180,12 +180,18 @@ HEADS: dict[str, tuple[nn.Module, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in HEADS
+        for dtype in (torch.float32, torch.bfloat16)
+        if (name, dtype) != ("distances", torch.bfloat16)  # PyTorch has no such cdist
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_what_gives_the_logits_is_no_site(name: str, dtype: torch.dtype, frozen: bool) -> None:
-    if name == "distances" and dtype is torch.bfloat16:
-        pytest.skip("PyTorch has no such cdist")
     head, expected = HEADS[name]
     model = Net(copy.deepcopy(head)).eval().to(dtype).requires_grad_(not frozen)
     found = {site.name.removeprefix("head.") for site in find_sites(model, IMAGES.to(dtype))}
