@@ -21,6 +21,7 @@ from nnprune_backdoor.core.measures import SuspectLabel
 from nnprune_backdoor.core.predictions import predict, predict_logits
 from nnprune_backdoor.core.scores import ChannelScores, Selection, lowest
 from nnprune_backdoor.core.sites import Site
+from nnprune_backdoor.criteria import Unlearning
 from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.pipeline import job
 from nnprune_backdoor.reports import Report
@@ -112,14 +113,15 @@ def test_agreement_is_of_answers(before: Any) -> None:
 def test_a_criterion_gets_the_models_answers_where_there_are_no_labels(quick: Any) -> None:
     model, clean = quick
     answers = CleanData(clean.images, predict(model, clean.images))
-    unlabelled = purify(model, CleanData(clean.images), "rnp", progress=False)
+    rnp = create_criterion("rnp", unlearning=Unlearning(epochs=2, missed="flag", batch_size=32))
+    unlabelled = purify(model, CleanData(clean.images), rnp, progress=False)
     assert unlabelled.accuracy is None and unlabelled.agreement is not None
     assert any("took the model's own answers" in line for line in unlabelled.cautions)
     with pytest.raises(DataError, match="labelled"):
-        create_criterion("rnp")(model, CleanData(clean.images))
+        rnp(model, CleanData(clean.images))
     with pytest.raises(DataError, match="labelled"):
-        purify(model, CleanData(clean.images), "rnp", selector="accuracy", progress=False)
-    labelled = purify(model, answers, "rnp", progress=False)
+        purify(model, CleanData(clean.images), rnp, selector="accuracy", progress=False)
+    labelled = purify(model, answers, rnp, progress=False)
     assert not any("own answers" in line for line in labelled.cautions)
 
 
