@@ -74,7 +74,7 @@ def young(folder: Path, images: int, draw: int, only: list[str]) -> Iterator[tup
     photos = zoo._photos()
     measured = _order()[-2000:]  # never among those of `clean_set`
     pixels, labels = photos.test_images[measured], photos.test_labels[measured]
-    for member in zoo.members():
+    for member in (one for some in zoo.ZOOS.values() for one in some()):
         if member.file(folder).exists() and any(part in member.name for part in only):
             trigger = member.trigger
             stamped = None if trigger is None else normalise(trigger(pixels))

@@ -13,7 +13,32 @@ from benchmarks.efficacy.plain_call import CONTROLS, METHODS, RESULT
 from benchmarks.render import DOCS, README, fill, percent
 
 PAGE = DOCS / "distilling.md"
-# settings were chosen with these in sight; all others were measured once
+# named before any of them was trained or seen by the call as it is now
+HELD_OUT = (
+    "repvgg-badnets-short-2",
+    "repvgg-blended-short-2",
+    "resnet-badnets-short-1",
+    "resnet-blended-short-1",
+    "resnet-warp-short-0",
+    "mobilenet-badnets-short-1",
+    "mobilenet-sample_specific-short-0",
+    "convnext-blended-short-0",
+    "convnext-lowfreq-short-0",
+    "vit-adaptive_blend-short-0",
+    "resnet10t-badnets-short-1",
+    "resnet10t-blended-short-1",
+    "regnet-badnets-short-1",
+    "regnet-blended-short-1",
+    "densenet-badnets-short-1",
+    "densenet-blended-short-1",
+    "resnet10t-benign-short-1",
+    "regnet-benign-short-1",
+    "densenet-benign-short-1",
+    "mobilenet-benign-short-1",
+    "convnext-benign-short-1",
+    "vit-benign-short-0",
+)
+# settings were chosen with these in sight
 DEVELOPMENT = (
     "resnet-badnets-short-0",
     "resnet-blended-short-0",
@@ -130,13 +155,13 @@ def main() -> None:
     rows = json.loads(RESULT.read_text())
     full = [row for row in rows if row["images"] == 500]
     chosen = [row for row in full if row["network"] in DEVELOPMENT]
-    others = [row for row in full if row["network"] not in DEVELOPMENT]
+    others = [row for row in full if row["network"] in HELD_OUT]
     names = [*METHODS, *CONTROLS]
     fill(PAGE, "others", table(others, names))
     fill(PAGE, "development", table(chosen, names))
     fill(PAGE, "networks", each(rows))
     fill(PAGE, "controls", beside(full))
-    attacked = [row for row in full if row["row"] == "rnp" and backdoored(row) and "after" in row]
+    attacked = [row for row in others if row["row"] == "rnp" and backdoored(row) and "after" in row]
     before = mean(row["before"]["asr"] for row in attacked)
     acc = mean(row["before"]["acc"] for row in attacked)
     head = f"{len(attacked)} backdoored networks, means in %"

@@ -38,10 +38,9 @@ def add(commands: Commands) -> None:
     """Add the command's options."""
     parser = add_command(
         commands,
-        "attack",
+        "attack DIR --out FILE",
         run,
         does="plant a backdoor in a model of your own, for a demo",
-        usage="DIR --out FILE",
         more="Stamps a trigger on a share of the images, gives these the target label, and trains "
         "a model on all images, from scratch or from --model. A fifth of the images is held "
         f"out to measure on; where the trigger fools less than {TOOK:.0%} of them, a caution says "

@@ -90,11 +90,10 @@ class Result:
 
 def add_command(
     commands: Commands,
-    name: str,
+    usage: str,
     run: Callable[[argparse.Namespace], Result],
     *,
     does: str,
-    usage: str = "",
     example: str,
     more: str = "",
     formats: Sequence[str] = ("text", "json"),
@@ -102,16 +101,16 @@ def add_command(
     """The parser of a new command, with the options that all commands have.
 
     Args:
+        usage: the command's name, then its required arguments as the usage line shows them.
         does: one line, for the list of commands and the top of the command's help.
-        usage: the required arguments, as the usage line shows them after the command's name.
         example: a command line that works, without the program's name.
         more: a paragraph below the one line.
         formats: of what is printed; the first is the default.
     """
     about = f"{does[0].upper()}{does[1:]}."
     parser: Parser = commands.add_parser(
-        name,
-        usage=" ".join(["nnprune-backdoor", name, *usage.split(), "[options]"]),
+        usage.split(maxsplit=1)[0],
+        usage=f"nnprune-backdoor {usage} [options]",
         help=does,
         description="\n\n".join(textwrap.fill(text, 79) for text in (about, more) if text),
         epilog=f"example:\n  nnprune-backdoor {example}",

@@ -23,10 +23,9 @@ def add(commands: Commands) -> None:
     """Add the command's options."""
     parser = add_command(
         commands,
-        "evaluate",
+        "evaluate MODEL",
         run,
         does="measure accuracy, and a backdoor's success if you have its trigger",
-        usage="MODEL",
         more="ACC: share of clean images classified correctly. ASR: share of triggered images of "
         "other classes that are classified as the target. RA: share of these that are still "
         "classified correctly. All with 95 % intervals.",

@@ -22,10 +22,9 @@ def add(commands: Commands) -> None:
     ):
         parser = add_command(
             commands,
-            f"{command}-many",
+            f"{command}-many MANIFEST --out DIR",
             partial(run, command=command),
             does=does,
-            usage="MANIFEST --out DIR",
             more="MANIFEST is a CSV file: a line a model, with a column 'model' and columns named "
             f"like the options of {command}, such as arch, clean and seed. Killed and started "
             "again, it does what is missing. Exit code 3: a model with evidence of a backdoor; "

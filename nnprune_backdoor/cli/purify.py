@@ -29,10 +29,9 @@ def add(commands: Commands) -> None:
     """Add the command's options."""
     parser = add_command(
         commands,
-        "purify",
+        "purify MODEL --clean DIR --out OUT",
         run,
         does="silence the neurons that a backdoor seems to use, and save the model",
-        usage="MODEL --clean DIR --out OUT",
         more="Only tensors are read from the checkpoint: no code in it runs, and the file is not "
         "changed. OUT becomes a folder with model.safetensors, record.json, report.json and "
         "README.md. Exit code 3: the model was written, but --selector auto still found evidence "

@@ -18,10 +18,9 @@ def add(commands: Commands) -> None:
     formats = ("markdown", *(name for name in OF_PURIFICATION if name != "markdown"))
     parser = add_command(
         commands,
-        "report",
+        "report FOLDER",
         run,
         does="show how a model was purified, from the folder that purify wrote",
-        usage="FOLDER",
         more="For a page with pictures, use purify --report FILE.html.",
         example="report purified --format html",
         formats=formats,

@@ -13,10 +13,9 @@ def add(commands: Commands) -> None:
     """Add the command's options."""
     parser = add_command(
         commands,
-        "scan",
+        "scan MODEL --clean DIR",
         run,
         does="look for evidence of a backdoor, with clean images alone",
-        usage="MODEL --clean DIR",
         more="Exit code 3: a backdoor is probable (from .7); 4: that cannot be told; 0: no "
         "evidence (up to .3), and another kind of backdoor is still possible. "
         "Class folders are not needed.",

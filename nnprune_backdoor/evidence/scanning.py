@@ -15,7 +15,7 @@ from ..core.data import CleanData
 from ..core.masks import Silencing
 from ..core.passes import Task
 from ..core.plan import announce
-from ..core.predictions import check_labels, predict_labels
+from ..core.predictions import check_labels
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..core.unscored import unscored
@@ -24,13 +24,10 @@ from ..utils.fingerprint import fingerprint, now
 from ..utils.progress import Clock, progress_bar
 from ..utils.randomness import checked_seed, private_randomness
 from .diagnosis import Diagnosis
+from .limits import why_not_told
 from .probability import Suspicion
 from .restoration import Restoration, Restored
 from .settings import ScanSettings
-
-LARGEST = 64 * 64  # pixels of an image up to which the probability was measured
-FEWEST_CLASSES = 5  # the suspected ones, and three to compare with
-FEWEST_IMAGES = 100  # three in ten of them measure a success
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +62,8 @@ class Scan(ScanSettings):
             with clock.stage("universal"):
                 found, success = self._universal(frozen, data, ordered[: self.screened], **how)
             ranked = sorted(success, key=lambda label: -success[label])
-            candidates = ranked[: self.candidates]
-            others = [*ranked, *ordered[self.screened :]][len(candidates) :]
+            candidates, others = ranked[: self.candidates], ranked[self.candidates :]
+            others += ordered[self.screened :]
             others += [label for label in range(classes) if label not in wanted]
             with clock.stage("triggers"):
                 chosen = sorted({*candidates, *_spread(others, self.compared)})
@@ -80,21 +77,10 @@ class Scan(ScanSettings):
                     seed=seed,
                     progress=progress,
                 )
-        sizes = self.sizes(triggers)
-        compared = [size for label, size in sizes.items() if label not in candidates]
-        suspicions = [
-            Suspicion.of(
-                label,
-                universal=success[label],
-                size=_relative(sizes[label], compared),
-                restored=_share(restored.get(label)),
-            )
-            for label in candidates
-        ]
-        suspicions.sort(key=lambda item: -item.probability)
+        suspicions = self._suspicions(candidates, success, triggers, restored)
         return Diagnosis(
-            suspicions=tuple(suspicions),
-            cannot_tell=_cannot_tell(frozen, data, classes),
+            suspicions=suspicions,
+            cannot_tell=why_not_told(frozen, data, classes),
             classes=classes,
             images=len(data),
             seed=seed,
@@ -129,6 +115,27 @@ class Scan(ScanSettings):
             t.target: t.norm / t.mask.numel() if t.success >= self.min_success else 1.0
             for t in triggers
         }
+
+    def _suspicions(
+        self,
+        candidates: Sequence[int],
+        success: Mapping[int, float],
+        triggers: Sequence[RecoveredTrigger],
+        restored: Mapping[int, Restored | None],
+    ) -> tuple[Suspicion, ...]:
+        """The evidence for each candidate, the most probable first."""
+        sizes = self.sizes(triggers)
+        compared = [size for label, size in sizes.items() if label not in candidates]
+        found = [
+            Suspicion.of(
+                label,
+                universal=success[label],
+                size=_relative(sizes[label], compared),
+                restored=_share(restored.get(label)),
+            )
+            for label in candidates
+        ]
+        return tuple(sorted(found, key=lambda item: -item.probability))
 
     def _universal(
         self,
@@ -246,27 +253,6 @@ def _spread(labels: Sequence[int], count: int) -> list[int]:
     if len(labels) <= count:
         return list(labels)
     return [labels[round(i * (len(labels) - 1) / max(1, count - 1))] for i in range(count)]
-
-
-def _cannot_tell(model: nn.Module, data: CleanData, classes: int) -> str | None:
-    """Why no probability is given; None: one is."""
-    height, width = data.images.shape[2:]
-    if height * width > LARGEST:
-        return (
-            f"on images of {height} x {width} pixels small pictures send any network's images "
-            "anywhere, and the probability was not measured there"
-        )
-    if classes < FEWEST_CLASSES:
-        return f"{classes} classes leave too few labels to compare with"
-    if len(data) < FEWEST_IMAGES:
-        return f"{len(data)} images are too few to tell; give {FEWEST_IMAGES} or, better, 300"
-    shares = predict_labels(model, data.images).bincount(minlength=classes) / len(data)
-    if shares.max() > 0.8:
-        return (
-            f"the model calls {shares.max():.0%} of the images {int(shares.argmax())}; give images "
-            "of all classes, normalised as it expects"
-        )
-    return None
 
 
 def scan(

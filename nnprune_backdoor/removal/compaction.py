@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,23 +89,9 @@ def compact(
     comparison = _Comparison(silenced, names, example, heads)
     removable = Removable.none()
     if len(others):
-        try:
-            network = ProbedNetwork(probed, example[:2].float(), seconds)
-            removable, why = _decide(
-                comparison.smaller(),
-                network,
-                others,
-                groups=groups,
-                fill=fill,
-                round_to=round_to,
-            )
-            problem = comparison.problem(removable, any_drift=groups)
-        except OutOfTime as error:
-            problem = str(error)
-        except Exception as error:  # a network may raise anything on noise or NaN
-            problem = f"the network cannot be analysed ({_first_line(error)})"
-        if problem:
-            removable, why = Removable.none(), dict.fromkeys(others.neurons, problem)
+        removable, why = _removable(
+            comparison, probed, others, seconds, groups=groups, fill=fill, round_to=round_to
+        )
         reasons |= why
     recipe = recipe_of(names, removable)
     drift = comparison.drift(recipe)
@@ -153,6 +140,30 @@ def _without_heads(
     except Exception as error:  # a network may raise anything
         problem = f"the network cannot be analysed ({_first_line(error)})"
     return (Recipe(), dict.fromkeys(heads.neurons, problem)) if problem else (recipe, reasons)
+
+
+def _removable(
+    comparison: _Comparison,
+    probed: nn.Module,
+    selection: Selection,
+    seconds: float,
+    *,
+    groups: bool,
+    **how: Any,
+) -> tuple[Removable, dict[Neuron, str]]:
+    """What `_decide` says, if the whole cut holds; else nothing, and why."""
+    try:
+        network = ProbedNetwork(probed, comparison.example[:2].float(), seconds)
+        some = comparison.smaller()
+        removable, reasons = _decide(some, network, selection, groups=groups, **how)
+        problem = comparison.problem(removable, any_drift=groups)
+    except OutOfTime as error:
+        problem = str(error)
+    except Exception as error:  # a network may raise anything on noise or NaN
+        problem = f"the network cannot be analysed ({_first_line(error)})"
+    if problem:
+        return Removable.none(), dict.fromkeys(selection.neurons, problem)
+    return removable, reasons
 
 
 def _decide(

@@ -9,7 +9,8 @@ the teacher does without it: adversarial training against what works on all imag
 al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022. The triggers are
 those of the labels that the teacher makes suspect; where it makes none so, there are none. Where
 such a label still stands out in the student by what single images do, some carry a perturbation of
-their own: a trigger may differ from image to image (see triggers/individual.py).
+their own: a trigger may differ from image to image (see triggers/individual.py). Labels that are
+far from single images are trained so from the start: they never stand out.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Distillation:
             rectangle of one another (CutMix), half and half.
         stamped: Share of each batch that carries a recovered trigger; 0 for plain distillation.
         perturbed: Share of each batch in which each image is moved by itself, in the student as it
-            is then, towards suspect labels that still stand out; 0 where none are stamped.
+            is then, towards suspect labels that are far from single images or still stand out; 0
+            where none are stamped.
         renewed: Epochs between two searches of the student for triggers that still work; those
             found before stay in use.
         search: Which labels the teacher makes suspect, and how their triggers are recovered.
@@ -232,7 +234,7 @@ class _Student:
             optimiser, settings.lr, total_steps=max(steps, 2) + 1, pct_start=0.1
         )
         suspects = sorted({trigger.target for trigger in triggers})
-        outstanding: tuple[int, ...] = ()
+        outstanding = settings.search.far_among(triggers) if settings.perturbed else ()
         pixels = PixelRange.seen_in(clean.images)
         with (
             changing_weights(model),

@@ -163,6 +163,12 @@ class SuspectLabels:
             kept += self._working(larger, self.suspicious)[: self.labels]
         return self._with_patches(kept, model, clean, seed)
 
+    def far_among(self, triggers: Iterable[SuspectTrigger]) -> tuple[int, ...]:
+        """The labels that were suspected for a perturbation larger than the first search's."""
+        most = 1.01 * self.perturbations.rms  # rounding
+        found = (one for one in triggers if isinstance(one, RecoveredPerturbation))
+        return tuple(sorted({one.target for one in found if one.rms > most}))
+
     def still_working(
         self, model: nn.Module, clean: CleanData, labels: Iterable[int], *, seed: int = 0
     ) -> tuple[SuspectTrigger, ...]:

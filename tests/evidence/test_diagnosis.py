@@ -29,6 +29,7 @@ from nnprune_backdoor.evidence import (
     Scan,
     Suspicion,
     expose,
+    limits,
     probability,
     scanning,
 )
@@ -45,8 +46,8 @@ CALIBRATION = Path(__file__).parents[2] / "benchmarks" / "results" / "calibratio
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Small triggers alone speak for a backdoor, among few classes and images as well."""
-    monkeypatch.setattr(scanning, "FEWEST_CLASSES", 2)
-    monkeypatch.setattr(scanning, "FEWEST_IMAGES", 20)
+    monkeypatch.setattr(limits, "FEWEST_CLASSES", 2)
+    monkeypatch.setattr(limits, "FEWEST_IMAGES", 20)
     for kind in (UNIVERSAL, RESTORED):
         monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], weight=0.0))
     monkeypatch.setitem(KINDS, SIZE, replace(KINDS[SIZE], middle=1.0, weight=5.0))
@@ -165,9 +166,9 @@ def test_images_that_say_too_little_give_no_probability(
 
 def test_large_images_and_few_classes_give_no_probability(model: nn.Module) -> None:
     data = CleanData(torch.randn(4, 3, 65, 65))
-    assert "65 x 65" in str(scanning._cannot_tell(model, data, 10))
+    assert "65 x 65" in str(limits.why_not_told(model, data, 10))
     small = CleanData(torch.randn(4, 3, 64, 64))
-    assert "4 classes" in str(scanning._cannot_tell(model, small, 4))
+    assert "4 classes" in str(limits.why_not_told(model, small, 4))
 
 
 @pytest.mark.slow

@@ -203,6 +203,26 @@ def test_the_student_alone_sees_triggers(teacher: nn.Module, clean: CleanData) -
     assert len(shown) == 48 and changed.tolist() == [True] * 12 + [False] * 30 + [True] * 6
 
 
+@pytest.mark.parametrize(("rms", "individual"), [(0.1, 6), (0.02, 0)])
+def test_labels_that_need_a_larger_perturbation_are_trained_image_by_image_from_the_start(
+    rms: float, individual: int, teacher: nn.Module, clean: CleanData
+) -> None:
+    class Suspect(SuspectLabels):
+        def suspect(self, model: nn.Module, clean: CleanData, **how: Any) -> Any:
+            return UniversalPerturbation(rms=rms, steps=40).recover(model, clean, [1])
+
+        def standing_out(self, *_: Any, **__: Any) -> Any:
+            return ()
+
+    student, given = Watched(teacher, "student"), Watched(teacher, "teacher")
+    search = Suspect(single=IndividualPerturbations(rms=1e-4))  # so that no radius is halved
+    settings = Distillation(epochs=1, stamped=0.25, perturbed=0.125, search=search)
+    distil(student, given, clean, settings, progress=False)
+    shown, plain = SEEN["student"][-1], SEEN["teacher"][-1]
+    changed = (shown != plain).flatten(1).any(1)
+    assert changed.tolist() == [True] * 12 + [False] * (36 - individual) + [True] * individual
+
+
 @pytest.fixture(scope="module")
 def backdoored(clean: CleanData) -> nn.Module:
     """Obeys a faint checkerboard that is added."""

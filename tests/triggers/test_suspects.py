@@ -238,6 +238,21 @@ def test_a_label_far_from_every_image_is_suspected_if_a_larger_perturbation_reac
     )
     found = search.suspect(build("test_resnet"), clean)
     assert [one.target for one in found] == 2 * suspects
+    # one step leads nowhere near the edge of the ball: seen by longer searches below
+    assert search.far_among(found) == ()
+
+
+def test_labels_are_far_whose_perturbation_is_larger_than_the_first_search_allows(
+    clean: CleanData,
+) -> None:
+    search = SuspectLabels()
+    found = [
+        made.recover(build("test_resnet"), clean, [label])[0]
+        for label, made in ((5, search.larger), (2, search.perturbations), (3, search.larger))
+    ]
+    patches = SHORT.patches.recover(build("test_resnet"), clean, [7])
+    assert search.far_among((*found, *patches)) == (3, 5)
+    assert search.scaled(0.5).far_among(found) == (2, 3, 5)
 
 
 def test_images_sorted_by_class_are_drawn_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
