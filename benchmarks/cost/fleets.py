@@ -118,10 +118,10 @@ def measured(manifest: Path, out: Path, workers: int) -> dict[str, Any]:
 
 
 def found(out: Path) -> dict[str, Any]:
-    """Key -> diagnosis, without the times."""
+    """Key -> document, without dates and times."""
     results = {path.stem: json.loads(path.read_text())["data"] for path in out.glob("*.json")}
     for result in results.values():
-        del result["seconds"]
+        del result["date"], result["diagnosis"]["seconds"]
     return results
 
 

@@ -127,7 +127,7 @@ def _made(result: Result, options: argparse.Namespace) -> str:
         return printable(result.text)
     if form == "json":
         from ..reports.document import stamp
-        from ..reports.report import plain
+        from ..reports.plain import plain
         from ..utils.fingerprint import now
 
         begin = stamp(options.command, now())  # a document of a scan or a purification has its own

@@ -29,8 +29,8 @@ NAME, MODEL = "name", "model"  # columns that are no option
 
 # options that a fleet sets itself; and --plugin, since a table of models is to run no code
 _OURS = {
-    "command", "config", "exit-codes", "format", "help", "out", "overwrite", "plugin",
-    "print-config", "quiet", "report", "run", "scores", "selection",
+    "command", "config", "exit-codes", "format", "help", "no-examples", "out", "overwrite",
+    "plugin", "print-config", "quiet", "report", "run", "scores", "selection",
 }  # fmt: skip
 
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
@@ -55,7 +55,7 @@ class CommandJob(Job):
     wrong: str = ""
 
     def key(self) -> str:
-        """Hash of the command, its settings, the weights, and the names and sizes of the images."""
+        """Hash of the command, its settings, the weights, and the image files."""
         if self.wrong:
             raise MisuseError(self.wrong)
         options = self.options()
@@ -223,12 +223,28 @@ def _content(path: Path) -> str:
 
 
 def _images(folder: Path) -> str:
-    """Hash of the names and sizes of a folder's files; to read them all would take long."""
+    """Hash of the names and contents of a folder's files."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give one that holds images, or class folders")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files]
+    listed = [[path.relative_to(folder).as_posix(), *_look(path)] for path in files]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def _look(path: Path) -> tuple[int, str]:
+    """Size and hash of a file."""
+    found = path.stat()
+    return found.st_size, _hash_of(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(2**17)
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    """Read once for all models of a process, unless its size or time changed."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # it is no image that could be used
+        return "not readable"
 
 
 def _scanned(result: Result) -> Outcome:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .base import Commands, ExitCode, MisuseError, Result, add_command
-from .options import add_quiet
+from .options import add_exit_codes, add_quiet
 
 if TYPE_CHECKING:
     from ..fleets.table import State
@@ -60,6 +60,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="do the I-th of N shares of the models, for array jobs",
     )
+    add_exit_codes(parser)
     add_quiet(parser)
 
 

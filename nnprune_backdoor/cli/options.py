@@ -57,6 +57,14 @@ def add_results(parser: argparse.ArgumentParser) -> None:
         ".sarif, of purify also .cdx.json, .intoto.json; may be repeated",
     )
     parser.add_argument(
+        "--no-examples", action="store_true", help="show none of the clean images in reports"
+    )
+    add_exit_codes(parser)
+
+
+def add_exit_codes(parser: argparse.ArgumentParser) -> None:
+    """Whose codes the shell is told; `main` looks at it."""
+    parser.add_argument(
         "--exit-codes",
         choices=("own", "modelscan"),
         default="own",

@@ -199,7 +199,10 @@ def run(options: argparse.Namespace) -> Result:
         overwrite=options.overwrite,
     )
     text = f"{purified.summary()}\n\nsaved      {options.out}"
-    pages = {"html": purified.to_html, "markdown": purified.to_markdown}
+    pages = {
+        "html": lambda: purified.to_html(examples=not options.no_examples),
+        "markdown": purified.to_markdown,
+    }
     return purify_result(options, purified, options.out, pages, text)
 
 

@@ -36,7 +36,7 @@ def scan_result(
 ) -> Result:
     """The result of `scan`; the reports asked for are written."""
     pages = {
-        "html": lambda: scan_to_html(diagnosis),
+        "html": lambda: scan_to_html(diagnosis, examples=not options.no_examples),
         "markdown": lambda: scan_to_markdown(diagnosis),
     }
     return _written(options, text, document(diagnosis, source), pages)

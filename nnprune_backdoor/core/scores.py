@@ -112,13 +112,16 @@ class Point(NamedTuple):
 
     Attributes:
         neurons: Number of silent neurons.
-        drop: Paired drop of accuracy as a share of the images; negative is a gain.
+        drop: Paired drop of accuracy as a share of the images; negative is a gain; NaN where the
+            images have no labels.
         success: Success rate of the most successful recovered trigger, a proxy of the attack's.
+        same: Share of the images that keep the label that they have with no neuron silent.
     """
 
     neurons: int
     drop: float
     success: float | None = None
+    same: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,8 +11,9 @@ from typing import Any
 from ..errors import CheckpointError, DataError
 from ..removal.recipe import Recipe
 from ..removal.report import RemovalReport
+from ..reports.plain import plain
 from ..reports.purified import Purified
-from ..reports.report import Report, plain
+from ..reports.report import Report
 from .strict_json import read_json
 from .transformers_models import CONFIG, PROCESSOR
 

@@ -8,7 +8,7 @@ from ..training.repair import REPAIR
 from ..utils.progress import say
 from .job import Job
 
-_COMPARED = 8  # times that the measuring images are predicted, about
+_COMPARED = 10  # times that the measuring images are predicted, about
 
 _REMOVING = 500  # images forward: a few each for tracing and for every cut that is tried, about
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..core.agreement import Agreement
+from ..core.answers import Answers
 from ..core.checks import check_label_order, counting_what_was_given
 from ..core.compute import Compute
 from ..core.copies import clone, eval_mode, refuse_computed_weights
@@ -142,6 +143,8 @@ def _run(
             agreement = Agreement.of(frozen, product, measuring.images)
             proxies = ProxySuccess.of(done.scores, done.selection, frozen, product, measuring)
             suspects = _suspects(done, frozen, product, measuring)
+            triggers = (*done.scores.triggers, *done.selection.triggers, *(done.triggers or ()))
+            answers = Answers.of(frozen, product, measuring, triggers)
             give_same_output_(product, model)
     return Purified(
         product,
@@ -157,6 +160,7 @@ def _run(
         repair_rejected=done.rejected,
         agreement=agreement,
         suspects=suspects,
+        answers=answers,
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..evidence.diagnosis import Diagnosis
 from ..version import __version__
+from .plain import plain, settings_of
 from .purified import Purified
-from .report import Data, Report, plain, settings_of, versions_used
+from .report import Data, Report, versions_used
 from .verdict import outcome_of
 
 SCHEMA_VERSION = 1  # rises when an entry goes or changes its meaning; new ones may come any time

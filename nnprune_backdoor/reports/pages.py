@@ -6,10 +6,10 @@ autoescaping in HTML, by `escape_markdown` in Markdown.
 
 from __future__ import annotations
 
-import base64
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -17,7 +17,7 @@ import jinja2
 from ..errors import PurifyError
 from .purify_page import headline, sections
 from .report import Report
-from .sections import Row, Section, sentence
+from .sections import Row, Section, Shelf, data_url, sentence
 
 
 def to_markdown(report: Report) -> str:
@@ -25,19 +25,25 @@ def to_markdown(report: Report) -> str:
     return markdown_page("Purification report", report.verdict, headline(report), sections(report))
 
 
-def to_html(report: Report, pictures: Mapping[str, bytes], note: str = "") -> str:
+def to_html(
+    report: Report,
+    pictures: Mapping[str, bytes],
+    note: str = "",
+    shelves: Mapping[str, Sequence[Shelf]] = MappingProxyType({}),
+) -> str:
     """The report as one HTML page, without scripts and links.
 
     Args:
-        pictures: "scores", "curve", "triggers", "evidence" -> PNG file; all are optional.
+        pictures: "scores", "curve", "evidence" -> PNG file; all are optional.
         note: text at the end of the page, for example why there are no pictures.
+        shelves: "triggers", "examples" -> small pictures; both are optional.
     """
     return html_page(
         "Purification report",
         report.given["architecture"],
         report.verdict,
         headline(report),
-        sections(report),
+        sections(report, shelves),
         pictures=pictures,
         note=note,
     )
@@ -91,10 +97,7 @@ def html_page(
         pictures: name -> PNG file, for sections with a picture of that name.
         note: text at the end of the page.
     """
-    sources = {
-        name: "data:image/png;base64," + base64.b64encode(png).decode()
-        for name, png in pictures.items()
-    }
+    sources = {name: data_url(png) for name, png in pictures.items()}
     return _template("report.html").render(
         title=title,
         subject=subject,

@@ -6,17 +6,19 @@ The colours can be read on light and dark pages; the PNG files for the report ar
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..core.recovered import PixelRange, RecoveredTrigger
+from ..core.sites import Neuron
 from ..errors import DataError, PurifyError
 from ..evidence.probability import KINDS, last_look
 from ..selectors.accuracy import AccuracyBudget
+from ..selectors.agreement import Agreeing
 from ..selectors.trigger import TriggerGone
-from ..triggers.perturbation import RecoveredPerturbation
 from .record import Record
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 Size = tuple[float, float]  # inches: width, height
 
 
-GREY, BLUE, RED = "#7d858d", "#3f8fd2", "#d9622b"
+GREY, BLUE, RED = "#6b737b", "#2f7fc2", "#c9521b"
+
+_OUT, _STILL = "removed", "only silenced"  # what became of a silent neuron
+
+_FATES = {"kept": (GREY, "|"), _STILL: (BLUE, "x"), _OUT: (RED, "d")}  # colour and mark
 
 _ROW_HEIGHT = 0.22  # inches a layer, in the plot of the scores
 
@@ -35,30 +41,55 @@ _MAX_HEIGHT = 20.0  # inches
 
 
 def scores(record: Record, size: Size | None = None) -> Figure:
-    """The score of every neuron, a row for each layer; silenced neurons are red."""
+    """A row for each layer: the score of every neuron, and how many were kept and removed."""
     sites = record.scores.sites
-    height = min(_MAX_HEIGHT, 0.9 + _ROW_HEIGHT * len(sites))
-    figure, (axis,) = figure_of(size or (7.0, height), 1)
-    selected = record.selection.by_site()
+    height = min(_MAX_HEIGHT, 1.2 + _ROW_HEIGHT * len(sites))
+    figure, (axis, counts) = figure_of(size or (7.0, height), 1, columns=2, widths=(5, 2))
+    gone = set(record.selection.neurons)
+    removed = set() if record.removal is None else set(record.removal.removed)
     for row, (name, layer) in enumerate(record.scores.by_site().items()):
-        silenced = selected.get(name, [])
-        others = sorted(set(range(len(layer))) - set(silenced))
-        for channels, colour, alpha in ((others, GREY, 0.35), (silenced, RED, 0.9)):
-            values = layer[channels].tolist()
-            axis.plot(values, [row] * len(values), "|", color=colour, alpha=alpha, markersize=7)
-    step = -(-len(sites) * _ROW_HEIGHT // (height - 0.9)) if height == _MAX_HEIGHT else 1
+        neurons = [Neuron(name, channel) for channel in range(len(layer))]
+        fates = ["kept" if n not in gone else _OUT if n in removed else _STILL for n in neurons]
+        left = 0
+        for fate, (colour, marker) in _FATES.items():
+            values = [s for s, own in zip(layer.tolist(), fates, strict=True) if own == fate]
+            alpha = 0.35 if fate == "kept" else 1
+            axis.plot(values, [row] * len(values), marker, color=colour, alpha=alpha, markersize=6)
+            counts.barh(row, len(values), left=left, color=colour, height=0.7)
+            left += len(values)
+    step = -(-len(sites) * _ROW_HEIGHT // (height - 1.2)) if height == _MAX_HEIGHT else 1
     rows = range(0, len(sites), int(step))
     labels = [_label(sites[row].name) for row in rows]
     axis.set_yticks(rows, labels, fontsize=7, parse_math=False)
-    axis.set_ylim(len(sites) - 0.4, -0.6)  # the first layer on top
-    axis.set_xlabel("score (low: silenced first); red: silenced")
+    counts.set_yticks([])
+    for each in (axis, counts):
+        each.set_ylim(len(sites) - 0.4, -0.6)  # the first layer on top
+    axis.set_xlabel("score (low: silenced first)")
+    counts.set_xlabel("neurons")
+    _legend(figure)
     return figure
 
 
-def curve(record: Record, size: Size | None = None) -> Figure:
-    """Accuracy drop, and proxy success if the selector used it, by number of neurons silenced.
+def _legend(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
 
-    Dashed: the amount chosen. Dotted: the largest drop that the selector allows.
+    marks = [Line2D([], [], color=c, marker=m, linestyle="") for c, m in _FATES.values()]
+    figure.legend(
+        marks,
+        [*_FATES],
+        loc="outside upper right",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        labelcolor=GREY,
+    )
+
+
+def curve(record: Record, size: Size | None = None) -> Figure:
+    """Accuracy drop, agreement and proxy success by number of neurons, as far as they are known.
+
+    Dashed: the amount chosen. Dotted: the limit that the selector keeps to. Diamond: the
+    purified model, after its repair if there was one, on the images that measured it.
 
     Raises:
         DataError: the selector tried no amounts.
@@ -70,13 +101,12 @@ def curve(record: Record, size: Size | None = None) -> Figure:
             "'trigger' or 'auto'"
         )
     amounts = [point.neurons for point in points]
-    shown = [("accuracy drop, points", [100 * point.drop for point in points], BLUE)]
-    if any(point.success is not None for point in points):
-        success = [float("nan") if p.success is None else 100 * p.success for p in points]
-        shown.append(("proxy success, %", success, RED))
-    figure, axes = figure_of(size or (7.0, 0.6 + 2.0 * len(shown)), len(shown))
-    for axis, (name, values, colour) in zip(axes, shown, strict=True):
+    shown = _measured(record)
+    figure, axes = figure_of(size or (7.0, 0.6 + 1.7 * len(shown)), len(shown))
+    for axis, (name, values, colour, final) in zip(axes, shown, strict=True):
         axis.plot(amounts, values, "o-", color=colour, markersize=3, linewidth=1.2)
+        if final is not None:
+            axis.plot(chosen, final, "D", color=RED, markersize=7)
         axis.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
         axis.set_ylabel(name)
         axis.set_xscale("symlog", linthresh=1, linscale=0.3)
@@ -85,11 +115,30 @@ def curve(record: Record, size: Size | None = None) -> Figure:
     selector = record.given.selector
     if isinstance(selector, AccuracyBudget | TriggerGone):
         axes[0].axhline(100 * selector.max_drop, color=GREY, linestyle=":", linewidth=1)
-    if len(axes) > 1:
-        axes[1].set_ylim(-3, 103)
+    if isinstance(selector, Agreeing):
+        axes[-1].axhline(100 * (1 - selector.max_changed), color=GREY, linestyle=":", linewidth=1)
+    if shown[-1][0].startswith("proxy"):
+        axes[-1].set_ylim(-3, 103)
     axes[-1].xaxis.set_major_formatter("{x:.0f}")
     axes[-1].set_xlabel(f"neurons silenced (logarithmic); dashed: chosen, {chosen:,}")
     return figure
+
+
+def _measured(record: Record) -> list[tuple[str, list[float], str, float | None]]:
+    """What is known of each amount: name, values in %, colour, and of the purified model."""
+    points, accuracy, agreement = record.selection.curve, record.accuracy, record.agreement
+    drop = None if accuracy is None else 100 * accuracy.drop
+    same = None if agreement is None else 100 * agreement.same.value
+    known: list[tuple[str, list[float | None], str, float | None]] = [
+        ("accuracy drop, points", [p.drop for p in points], BLUE, drop),
+        ("same label, %", [p.same for p in points], BLUE, same),
+        ("proxy success, %", [p.success for p in points], RED, None),
+    ]
+    return [
+        (name, [math.nan if v is None else 100 * v for v in values], colour, final)
+        for name, values, colour, final in known
+        if any(v is not None and not math.isnan(v) for v in values)
+    ]
 
 
 def triggers(record: Record, size: Size | None = None) -> Figure:
@@ -119,26 +168,12 @@ def draw_trigger(
     """Draw an image (C, H, W), the mask, the pattern under it, and the image with the trigger."""
     blank = pixels.low + 0 * trigger.pattern
     pictures = {
-        "clean image": _visible(example, pixels),
+        "clean image": visible(example, pixels),
         f"mask, norm {trigger.norm:.3g}": trigger.mask[0].numpy(),
-        "pattern under mask": _visible(
+        "pattern under mask": visible(
             trigger.mask * trigger.pattern + (1 - trigger.mask) * blank, pixels
         ),
-        f"with trigger: label {trigger.target}": _visible(trigger(example[None])[0], pixels),
-    }
-    _draw_pictures(row, pictures)
-
-
-def draw_perturbation(
-    row: Sequence[Axes], added: RecoveredPerturbation, example: Tensor, pixels: PixelRange
-) -> None:
-    """Draw an image (C, H, W), the perturbation amplified, and the image with the perturbation."""
-    strength = 0.5 / max(added.largest, 1e-12)
-    middle = (pixels.low + pixels.high) / 2
-    pictures = {
-        "clean image": _visible(example, pixels),
-        f"perturbation, times {strength:.3g}": _visible(middle + strength * added.pattern, pixels),
-        f"perturbed: label {added.target}": _visible(added(example[None])[0], pixels),
+        f"with trigger: label {trigger.target}": visible(trigger(example[None])[0], pixels),
     }
     _draw_pictures(row, pictures)
 
@@ -195,12 +230,10 @@ def draw_evidence(
 
 
 def pngs(record: Record, dpi: int = 160) -> dict[str, bytes]:
-    """All plots that the record has data for, as PNG files: name of the plot -> file."""
+    """The plots that a page shows and the record has data for: name of the plot -> PNG file."""
     figures = {"scores": scores(record)}
     if record.selection.curve:
         figures["curve"] = curve(record)
-    if record.triggers:
-        figures["triggers"] = triggers(record)
     if "diagnosis" in record.selection.details:
         figures["evidence"] = evidence(record)
     return as_pngs(figures, dpi)
@@ -216,7 +249,9 @@ def as_pngs(figures: Mapping[str, Figure], dpi: int) -> dict[str, bytes]:
     return files
 
 
-def figure_of(size: Size, rows: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def figure_of(
+    size: Size, rows: int, columns: int = 1, widths: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
     """An empty figure and its axes, row by row; raises PurifyError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -225,13 +260,14 @@ def figure_of(size: Size, rows: int, columns: int = 1) -> tuple[Figure, list[Axe
             "plots need matplotlib; run: pip install 'nnprune-backdoor[plots]'"
         ) from error
     figure = Figure(figsize=size, layout="constrained")
-    axes: list[Any] = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    found = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
+    axes: list[Any] = found.flatten().tolist()
     for axis in axes:
         axis.tick_params(colors=GREY, labelsize=8)
         axis.xaxis.label.set(color=GREY, fontsize=8)
         axis.yaxis.label.set(color=GREY, fontsize=8)
         axis.spines[:].set(color=GREY, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(columns > 1)
+        axis.spines[["top", "right"]].set_visible(columns > 2)
     return figure, axes
 
 
@@ -241,7 +277,7 @@ def _label(name: str, longest: int = 40) -> str:
     return text if len(text) <= longest else "..." + text[3 - longest :]
 
 
-def _visible(image: Tensor, pixels: PixelRange) -> Any:
+def visible(image: Tensor, pixels: PixelRange) -> Any:
     """An image (C, H, W), scaled by its valid range to [0, 1] in each channel.
 
     Returns:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..removal.recipe import Recipe
-from . import pages, plots, summary
+from . import gallery, pages, plots, summary
 from .cautions import cautions_of
 from .record import Record
 from .report import Report
+from .sections import Shelf
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,14 +53,27 @@ class Purified(Record):
         """The report as Markdown, without pictures."""
         return pages.to_markdown(Report.of(self))
 
-    def to_html(self, *, pictures: bool = True) -> str:
+    def to_html(self, *, pictures: bool = True, examples: bool = True) -> str:
         """The report as one HTML page, without scripts and links.
 
         Args:
-            pictures: include plots if matplotlib is installed. Plots of recovered triggers show one
-                of the clean images.
+            pictures: include pictures; plots need matplotlib.
+            examples: show a few of the clean images among them.
         """
-        return pages.to_html(Report.of(self), *pages.draw(lambda: plots.pngs(self), pictures))
+        report = Report.of(self)
+        shelves = self._shelves(report, examples) if pictures else {}
+        return pages.to_html(report, *pages.draw(lambda: plots.pngs(self), pictures), shelves)
+
+    def _shelves(self, report: Report, examples: bool) -> dict[str, list[Shelf]]:
+        """Small pictures for the page."""
+        if self.answers is None:
+            return {}
+        pixels, name = self.given.pixels, report.label
+        triggers = [stamped.trigger for stamped in self.answers.stamped]
+        shelves = {"triggers": gallery.trigger_shelf(triggers, pixels, name)}
+        if examples:
+            shelves["examples"] = gallery.example_shelves(self.answers, pixels, name)
+        return shelves
 
     def plot_scores(self, size: plots.Size | None = None) -> Figure:
         """The score of every neuron, a row for each layer."""

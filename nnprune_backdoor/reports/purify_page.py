@@ -5,13 +5,28 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ..evidence.probability import last_look
+from .confusion import confusion_section
 from .evidence_section import evidence_section
+from .neurons_sections import amount_section, layers_section, neurons_section
 from .report import Data, Report
-from .sections import Row, Section, Table, interval, number, percent, points, sentence, spans
+from .sections import (
+    Row,
+    Section,
+    Shelf,
+    Table,
+    interval,
+    json_of,
+    number,
+    percent,
+    points,
+    sentence,
+    settings_table,
+)
 
 
 def headline(report: Report) -> list[Row]:
@@ -36,12 +51,12 @@ def headline(report: Report) -> list[Row]:
         shares = "not measured"
         if suspect["before"] is not None:
             shares = f"{_share(suspect['before'])} → {_share(suspect['after'])}"
-        note = f"sent to label {_label(report, suspect['label'])} by a small perturbation"
+        note = f"sent to label {report.label(suspect['label'])} by a small perturbation"
         rows.append(("suspect label", shares, note))
     if report.triggers:
         worst = max(report.triggers, key=lambda trigger: trigger["after"]["share"])
         shares = f"{_share(worst['before'])} → {_share(worst['after'])}"
-        label = _label(report, worst["target"])
+        label = report.label(worst["target"])
         note = f"recovered trigger of label {label}, the most successful afterwards"
         rows.append(("proxy success", shares, note))
     if size is None:
@@ -52,17 +67,21 @@ def headline(report: Report) -> list[Row]:
     return rows
 
 
-def sections(report: Report) -> list[Section]:
-    """The whole report, the most important first."""
+def sections(
+    report: Report, shelves: Mapping[str, Sequence[Shelf]] = MappingProxyType({})
+) -> list[Section]:
+    """The whole report, the most important first; `shelves` as for `pages.to_html`."""
     return [
         *cautions(report),
         Section("What this does not say", points=report.limits),
         *_evidence(report),
         _accuracy(report),
-        _triggers(report),
-        _amount(report),
-        _layers(report),
-        _neurons(report),
+        *_examples(shelves.get("examples", ())),
+        *_confusion(report),
+        _triggers(report, shelves.get("triggers", ())),
+        amount_section(report),
+        layers_section(report),
+        neurons_section(report),
         _size(report),
         _given(report),
         *_source(report),
@@ -103,10 +122,33 @@ def _evidence(report: Report) -> list[Section]:
     return [evidence_section(details["diagnosis"], after)]
 
 
-def _triggers(report: Report) -> Section:
+def _examples(shelves: Sequence[Shelf]) -> list[Section]:
+    if not shelves:
+        return []
+    text = (
+        "A few of the clean images that measured accuracy, and the answers of both models. A "
+        "recovered trigger is what the given model reacts to; it need not look like an attacker's."
+    )
+    return [Section("Before and after on a few images", [text], shelves=shelves)]
+
+
+def _confusion(report: Report) -> list[Section]:
+    if report.confusion is None:
+        return []
+    return [confusion_section(report.confusion, report.given["classes"], report.label)]
+
+
+def _triggers(report: Report, shelves: Sequence[Shelf]) -> Section:
     title = "Recovered triggers"
     if not report.triggers:
-        return Section(title, ["No recovered trigger was tried on the model."])
+        text = "No recovered trigger was tried on the model."
+        if report.suspects:
+            text = (
+                "Recovered from the given model: small changes of any image that send it to a "
+                "suspect label. The model was trained against them. Benign networks have suspect "
+                "labels too."
+            )
+        return Section(title, [text], shelves=shelves)
     text = (
         "Triggers recovered by inversion from clean images alone. Proxy success: the share of "
         "images, not used before, that the recovered trigger sends to its label. It stands in for "
@@ -115,7 +157,7 @@ def _triggers(report: Report) -> Section:
     rows = [
         [
             trigger["source"],
-            _label(report, trigger["target"]),
+            report.label(trigger["target"]),
             f"{number(trigger['norm'])} of {trigger['pixels']:,}",
             f"{_share(trigger['before'])} {interval(trigger['before']['interval'])}",
             f"{_share(trigger['after'])} {interval(trigger['after']['interval'])}",
@@ -131,80 +173,7 @@ def _triggers(report: Report) -> Section:
         "after",
         "images",
     ]
-    caption = "A clean image, the mask, the pattern under the mask, the image with the trigger."
-    return Section(
-        title, [text], table=Table("lrrrrr", rows, head), picture="triggers", caption=caption
-    )
-
-
-def _amount(report: Report) -> Section:
-    chosen = report.selection
-    share = percent(chosen["neurons"] / chosen["of"], 2)
-    text = [
-        f"{chosen['neurons']:,} of {chosen['of']:,} neurons ({share}) were silenced. "
-        f"Reason given by {chosen['selector']}: {chosen['reason'] or 'none'}."
-    ]
-    folded = [_settings("Settings of the selector", chosen["settings"])]
-    # the diagnosis has a section of its own
-    if details := {k: v for k, v in chosen["details"].items() if k != "diagnosis"}:
-        folded.append(_settings("Details of the selection", details))
-    if not report.curve:
-        return Section("Number of neurons", text, folded=folded)
-    rows = [
-        [
-            f"{point['neurons']:,}",
-            points(point["drop"]),
-            "" if point["success"] is None else percent(point["success"]),
-            "chosen" if point["chosen"] else "",
-        ]
-        for point in report.curve
-    ]
-    head = ["neurons silenced", "accuracy drop, points", "proxy success", ""]
-    folded.insert(0, (f"The {len(rows)} amounts tried", Table("rrrl", rows, head)))
-    caption = (
-        "Amounts tried on held-out clean images. Dashed: the amount chosen; dotted: the largest "
-        "drop allowed."
-    )
-    return Section("Number of neurons", text, folded=folded, picture="curve", caption=caption)
-
-
-def _layers(report: Report) -> Section:
-    rows = [
-        [
-            layer["layer"],
-            layer["kind"],
-            str(layer["channels"]),
-            *(number(layer[name]) for name in ("lowest", "median", "highest")),
-            str(layer["silenced"] or ""),
-            str(layer["removed"] or ""),
-        ]
-        for layer in report.layers
-    ]
-    head = ["layer", "kind", "neurons", "lowest", "median", "highest", "silenced", "removed"]
-    return Section(
-        "Scores by layer",
-        ["Neurons with low scores are silenced first. Each criterion has its own scale."],
-        folded=[(f"All {len(rows)} layers", Table("clrrrrrr", rows, head))],
-        picture="scores",
-        caption="Every neuron, a row for each layer; silenced neurons are red.",
-    )
-
-
-def _neurons(report: Report) -> Section:
-    if not report.neurons:
-        return Section("Neurons silenced", ["None."])
-    rows = []
-    for layer in report.neurons:
-        if layer["removed"]:
-            rows.append([layer["layer"], "removed", spans(layer["removed"]), ""])
-        for part in layer["silenced"]:
-            rows.append([layer["layer"], "silenced", spans(part["channels"]), part["why"]])
-    text = (
-        "Removed: no longer in the tensors. Silenced: still there, with weights of zero, for the "
-        "reason given. Channels and heads are numbered as in the model as given."
-    )
-    head = ["layer", "what happened", "neurons", "why not removed"]
-    return Section("Neurons silenced", [text], table=Table("clll", rows, head))
+    return Section(title, [text], table=Table("lrrrrr", rows, head), shelves=shelves)
 
 
 def _size(report: Report) -> Section:
@@ -260,24 +229,16 @@ def _given(report: Report) -> Section:
 
 def _source(report: Report) -> list[Section]:
     """Names, hashes and classes, if the caller gave any."""
-    rows = [[k, v if isinstance(v, str) else _json(v)] for k, v in report.source.items()]
+    rows = [[k, v if isinstance(v, str) else json_of(v)] for k, v in report.source.items()]
     text = "As given by the caller; not checked."
     return [Section("Where it came from", [text], table=Table("lc", rows))] if rows else []
 
 
-def _label(report: Report, label: int) -> str:
-    """A label, with its name if the caller gave names of the classes."""
-    names = report.source.get("classes")
-    if not isinstance(names, list) or not 0 <= label < len(names):
-        return str(label)
-    return f"{label} ({str(names[label])[:40]})"
-
-
 def _criterion(report: Report) -> Section:
     criterion = report.criterion
-    folded = [_settings("Settings of the criterion", criterion["settings"])]
+    folded = [settings_table("Settings of the criterion", criterion["settings"])]
     if criterion["details"]:
-        folded.append(_settings("Details of the run", criterion["details"]))
+        folded.append(settings_table("Details of the run", criterion["details"]))
     text = f"{criterion['name']}: {criterion['reference']}."
     return Section("Criterion", [text.replace("..", ".")], folded=folded)
 
@@ -290,15 +251,6 @@ def _run(report: Report) -> Section:
         rows.append(["CPU threads", str(threads)])
     rows += [[name, version] for name, version in report.versions.items()]
     return Section("Time, seed and versions", table=Table("lr", rows))
-
-
-def _settings(title: str, settings: Data) -> tuple[str, Table]:
-    rows = [[name, _json(value)] for name, value in settings.items()]
-    return title, Table("lc", rows or [["none", ""]])
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _share(rate: Data) -> str:

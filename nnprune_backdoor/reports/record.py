@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.agreement import Agreement
+from ..core.answers import Answers
 from ..core.compute import Compute
 from ..core.data import CleanData
 from ..core.masks import Silencing
@@ -116,6 +117,8 @@ class Record(ShortRepr):
         repair_rejected: Why a repair that was asked for was rejected; otherwise empty.
         agreement: Of the purified model with the given one, on the images of `accuracy`.
         suspects: Labels that distilling found suspect in the given model; None: it was not done.
+        answers: Of both models to the images of `accuracy`, with a few of these images; the
+            triggers are those of the criterion, of the selector and of the suspect labels.
     """
 
     model: nn.Module
@@ -132,6 +135,7 @@ class Record(ShortRepr):
     repair_rejected: str = ""
     agreement: Agreement | None = None
     suspects: tuple[SuspectLabel, ...] | None = None
+    answers: Answers | None = None
 
     @property
     def guessing(self) -> str:

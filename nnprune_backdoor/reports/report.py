@@ -6,16 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..core.agreement import Agreement
 from ..core.measures import PairedAccuracy, ProxySuccess, SuspectLabel
@@ -26,14 +23,14 @@ from ..utils.short_repr import ShortRepr
 from ..utils.statistics import Rate
 from ..version import __version__
 from .cautions import cautions_of
+from .confusion import confusion_of
+from .limits import limits_of
+from .plain import plain, settings_of
 from .record import Record
-from .sections import sentence
 from .verdict import verdict_of
 
 Data = dict[str, Any]
 
-
-_MAX_NUMBERS = 1000  # of an array among settings and details; of larger ones only the shape stays
 
 NOT_ASKED = "removal was not asked for"
 
@@ -51,12 +48,14 @@ class Report(ShortRepr):
         given: Model, images and options.
         criterion: Name, reference, settings, and details of the run.
         selection: Selector, its settings, reason, number of neurons, details.
-        curve: Amounts that were tried: neurons, drop, proxy success or None, chosen.
+        curve: Amounts that were tried: neurons, drop, proxy success, share of the images with the
+            same label, chosen; None where it was not measured.
         triggers: Recovered triggers: source, target, mask norm, proxy success.
         layers: All scored layers: channels, scores, numbers of neurons silenced and removed.
         neurons: Layers with silenced neurons: channels removed, channels only silenced and why.
         accuracy: Before, after, drop; None if the images had no labels.
         agreement: Of the purified model with the given one: same label, divergence (nats).
+        confusion: Which labels the models take for which, on the same images.
         suspects: Labels that a small perturbation reached in the given model: label, shares of the
             images before and after, None where there was no image; None: not looked for.
         size: Before, after, drift; None if nothing was removed from the tensors.
@@ -78,6 +77,7 @@ class Report(ShortRepr):
     neurons: list[Data]
     accuracy: Data | None
     agreement: Data | None
+    confusion: Data | None
     suspects: list[Data] | None
     size: Data | None
     seconds: dict[str, float]
@@ -123,15 +123,23 @@ class Report(ShortRepr):
             neurons=_neurons(record),
             accuracy=None if record.accuracy is None else _accuracy(record.accuracy),
             agreement=None if record.agreement is None else _agreement(record.agreement),
+            confusion=None if record.answers is None else confusion_of(record.answers),
             suspects=None if record.suspects is None else [_suspect(s) for s in record.suspects],
             size=None if record.removal is None else _size(record.removal, given.probe),
             seconds=plain(record.seconds),
             seed=record.seed,
             versions=versions_used(),
             cautions=plain(cautions_of(record)),
-            limits=_limits(record),
+            limits=limits_of(record),
             source=plain(record.source),
         )
+
+    def label(self, label: int) -> str:
+        """A label, with its name if the caller gave names of the classes."""
+        names = self.source.get("classes")
+        if not isinstance(names, list) or not 0 <= label < len(names):
+            return str(label)
+        return f"{label} ({str(names[label])[:40]})"
 
     def to_dict(self) -> Data:
         """Plain data, which a round trip through strict JSON does not change."""
@@ -148,7 +156,8 @@ class Report(ShortRepr):
             raise DataError(f"expected a report of format 1, got {data.get('format')!r}")
         types = {name: _TYPES[str(f.type)] for name, f in cls.__dataclass_fields__.items()}
         # reports written before there were these have none
-        later: Data = {"verdict": "", "cautions": [], "agreement": None, "suspects": None}
+        later: Data = {"verdict": "", "cautions": []}
+        later |= dict.fromkeys(("agreement", "confusion", "suspects"))
         given = {**later, **{k: entry for k, entry in data.items() if k != "format"}}
         wrong = sorted(given.keys() ^ types.keys())
         wrong += [n for n, entry in given.items() if n in types and type(entry) not in types[n]]
@@ -171,44 +180,6 @@ _TYPES = {
     "str": (str,),
     "int": (int,),
 }
-
-
-def plain(value: Any) -> Any:  # noqa: PLR0911 - one return for each kind of value
-    """`value` as data that strict JSON can hold."""
-    match value:
-        case None | bool() | int():
-            return value
-        case float():
-            return float(value) if math.isfinite(value) else None
-        case str():
-            return value.encode(errors="replace").decode()  # lone surrogates cannot be written
-        case Mapping():
-            return {plain(str(key)): plain(entry) for key, entry in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [plain(entry) for entry in value]
-        case Tensor() | np.ndarray() | np.generic():
-            large = math.prod(value.shape) > _MAX_NUMBERS
-            return plain(f"array of shape {tuple(value.shape)}" if large else value.tolist())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return settings_of(value)
-    if callable(value):  # its repr has an address, which differs from run to run
-        return plain(getattr(value, "__qualname__", type(value).__name__))
-    return plain(repr(value))
-
-
-def settings_of(configured: Any) -> Data:
-    """The fields of a criterion or selector; empty if it is not a dataclass."""
-    if not dataclasses.is_dataclass(configured):
-        return {}
-    names = [field.name for field in dataclasses.fields(configured)]
-    return {name: _setting(getattr(configured, name)) for name in names}
-
-
-def _setting(value: Any) -> Any:
-    """A field's value; settings that stand in a field say of which class they are."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__name__, **settings_of(value)}
-    return plain(value)
 
 
 def _rate(rate: Rate) -> Data:
@@ -319,64 +290,3 @@ def versions_used() -> dict[str, str]:
         return versions | {"timm": metadata.version("timm")}
     except metadata.PackageNotFoundError:
         return versions
-
-
-def _limits(record: Record) -> list[str]:
-    """What this run does not say, in sentences; never a verdict on the model."""
-    size, accuracy = record.removal, record.accuracy
-    limits = [
-        "Silencing lowers the success of backdoors that use these neurons. It is no proof that no "
-        "backdoor is left."
-        if len(record.selection)
-        else "Nothing was silenced, so the model is the one that was given, with its backdoor if "
-        "it had one. This run gives no evidence that it had none."
-    ]
-    if record.triggers:
-        limits.append(
-            "Proxy success is the success of triggers recovered from clean images. The attacker's "
-            "trigger was never seen here; it may differ from them and still work."
-        )
-    else:
-        limits.append(
-            "No recovered trigger was tried on the model."
-            if "diagnosis" in record.selection.details
-            else "No recovered trigger was tried on the model, so no number here is about a "
-            "backdoor."
-        )
-    if accuracy is None:
-        limits.append("The loss of clean accuracy was not measured: the images have no labels.")
-    else:
-        limits.append(
-            f"Clean accuracy was measured on {accuracy.before.count} images. With few images or "
-            "rare classes, a loss may go unnoticed; the interval shows how uncertain it is."
-        )
-    if record.guessing:
-        limits.insert(0, sentence(record.guessing))
-    if record.repair_rejected:
-        limits.append(f"A repair was asked for and rejected: {record.repair_rejected}.")
-    if record.repaired and record.given.repair == "distil":
-        limits.append(
-            "All weights were trained towards the given model's answers on clean images. "
-            + (
-                "Small perturbations and patches of the suspect labels were trained against, so "
-                "that they fail afterwards says little about the attacker's trigger. Benign "
-                "networks have suspect labels too."
-                if record.suspects
-                else "No small perturbation was found that sends most images to one of the labels "
-                "that were tried, so no trigger was trained against: a backdoor that the pruning "
-                "missed is still there."
-            )
-        )
-    elif record.repaired:
-        limits.append(
-            "All weights were trained so that the recovered triggers fail. A proxy success near "
-            "zero is what this training aims at, so it says little about the attacker's trigger. "
-            "The same holds for evidence that is gone after the repair, since what it says was "
-            "learned from networks that were not trained in this way."
-        )
-    if size is not None and record.given.removal == "group":
-        limits.append(
-            f"Whole coupled groups were removed. This changes the logits by {size.drift:.1e} of "
-            "their scale, and the selector did not take it into account."
-        )
-    return limits

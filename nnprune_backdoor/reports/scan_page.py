@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..evidence.diagnosis import Diagnosis
 from . import scan_plots
 from .evidence_section import evidence_section
+from .gallery import shelf_of
 from .pages import draw, html_page, markdown_page
 from .sections import Row, Section, Table, number, percent, sentence
 
 _TITLE = "Scan for a backdoor"
+_TRIGGERS, _UNIVERSAL = "Recovered triggers", "A universal perturbation"
 
 _LIMITS = [
     "Finding no evidence is no proof that there is no backdoor: triggers that these searches "
@@ -27,15 +31,18 @@ def scan_to_markdown(diagnosis: Diagnosis) -> str:
     )
 
 
-def scan_to_html(diagnosis: Diagnosis, pictures: bool = True) -> str:
+def scan_to_html(diagnosis: Diagnosis, pictures: bool = True, *, examples: bool = True) -> str:
     """The diagnosis as one HTML page, without scripts and links.
 
     Args:
-        pictures: include plots, if matplotlib is installed.
+        pictures: include pictures; plots need matplotlib.
+        examples: show one of the clean images among them.
     """
     files, note = draw(lambda: scan_plots.pngs(diagnosis), pictures)
     subject = f"{type(diagnosis.model).__name__}, {diagnosis.classes} classes"
     sections = _sections(diagnosis, bool(files))
+    if pictures:
+        sections = [_with_shelf(section, diagnosis, examples) for section in sections]
     return html_page(
         _TITLE,
         subject,
@@ -85,6 +92,16 @@ def _sections(diagnosis: Diagnosis, pictures: bool) -> list[Section]:
     ]
 
 
+def _with_shelf(section: Section, diagnosis: Diagnosis, examples: bool) -> Section:
+    """The same section; those about a trigger of the most suspicious label get its pictures."""
+    shown = {_TRIGGERS: diagnosis.trigger, _UNIVERSAL: diagnosis.perturbation}
+    trigger = shown.get(section.title)
+    if trigger is None:
+        return section
+    example = diagnosis.example if examples else None
+    return replace(section, shelves=[shelf_of(trigger, example, diagnosis.pixels)])
+
+
 def _limits(diagnosis: Diagnosis) -> list[str]:
     return [*map(sentence, diagnosis.cautions), *_LIMITS]
 
@@ -105,13 +122,7 @@ def _triggers(diagnosis: Diagnosis) -> Section:
         "Recovered by inversion from clean images for the suspected labels and for those that they "
         "are compared with; success on images that the inversion did not use."
     )
-    return Section(
-        "Recovered triggers",
-        [text],
-        folded=folded,
-        picture="trigger",
-        caption="A clean image, the mask, the pattern under the mask, the image with the trigger.",
-    )
+    return Section(_TRIGGERS, [text], folded=folded)
 
 
 def _universal(diagnosis: Diagnosis) -> list[Section]:
@@ -125,11 +136,4 @@ def _universal(diagnosis: Diagnosis) -> list[Section]:
         f"{percent(perturbation.success)} of {perturbation.tested} images that it was not made "
         f"from to label {perturbation.target}."
     )
-    return [
-        Section(
-            "A universal perturbation",
-            [text],
-            picture="universal",
-            caption="A clean image, the perturbation (amplified), the image with the perturbation.",
-        )
-    ]
+    return [Section(_UNIVERSAL, [text])]

@@ -5,16 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..evidence.diagnosis import Diagnosis
-from .plots import (
-    BLUE,
-    RED,
-    Size,
-    as_pngs,
-    draw_evidence,
-    draw_perturbation,
-    draw_trigger,
-    figure_of,
-)
+from .plots import BLUE, RED, Size, as_pngs, draw_evidence, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,23 +36,6 @@ def labels(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
     return figure
 
 
-def trigger(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
-    """The trigger of the most suspicious label; see `draw_trigger`. It may work on few images."""
-    figure, axes = figure_of(size or (7.0, 2.1), 1, columns=4)
-    assert diagnosis.trigger is not None
-    draw_trigger(axes, diagnosis.trigger, diagnosis.example, diagnosis.pixels)
-    return figure
-
-
-def universal(diagnosis: Diagnosis, size: Size | None = None) -> Figure:
-    """The universal perturbation for the most suspicious label; see `draw_perturbation`."""
-    assert diagnosis.perturbation is not None
-    figure, axes = figure_of(size or (5.5, 2.1), 1, columns=3)
-    draw_perturbation(axes, diagnosis.perturbation, diagnosis.example, diagnosis.pixels)
-    return figure
-
-
 def pngs(diagnosis: Diagnosis, dpi: int = 160) -> dict[str, bytes]:
     """All plots of the diagnosis as PNG files: name of the plot -> file."""
-    made = {"evidence": evidence, "labels": labels, "trigger": trigger, "universal": universal}
-    return as_pngs({name: draw(diagnosis) for name, draw in made.items()}, dpi)
+    return as_pngs({"evidence": evidence(diagnosis), "labels": labels(diagnosis)}, dpi)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from ..core.held_out import HeldOut
 from ..core.passes import Task, Work
-from ..core.scores import ChannelScores, Selection, lowest
+from ..core.scores import ChannelScores, Point, Selection, lowest
 from ..errors import DataError
-from ..utils.statistics import isotonic
+from ..utils.statistics import isotonic, paired_drop
 from .accuracy import amounts_to_try
 from .base import Selector
 
@@ -39,10 +42,8 @@ class Agreeing(Selector):
         images = held_out.clean.images
         given = held_out.predict(lowest(scores, 0), images)
         amounts = amounts_to_try(len(scores.flat), self.max_fraction, self.points)
-        changed = [
-            (held_out.predict(lowest(scores, amount), images) != given).double().mean().item()
-            for amount in amounts
-        ]
+        answers = [held_out.predict(lowest(scores, amount), images) for amount in amounts]
+        changed = [(labels != given).double().mean().item() for labels in answers]
         fitting = [
             amount
             for amount, share in zip(amounts, isotonic(changed), strict=True)
@@ -50,10 +51,21 @@ class Agreeing(Selector):
         ]
         count = max(fitting, default=amounts[0])
         share = dict(zip(amounts, changed, strict=True))[count]
-        return lowest(
-            scores,
-            count,
+        reason = (
             f"silent, they change the label of {share:.1%} of {len(images)} held-out images before "
             f"distilling; up to {self.max_changed:.0%} are allowed on the smoothed curve, and "
-            f"{self.max_fraction:.0%} of the neurons; one always goes",
+            f"{self.max_fraction:.0%} of the neurons; one always goes"
         )
+        points = zip((0, *amounts), (given, *answers), (0.0, *changed), strict=True)
+        curve = [
+            Point(amount, _drop(given, labels, held_out.clean.labels), same=1 - part)
+            for amount, labels, part in points
+        ]
+        return replace(lowest(scores, count, reason), curve=tuple(curve))
+
+
+def _drop(before: Tensor, after: Tensor, labels: Tensor | None) -> float:
+    """Of accuracy, as a share of the images."""
+    if labels is None:
+        return math.nan
+    return paired_drop(before == labels, after == labels)[0]

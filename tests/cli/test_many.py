@@ -19,7 +19,7 @@ from helpers.states import assert_same_state
 from nnprune_backdoor import fleets
 from nnprune_backdoor.cli.base import ExitCode
 from nnprune_backdoor.cli.main import main
-from nnprune_backdoor.cli.manifest import read_manifest
+from nnprune_backdoor.cli.manifest import _hash_of, read_manifest
 from nnprune_backdoor.fleets import Fleet, run_many
 from nnprune_backdoor.fleets.table import Row
 
@@ -180,8 +180,14 @@ def test_a_key_is_of_weights_images_and_settings_wherever_they_are(
     assert key_of(root, "a.safetensors,images,resnet18,", "model,clean,arch,seed") == key
     assert key_of(root, row.replace(",0", ",1")) != key
     assert key_of(root, row.replace("a.safe", "b.safe")) != key
+    picture = there / "images" / "0.png"
+    changed = bytearray(picture.read_bytes())
+    changed[-20] ^= 1  # as long as before
+    picture.write_bytes(changed)
+    other = key_of(there, row.replace("a.safe", "renamed.safe"))
+    assert other != key
     (there / "images" / "more.png").write_bytes(b"more")
-    assert key_of(there, row.replace("a.safe", "renamed.safe")) != key
+    assert key_of(there, row.replace("a.safe", "renamed.safe")) not in (key, other)
 
 
 def test_a_key_is_of_the_descriptions_beside_weights_too(root: Path, tmp_path: Path) -> None:
@@ -193,6 +199,14 @@ def test_a_key_is_of_the_descriptions_beside_weights_too(root: Path, tmp_path: P
     key = key_of(tmp_path, row)
     (folder / "config.json").write_text('{"architecture": "resnet34"}')
     assert key_of(tmp_path, row) != key
+
+
+def test_images_are_read_once_for_all_models(root: Path) -> None:
+    _hash_of.cache_clear()
+    for model in "abc":
+        key_of(root, f"{model}.safetensors,images,resnet18,0")
+    assert _hash_of.cache_info().misses == 12
+    assert _hash_of.cache_info().hits == 24
 
 
 def test_purify_many_does_what_purify_does(
@@ -256,7 +270,10 @@ def test_the_gravest_that_is_known_is_the_exit_code(
     fleet = Fleet(rows, rows, 0, tmp_path / "summary.html")
     monkeypatch.setattr(fleets, "run_many", lambda *_, **__: fleet)
     path = manifest(tmp_path, "model,clean", "a,b")
-    assert main(["scan-many", str(path), "--out", str(tmp_path), "--quiet"]) == code
+    words = ["scan-many", str(path), "--out", str(tmp_path), "--quiet"]
+    assert main(words) == code
+    theirs = {ExitCode.EVIDENCE: 1, ExitCode.FAILED: 2, ExitCode.UNKNOWN: 3, ExitCode.DONE: 0}
+    assert main([*words, "--exit-codes", "modelscan"]) == theirs[code]
 
 
 def quoted(text: str) -> str:

@@ -69,6 +69,7 @@ def test_a_purification_in_every_format(
     )  # fmt: skip
     pages = {end: (tmp_path / f"r{end}").read_text() for end in ends}
     assert pages[".html"].startswith("<!doctype html>")
+    assert "Before and after on a few images" in pages[".html"]
     assert pages[".md"].startswith("# Purification report\n\n**")
     assert json.loads(pages[".json"]) == found
     assert found["model"]["file"] == "models/a.pth"
@@ -89,6 +90,16 @@ def test_a_purification_in_every_format(
     assert printed(capsys, "report", out, "--format", "sarif") == json.loads(pages[".sarif"])
     assert main(["report", str(out)]) == 0
     assert capsys.readouterr().out == pages[".md"]
+
+
+def test_a_report_without_clean_images(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["models/a.pth", "--clean", "clean", "--out", str(tmp_path / "out"), *PURIFY]
+    assert main(["purify", *words, "--no-examples", "--format", "html"]) == 0
+    page = capsys.readouterr().out
+    assert "Neurons by layer" in page
+    assert "Before and after on a few images" not in page
 
 
 def test_the_card_beside_the_weights_is_no_hindrance(

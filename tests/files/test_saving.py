@@ -48,7 +48,7 @@ from nnprune_backdoor.files.safetensors_file import (
     write_safetensors,
 )
 from nnprune_backdoor.files.saving import check_free
-from nnprune_backdoor.reports.report import plain
+from nnprune_backdoor.reports.plain import plain
 from nnprune_backdoor.selectors import LowestFraction
 from nnprune_backdoor.utils.fingerprint import fingerprint
 

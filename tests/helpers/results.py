@@ -38,6 +38,7 @@ def diagnosis(alarm: bool, *, cannot_tell: str | None = None, **others: Any) -> 
         "perturbations": (RecoveredPerturbation(1, torch.full((3, 32, 32), 0.1), PIXELS, 0.9, 12),),
         "sha256": {"weights": "a" * 64, "images": "b" * 64},
         "date": "2026-01-02T03:04:05Z",
+        "seconds": {"universal": 1.5},
         **others,
     }
     return Diagnosis(

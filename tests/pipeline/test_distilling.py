@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,7 @@ from nnprune_backdoor.errors import DataError
 from nnprune_backdoor.pipeline import job
 from nnprune_backdoor.reports import Report
 from nnprune_backdoor.selectors import AccuracyBudget, LowestCount, LowestFraction
+from nnprune_backdoor.selectors.accuracy import amounts_to_try
 from nnprune_backdoor.selectors.agreement import Agreeing
 from nnprune_backdoor.training import Distillation
 from nnprune_backdoor.triggers import Inversion, SuspectLabels, UniversalPerturbation
@@ -243,5 +245,9 @@ def test_the_amount_is_what_the_answers_bear(each: float, count: int) -> None:
     selection = rule(scores, Changing(each))  # type: ignore[arg-type]
     assert selection.neurons == lowest(scores, count).neurons
     assert f"{min(1.0, each * count / 100):.1%} of 100 held-out images" in selection.reason
+    assert [p.neurons for p in selection.curve] == [0, *amounts_to_try(1000, 0.05, 200)]
+    for point in selection.curve:
+        assert point.same == pytest.approx(1 - min(1.0, each * point.neurons / 100), abs=0.01)
+        assert math.isnan(point.drop) and point.success is None, "there are no labels"
     with pytest.raises(DataError, match="held-out"):
         rule(scores)

@@ -10,79 +10,29 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor, nn
 
+from helpers.html_page import LOADING, Page
 from helpers.images import noise_images
-from nnprune_backdoor import CleanData, Criterion, Purified, PurifyError, Selector, purify
-from nnprune_backdoor.core.held_out import HeldOut
+from helpers.reports import AFTER, Tried, corner, looked, run
+from nnprune_backdoor import CleanData, Purified, PurifyError
 from nnprune_backdoor.core.measures import ProxySuccess
-from nnprune_backdoor.core.recovered import RecoveredTrigger
-from nnprune_backdoor.core.scores import ChannelScores, Point, Selection, lowest
+from nnprune_backdoor.core.scores import ChannelScores, Selection
 from nnprune_backdoor.core.sites import Site
 from nnprune_backdoor.errors import DataError
-from nnprune_backdoor.evidence import Suspicion
 from nnprune_backdoor.reports import Report, plots
 from nnprune_backdoor.reports.pages import escape_markdown, to_html, to_markdown
-from nnprune_backdoor.reports.report import NOT_ASKED, plain
+from nnprune_backdoor.reports.plain import plain
+from nnprune_backdoor.reports.report import NOT_ASKED
 from nnprune_backdoor.reports.sections import spans
 from nnprune_backdoor.selectors import AccuracyBudget, BelowThreshold, LowestCount
-
-
-def corner(target: int = 0, channels: int = 3) -> RecoveredTrigger:
-    """A bright patch of 3 x 3 in the corner."""
-    mask = torch.zeros(1, 32, 32)
-    mask[:, :3, :3] = 1
-    return RecoveredTrigger(target, mask, torch.full((channels, 32, 32), 2.0), 0.9, 12, 100)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned(Criterion):
-    """Any order, one trigger, and details that JSON does not hold by itself."""
-
-    reference: ClassVar[str] = "nobody, nowhere"
-    needs_labels: ClassVar[bool] = False
-    strength: float = math.inf
-    stamp: Any = spans
-
-    @classmethod
-    def paper(cls) -> Self:
-        return cls()
-
-    def score(
-        self,
-        model: nn.Module,
-        clean: CleanData,
-        sites: tuple[Site, ...],
-        generator: torch.Generator,
-        progress: bool,
-    ) -> ChannelScores:
-        flat = torch.rand(sum(site.channels for site in sites), generator=generator)
-        details = {"loss": math.nan, "counts": torch.tensor([1, 2]), 7: (None, True)}
-        trigger = corner(channels=clean.images.shape[1])
-        return ChannelScores(sites, flat, "planned", details, (trigger,))
-
-
-CURVE = (Point(0, 0.0, 0.99), Point(3, -0.01, 0.5), Point(9, 0.015, 0.04), Point(20, 0.2, 0.0))
-
-
-@dataclass(frozen=True)
-class Tried(Selector):
-    """Nine neurons, with a curve and a trigger to show for it."""
-
-    def __call__(self, scores: ChannelScores, held_out: HeldOut | None = None) -> Selection:
-        chosen = lowest(scores, 9, "because <nine> | is enough", target=1)
-        return replace(chosen, curve=CURVE, triggers=(corner(1),))
-
-
-def run(model: nn.Module, clean: Any, selector: Selector, **settings: Any) -> Purified:
-    return purify(model, clean, Planned(), selector=selector, progress=False, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -243,34 +193,6 @@ def test_the_repr_is_three_lines(purified: Purified, plainest: Purified) -> None
 
 # ---- what people read ---------------------------------------------------------------------------
 
-LOADING = {"src", "href", "srcset", "action", "data", "poster", "background", "ping", "style"}
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, in order, and the text between them."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "link", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def shape(self) -> list[tuple[str, list[str]]]:
-        return [(tag, sorted(attributes)) for tag, attributes in self.tags]
-
 
 def tables(markdown: str) -> Iterator[list[list[str]]]:
     """Rows of cells of each table."""
@@ -279,7 +201,7 @@ def tables(markdown: str) -> Iterator[list[list[str]]]:
 
 
 def test_html_is_well_formed_and_loads_nothing(purified: Purified, plainest: Purified) -> None:
-    for result, pictures in ((purified, 3), (plainest, 2)):
+    for result, pictures in ((purified, 2 + 2 + 3 * 4), (plainest, 1 + 1 + 2 * 4)):
         page = Page(result.to_html())
         assert page.open == [], "every tag is closed"
         assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
@@ -452,20 +374,24 @@ def test_sizes_are_as_asked(purified: Purified) -> None:
 
 
 def test_every_score_is_drawn_and_the_silenced_ones_stand_out(purified: Purified) -> None:
-    (axis,) = purified.plot_scores().axes
+    axis, counts = purified.plot_scores().axes
     drawn: dict[str, list[tuple[float, float]]] = {}
     for line in axis.lines:
         pairs = zip(line.get_ydata(), line.get_xdata(), strict=True)
         drawn.setdefault(line.get_color(), []).extend(pairs)
     sites = [site.name for site in purified.scores.sites]
-    silent = [
-        (sites.index(neuron.site), purified.scores[neuron.site][neuron.channel].item())
-        for neuron in purified.selection.neurons
-    ]
-    red, grey = sorted(drawn.values(), key=len)
-    assert sorted(red) == sorted(silent)
-    values = sorted(value for _, value in red + grey)
+    assert purified.removal is not None and purified.removal.removed
+    for colour, neurons in (
+        (plots.RED, purified.removal.removed),
+        (plots.BLUE, set(purified.selection.neurons) - set(purified.removal.removed)),
+    ):
+        wanted = [(sites.index(n.site), purified.scores[n.site][n.channel].item()) for n in neurons]
+        assert sorted(drawn[colour]) == sorted(wanted)
+        bars = [bar for bar in counts.patches if to_hex(bar.get_facecolor()) == colour]
+        assert sum(bar.get_width() for bar in bars) == len(neurons)
+    values = sorted(value for pairs in drawn.values() for _, value in pairs)
     assert values == purified.scores.flat.sort().values.tolist()
+    assert sum(bar.get_width() for bar in counts.patches) == len(values)
     assert [label.get_text() for label in axis.get_yticklabels()] == sites
 
 
@@ -474,7 +400,10 @@ def test_the_curve_shows_drop_success_and_the_choice(purified: Purified) -> None
     assert drop.lines[0].get_xdata().tolist() == [0, 3, 9, 20]
     assert drop.lines[0].get_ydata().tolist() == pytest.approx([0, -1, 1.5, 20])
     assert success.lines[0].get_ydata().tolist() == pytest.approx([99, 50, 4, 0])
-    assert list(drop.lines[1].get_xdata()) == list(success.lines[1].get_xdata()) == [9, 9]
+    assert purified.accuracy is not None
+    end = [(x, y) for x, y in zip(*drop.lines[1].get_data(), strict=True)]
+    assert end == [(9, pytest.approx(100 * purified.accuracy.drop))]
+    assert list(drop.lines[2].get_xdata()) == list(success.lines[1].get_xdata()) == [9, 9]
     assert "proxy success" in success.get_ylabel()
 
 
@@ -482,7 +411,7 @@ def test_the_curve_of_an_accuracy_budget(_trained: nn.Module, clean: CleanData) 
     result = run(_trained, clean, AccuracyBudget(max_drop=0.07, points=5), removal="none")
     (axis,) = result.plot_curve().axes
     assert axis.lines[0].get_xdata().tolist() == [point.neurons for point in result.selection.curve]
-    assert list(axis.lines[2].get_ydata()) == pytest.approx([7, 7])
+    assert list(axis.lines[3].get_ydata()) == pytest.approx([7, 7])
     assert sum(point["chosen"] for point in result.to_dict()["curve"]) == 1
 
 
@@ -500,22 +429,6 @@ def test_triggers_are_shown_on_a_clean_image(purified: Purified, clean: CleanDat
     np.testing.assert_allclose(stamped[10:, 10:], unit[10:, 10:], atol=1e-6)
     assert pattern[10:].max() == 0
     assert "label 1" in axes[7].get_title()
-
-
-def looked(purified: Purified, alarm: bool, after: dict[str, Any] | None) -> Purified:
-    """As the selector `auto` leaves it."""
-    first = Suspicion.of(1, universal=0.95, size=0.05, restored=0.75 if alarm else 0.0)
-    diagnosis = {
-        "alarm": alarm, "target": 1 if alarm else None, "classes": 10, "images": 300, "seed": 0,
-        "probability": first.probability, "cannot_tell": None, "perturbations": [{}] * 10,
-        "triggers": [{}] * 5, "restoration": None, "seconds": {},
-        "suspicions": [first.to_dict()],
-    }  # fmt: skip
-    details = {"diagnosis": diagnosis, "remaining": [] if after is None else [after]}
-    return replace(purified, selection=replace(purified.selection, details=details))
-
-
-AFTER = {"neurons": 9, "alarm": False, "success": 0.0, "restoration": 0.125, "probability": 0.25}
 
 
 def test_evidence_before_and_after_says_what_it_speaks_for(purified: Purified) -> None:
@@ -557,7 +470,8 @@ def test_without_matplotlib(purified: Purified, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(PurifyError, match=r"pip install 'nnprune-backdoor\[plots\]'"):
             plot()
     page = Page(purified.to_html())
-    assert not any(tag == "img" for tag, _ in page.tags)
+    assert 'class="plot"' not in purified.to_html()
+    assert sum(tag == "img" for tag, _ in page.tags) == 14, "small ones are no plots"
     assert "No pictures: plots need matplotlib" in "".join(page.text)
 
 
@@ -565,7 +479,8 @@ def test_many_layers_are_drawn_within_bounds() -> None:
     """Two hundred layers: the picture stops growing and names some of them only."""
     sites = tuple(Site(f"layer{i}", 2, "layer", f"layer{i}") for i in range(200))
     scores = ChannelScores(sites, torch.rand(400, generator=torch.Generator()), "none")
-    record: Any = type("Some", (), {"scores": scores, "selection": BelowThreshold(0.1)(scores)})
+    given = {"scores": scores, "selection": BelowThreshold(0.1)(scores), "removal": None}
+    record: Any = type("Some", (), given)
     figure = plots.scores(record)
     assert figure.get_size_inches()[1] == 20
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
