@@ -4,13 +4,14 @@ Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, 
 teacher: both see the same view of an image (Beyer et al., "Knowledge distillation: A good teacher
 is patient and consistent", CVPR 2022). It gives back what pruning cost, and needs no labels.
 
-Some images carry a trigger (a universal perturbation or a patch), and the student is to answer as
-the teacher does without it: adversarial training against what works on all images, as in Zeng et
-al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022. The triggers are
-those of the labels that the teacher makes suspect; where it makes none so, there are none. Where
-such a label still stands out in the student by what single images do, some carry a perturbation of
-their own: a trigger may differ from image to image (see triggers/individual.py). Labels that are
-far from single images are trained so from the start: they never stand out.
+Some images carry a trigger (a universal perturbation, a patch, or a picture that shows through),
+and the student is to answer as the teacher does without it: adversarial training against what works
+on all images, as in Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient",
+ICLR 2022. The triggers are those of the labels that the teacher makes suspect; where it makes none
+so, there are none. Where such a label still stands out in the student by what single images do,
+some carry a perturbation of their own: a trigger may differ from image to image (see
+triggers/individual.py). Labels that are far from single images are trained so from the start: they
+never stand out.
 """
 
 from __future__ import annotations
@@ -82,9 +83,9 @@ class Distillation:
     temperature: float = 2.0
     turned: float = 0.5
     mixed: float = 0.5
-    stamped: float = 0.2
-    perturbed: float = 0.1
-    renewed: int = 24
+    stamped: float = 0.3
+    perturbed: float = 0.05
+    renewed: int = 12
     search: SuspectLabels = SuspectLabels()
     individual: IndividualPerturbations = IndividualPerturbations()
     largest_gradient: float = 1.0

@@ -1,5 +1,6 @@
-"""Recover triggers from clean images: patches (`Inversion`) and additive perturbations."""
+"""Recover triggers from clean images: patches, additive perturbations, and blends."""
 
+from .blend import UniversalBlend
 from .individual import IndividualPerturbations
 from .inversion import Inversion, TargetEvidence
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
@@ -11,5 +12,6 @@ __all__ = [
     "RecoveredPerturbation",
     "SuspectLabels",
     "TargetEvidence",
+    "UniversalBlend",
     "UniversalPerturbation",
 ]

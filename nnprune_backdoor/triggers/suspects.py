@@ -22,6 +22,7 @@ from ..core.passes import Task, Work
 from ..core.prepared import Prepared
 from ..core.recovered import PixelRange, RecoveredTrigger
 from ..errors import DataError
+from .blend import UniversalBlend
 from .individual import IndividualPerturbations
 from .inversion import Inversion
 from .perturbation import RecoveredPerturbation, UniversalPerturbation
@@ -44,6 +45,7 @@ class SuspectLabels:
         perturbations: The search for perturbations of the easiest labels.
         patches: The search for patches of the suspected labels; shorter than where one is to be
             shown.
+        blends: The search for pictures that show through, of the suspected labels.
         single: How single images are moved, to tell which labels are far from them.
         sensitive: If this share of the images or more can be moved to the median label, one by one,
             all radii are halved.
@@ -60,6 +62,7 @@ class SuspectLabels:
     glance: UniversalPerturbation = UniversalPerturbation(steps=20)
     perturbations: UniversalPerturbation = UniversalPerturbation()
     patches: Inversion = Inversion(steps=100, batch_size=16)
+    blends: UniversalBlend = UniversalBlend()
     single: IndividualPerturbations = IndividualPerturbations(rms=2 / 255)
     sensitive: float = 0.25
     far: float = 0.1
@@ -93,24 +96,27 @@ class SuspectLabels:
             *self.single.passes(task, min(_MOVED, task.images), 2 * moved),
             *self.larger.passes(task, tried // 2),
             *self.patches.passes(task, 1),
+            *self.blends.passes(task, 1),
         )
 
     def passes_again(self, task: Task) -> Work:
-        """What `still_working` and `standing_out` do of that label."""
+        """What `still_working` and `standing_out` do of that label, where a blend works alone."""
         some = min(_MOVED, task.images)
         moved = min(self.tried, task.classes) * some
         return (
             *self.perturbations.passes(task, 1),
-            *self.patches.passes(task, 1),
+            *self.blends.passes(task, 1),
+            *self.blends.passes(task, 1),
             *self.single.passes(task, some, moved),
         )
 
     def scaled(self, factor: float) -> Self:
-        """The same with all radii multiplied by a factor."""
+        """The same with all radii, and the opacity of blends, multiplied by a factor."""
         searches = {name: getattr(self, name) for name in ("glance", "perturbations", "larger")}
         return replace(
             self,
             single=replace(self.single, rms=factor * self.single.rms),
+            blends=replace(self.blends, opacity=factor * self.blends.opacity),
             **{name: replace(one, rms=factor * one.rms) for name, one in searches.items()},
         )
 
@@ -139,7 +145,7 @@ class SuspectLabels:
     def suspect(
         self, model: nn.Module, clean: CleanData, *, seed: int = 0
     ) -> tuple[SuspectTrigger, ...]:
-        """A perturbation and a patch for each label that is suspected; empty where none is.
+        """A perturbation, a patch and a blend for each suspected label; empty where none is.
 
         Args:
             model: a classifier; it is left as it was.
@@ -161,7 +167,7 @@ class SuspectLabels:
         if far:
             larger = self.larger.recover(model, clean, far, seed=seed)
             kept += self._working(larger, self.suspicious)[: self.labels]
-        return self._with_patches(kept, model, clean, seed)
+        return self._with_others(kept, [one.target for one in kept], model, clean, seed)
 
     def far_among(self, triggers: Iterable[SuspectTrigger]) -> tuple[int, ...]:
         """The labels that were suspected for a perturbation larger than the first search's."""
@@ -172,7 +178,7 @@ class SuspectLabels:
     def still_working(
         self, model: nn.Module, clean: CleanData, labels: Iterable[int], *, seed: int = 0
     ) -> tuple[SuspectTrigger, ...]:
-        """The same for those of these labels that a perturbation still reaches.
+        """The same for those of these labels that a perturbation, or a blend, still reaches.
 
         Args:
             model, clean, seed: as for `suspect`.
@@ -181,8 +187,10 @@ class SuspectLabels:
         Raises:
             DataError, UnsupportedModelError, ScoringError: see `Inversion.recover`.
         """
-        found = self.perturbations.recover(model, clean, labels, seed=seed)
-        return self._with_patches(self._working(found, self.working), model, clean, seed)
+        asked = sorted(set(labels))
+        found = self.perturbations.recover(model, clean, asked, seed=seed)
+        kept = self._working(found, self.working)
+        return self._with_others(kept, asked, model, clean, seed)
 
     def _tried(self, classes: int, seed: int) -> list[int]:
         order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -240,9 +248,20 @@ class SuspectLabels:
         best = sorted(found, key=lambda one: -one.success)
         return [one for one in best if one.success >= least]
 
-    def _with_patches(
-        self, kept: list[RecoveredPerturbation], model: nn.Module, clean: CleanData, seed: int
+    def _with_others(
+        self,
+        kept: list[RecoveredPerturbation],
+        labels: list[int],
+        model: nn.Module,
+        clean: CleanData,
+        seed: int,
     ) -> tuple[SuspectTrigger, ...]:
-        if not kept:
-            return ()
-        return (*kept, *self.patches.recover(model, clean, [one.target for one in kept], seed=seed))
+        """With a patch for each that is kept, and the blends of these labels that work."""
+        patches: tuple[RecoveredTrigger, ...] = ()
+        if kept:
+            targets = [one.target for one in kept]
+            patches = self.patches.recover(model, clean, targets, seed=seed)
+        blends: tuple[RecoveredTrigger, ...] = ()
+        if labels:
+            blends = self.blends.recover(model, clean, labels, seed=seed)
+        return (*kept, *patches, *(one for one in blends if one.success >= self.working))

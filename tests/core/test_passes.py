@@ -19,7 +19,7 @@ from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria import ANP, CNP, FP, MNP, RNP, TAC, Criterion, MaskTraining, Response
 from nnprune_backdoor.criteria.parts.unlearning import Unlearning
 from nnprune_backdoor.training import Distillation, distil
-from nnprune_backdoor.triggers import Inversion, UniversalPerturbation
+from nnprune_backdoor.triggers import Inversion, UniversalBlend, UniversalPerturbation
 from nnprune_backdoor.utils import progress
 
 
@@ -94,7 +94,12 @@ def test_criteria_count_what_they_run(criterion: Criterion, model: nn.Module) ->
 
 @pytest.mark.parametrize("labels", [1, 3])
 def test_searches_count_what_they_run(labels: int, model: nn.Module) -> None:
-    for search in (Inversion(steps=30, batch_size=8), UniversalPerturbation(steps=20)):
+    searches = (
+        Inversion(steps=30, batch_size=8),
+        UniversalPerturbation(steps=20),
+        UniversalBlend(),
+    )
+    for search in searches:
         work = search.passes(task(model), labels)
         real = ran(lambda search=search: search.recover(model, CLEAN, range(labels)))  # type: ignore[misc]
         assert counted(work) == pytest.approx(real, rel=0.1)

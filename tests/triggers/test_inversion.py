@@ -34,7 +34,12 @@ from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria import TAC, ActivationChange, Response
 from nnprune_backdoor.criteria.tac import activation_change
 from nnprune_backdoor.errors import DataError, ScoringError, UnsupportedModelError
-from nnprune_backdoor.triggers import Inversion, TargetEvidence, UniversalPerturbation
+from nnprune_backdoor.triggers import (
+    Inversion,
+    TargetEvidence,
+    UniversalBlend,
+    UniversalPerturbation,
+)
 
 
 @pytest.fixture
@@ -413,10 +418,10 @@ def test_a_shuffling_loader_leaves_the_global_generator_alone(
 
 # ---- labels, seeds and models of any kind -------------------------------------------------------
 
-SEARCHES = [replace(QUICK, steps=3), UniversalPerturbation(steps=3)]
+SEARCHES = [replace(QUICK, steps=3), UniversalPerturbation(steps=3), UniversalBlend(steps=3)]
 
 
-@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal"])
+@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal", "blend"])
 def test_integers_of_any_kind_are_labels_and_seeds(
     search: Any, model: Handmade, images: CleanData
 ) -> None:
@@ -428,7 +433,7 @@ def test_integers_of_any_kind_are_labels_and_seeds(
             assert torch.equal(one.pattern, other.pattern)
 
 
-@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal"])
+@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal", "blend"])
 @pytest.mark.parametrize("labels", [0, torch.tensor(0), ["0"], [0.0], "01", [[0]], [-1], [1, True]])
 def test_what_is_no_list_of_labels_is_refused(
     search: Any, model: Handmade, images: CleanData, labels: Any
@@ -449,7 +454,7 @@ class Counts(Handmade):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal"])
+@pytest.mark.parametrize("search", SEARCHES, ids=["mask", "universal", "blend"])
 def test_buffers_are_left_as_they_were(search: Any, images: CleanData) -> None:
     model = Counts().eval()
     search.recover(model, images, [0])

@@ -20,6 +20,7 @@ from nnprune_backdoor.triggers import (
     Inversion,
     RecoveredPerturbation,
     SuspectLabels,
+    UniversalBlend,
     UniversalPerturbation,
 )
 
@@ -29,6 +30,7 @@ SHORT = SuspectLabels(
     glance=UniversalPerturbation(steps=3),
     perturbations=UniversalPerturbation(steps=2),
     patches=Inversion(steps=2, batch_size=8),
+    blends=UniversalBlend(steps=2),
     far=0.0,
 )
 
@@ -45,10 +47,10 @@ def test_the_labels_that_a_glance_reaches_most_are_tried_further(
     search = replace(SHORT, glance=UniversalPerturbation(steps=20, rms=0.1))
     model = build("test_resnet")
     found = search.suspect(model, clean, seed=seed)
-    kinds = [RecoveredPerturbation] * 2 + [RecoveredTrigger] * 2
+    kinds = [RecoveredPerturbation] * 2 + [RecoveredTrigger] * 4  # patches and blends
     assert [type(one) for one in found] == kinds
     kept = [one.target for one in found[:2]]
-    assert kept == [one.target for one in found[2:]]
+    assert [one.target for one in found] == 3 * kept
     whole, half = (
         {
             one.target: one.success
@@ -73,6 +75,45 @@ class Reaching(UniversalPerturbation):
         return tuple(replace(one, success=self.claimed.get(one.target, 0.0)) for one in found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReachingBlend(UniversalBlend):
+    """Claims that the blend of a label succeeds so often."""
+
+    claimed: Mapping[int, float]
+
+    def recover(self, model, clean, labels=None, **how):  # type: ignore[no-untyped-def]
+        found = super().recover(model, clean, labels, **how)
+        return tuple(replace(one, success=self.claimed.get(one.target, 0.0)) for one in found)
+
+
+NO_BLENDS = ReachingBlend(claimed={}, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "blends", "working"),
+    [
+        ({2: 0.95, 3: 0.4}, {2: 0.5, 3: 0.6}, [2, 2, 2, 3]),  # with its patch; the blends
+        ({2: 0.95}, {2: 0.4}, [2, 2]),
+        ({}, {3: 0.9}, [3]),
+        ({}, {}, []),
+    ],
+)
+def test_a_blend_works_for_itself(
+    claimed: dict[int, float], blends: dict[int, float], working: list[int], clean: CleanData
+) -> None:
+    """Where no small perturbation reaches a label any more, a blend may."""
+    quick = Reaching(claimed=claimed, steps=1)
+    search = replace(
+        SHORT,
+        perturbations=quick,
+        working=0.5,
+        suspicious=0.9,
+        blends=ReachingBlend(claimed=blends, steps=1),
+    )
+    found = search.still_working(build("test_resnet"), clean, [3, 2])
+    assert [one.target for one in found] == working
+
+
 @pytest.mark.parametrize(
     ("claimed", "suspects", "working"),
     [
@@ -86,7 +127,9 @@ def test_success_decides_whether_a_label_is_suspected(
     claimed: dict[int, float], suspects: list[int], working: list[int], clean: CleanData
 ) -> None:
     quick = Reaching(claimed=claimed, steps=1)
-    search = SuspectLabels(glance=quick, perturbations=quick, patches=SHORT.patches, far=0.0)
+    search = replace(
+        SHORT, glance=quick, perturbations=quick, suspicious=0.9, working=0.5, blends=NO_BLENDS
+    )
     model = build("test_resnet")
     assert [one.target for one in search.suspect(model, clean)] == 2 * suspects
     found = search.still_working(model, clean, [2, 3])
@@ -213,6 +256,7 @@ def test_radii_are_halved_until_few_single_images_go_to_most_labels(
     scaled = search.scaled(factor)
     for name in ("glance", "perturbations", "larger", "single"):
         assert getattr(scaled, name).rms == factor * getattr(search, name).rms
+    assert scaled.blends.opacity == factor * search.blends.opacity
 
 
 @pytest.mark.parametrize(
@@ -235,6 +279,7 @@ def test_a_label_far_from_every_image_is_suspected_if_a_larger_perturbation_reac
         single=Moved(claimed=reached),
         larger=Reaching(claimed=larger, steps=1),
         patches=SHORT.patches,
+        blends=NO_BLENDS,
     )
     found = search.suspect(build("test_resnet"), clean)
     assert [one.target for one in found] == 2 * suspects
