@@ -272,7 +272,7 @@ def too_wide(page: Any) -> list[str]:
             .filter(e => {
                 const box = e.closest('.scroll');
                 return !box || getComputedStyle(box).overflowX == 'visible';
-            }})
+            })
             .map(e => e.outerHTML.slice(0, 200))"""
     )
     return found
