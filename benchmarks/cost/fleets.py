@@ -117,6 +117,14 @@ def measured(manifest: Path, out: Path, workers: int) -> dict[str, Any]:
     }
 
 
+def default_scan(manifest: Path) -> float:
+    """Processor seconds of one scan of such a network with the default settings."""
+    job = read_manifest(manifest, "scan")[0]
+    start = time.process_time()
+    job.run(manifest.parent / "default", threads=1)
+    return round(time.process_time() - start, 1)
+
+
 def found(out: Path) -> dict[str, Any]:
     """Key -> document, without dates and times."""
     results = {path.stem: json.loads(path.read_text())["data"] for path in out.glob("*.json")}
@@ -128,8 +136,15 @@ def found(out: Path) -> dict[str, Any]:
 def page(report: dict[str, Any]) -> str:
     rest = report["runs"][-1]
     ready = 1000 * rest["processor"] / rest["models"]
+    first = report["runs"][0]
+    above = 1000 * (first["processor"] - first["bare"]) / first["models"]
     lines = [
         "# Many models",
+        "",
+        f"**A fleet costs {above:.0f} ms a model above the scan.** A default scan of such a network,",
+        f"with as few images, takes {report['default']:.1f} s of the processor, of which that is",
+        f"{above / 10 / report['default']:.1f} %. Of the few steps measured here it is",
+        f"{above / 10 / first['bare'] * first['models']:.0f} %.",
         "",
         f"{report['runs'][0]['models']} untrained networks of a few layers, scanned by `scan-many`",
         f"([how](../fleets.md)) on {IMAGES} images of {PIXELS} pixels, in very few steps:",
@@ -176,7 +191,14 @@ def main() -> None:
             runs.append(measured(manifest, root / out, workers))
             print(json.dumps(runs[-1]), flush=True)
         same = found(root / "out1") == found(root / "out2")
-    report = {"runs": runs, "same": same, "load": os.getloadavg()[0], "torch": torch.__version__}
+        usual = default_scan(manifest)
+    report = {
+        "runs": runs,
+        "same": same,
+        "default": usual,
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+    }
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
