@@ -141,9 +141,9 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         "# Many models",
         "",
-        f"**A fleet costs {above:.0f} ms a model above the scan.** A default scan of such a network,",
-        f"with as few images, takes {report['default']:.1f} s of the processor, of which that is",
-        f"{above / 10 / report['default']:.1f} %. Of the few steps measured here it is",
+        f"**A fleet costs {above:.0f} ms a model above the scan.** A default scan of such a",
+        f"network, with as few images, takes {report['default']:.1f} s of the processor: that is",
+        f"{above / 10 / report['default']:.1f} % of it, and of the few steps measured here",
         f"{above / 10 / first['bare'] * first['models']:.0f} %.",
         "",
         f"{report['runs'][0]['models']} untrained networks of a few layers, scanned by `scan-many`",
