@@ -22,7 +22,7 @@ class UniversalBlend(UniversalSearch[RecoveredTrigger]):
     """How it is found: from grey with little noise, each value inside the valid range.
 
     Attributes:
-        opacity: Share of the picture in what is seen.
+        opacity: Share of the picture in what is seen. Ours; attackers use .2 (the paper's setting).
         steps, batch_size, momentum, held_out: see `UniversalSearch`.
     """
 

@@ -106,7 +106,6 @@ class SuspectLabels:
         return (
             *self.perturbations.passes(task, 1),
             *self.blends.passes(task, 1),
-            *self.blends.passes(task, 1),
             *self.single.passes(task, some, moved),
         )
 
@@ -170,8 +169,9 @@ class SuspectLabels:
         return self._with_others(kept, [one.target for one in kept], model, clean, seed)
 
     def far_among(self, triggers: Iterable[SuspectTrigger]) -> tuple[int, ...]:
-        """The labels that were suspected for a perturbation larger than the first search's."""
-        most = 1.01 * self.perturbations.rms  # rounding
+        """The labels that are far from single images, among those of what `suspect` returned."""
+        # only the search for far labels may give larger ones; a hundredth for rounding
+        most = 1.01 * self.perturbations.rms
         found = (one for one in triggers if isinstance(one, RecoveredPerturbation))
         return tuple(sorted({one.target for one in found if one.rms > most}))
 

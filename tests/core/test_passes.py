@@ -19,7 +19,12 @@ from nnprune_backdoor.core.sites import find_sites
 from nnprune_backdoor.criteria import ANP, CNP, FP, MNP, RNP, TAC, Criterion, MaskTraining, Response
 from nnprune_backdoor.criteria.parts.unlearning import Unlearning
 from nnprune_backdoor.training import Distillation, distil
-from nnprune_backdoor.triggers import Inversion, UniversalBlend, UniversalPerturbation
+from nnprune_backdoor.triggers import (
+    Inversion,
+    SuspectLabels,
+    UniversalBlend,
+    UniversalPerturbation,
+)
 from nnprune_backdoor.utils import progress
 
 
@@ -103,6 +108,17 @@ def test_searches_count_what_they_run(labels: int, model: nn.Module) -> None:
         work = search.passes(task(model), labels)
         real = ran(lambda search=search: search.recover(model, CLEAN, range(labels)))  # type: ignore[misc]
         assert counted(work) == pytest.approx(real, rel=0.1)
+
+
+def test_looking_again_counts_what_it_runs(model: nn.Module) -> None:
+    """Of one suspect label to which no trigger works any more, and no image gets."""
+    search = SuspectLabels(working=1.0, suspicious=1.0).scaled(1e-6)
+
+    def looks() -> None:
+        assert search.still_working(model, CLEAN, [0]) == ()
+        search.standing_out(model, CLEAN, [0])
+
+    assert counted(search.passes_again(task(model))) == pytest.approx(ran(looks), rel=0.1)
 
 
 def test_distilling_counts_both_networks(model: nn.Module) -> None:
