@@ -78,15 +78,21 @@ def shelf_of(trigger: Stamp, example: Tensor | None, pixels: PixelRange) -> Shel
 
 
 def _kind(trigger: Stamp) -> str:
-    return "perturbation" if isinstance(trigger, RecoveredPerturbation) else "patch"
+    if isinstance(trigger, RecoveredPerturbation):
+        return "perturbation"
+    assert isinstance(trigger, RecoveredTrigger)
+    return "blend" if (trigger.mask == trigger.mask.max()).all() else "patch"
 
 
 def _alone(trigger: Stamp, pixels: PixelRange, name: Name) -> Picture:
-    """A perturbation around the middle of the range, amplified; a patch on grey, by its mask."""
+    """A perturbation around grey, amplified; a patch on grey, by its mask; a blend's picture."""
     middle, label = (pixels.low + pixels.high) / 2, name(trigger.target)
     if isinstance(trigger, RecoveredPerturbation):
         factor = 0.5 / max(trigger.largest, 1e-12)
         image, how = middle + factor * trigger.pattern, f"times {written(factor)}"
+    elif _kind(trigger) == "blend":
+        assert isinstance(trigger, RecoveredTrigger)
+        image, how = trigger.pattern, f"shows through by {trigger.mask.max().item():.2g}"
     else:
         assert isinstance(trigger, RecoveredTrigger)
         image = trigger((middle + 0 * trigger.pattern)[None])[0]

@@ -43,9 +43,9 @@ def limits_of(record: Record) -> list[str]:
         limits.append(
             "All weights were trained towards the given model's answers on clean images. "
             + (
-                "Small perturbations and patches of the suspect labels were trained against, so "
-                "that they fail afterwards says little about the attacker's trigger. Benign "
-                "networks have suspect labels too."
+                "Small perturbations, patches and blends of the suspect labels were trained "
+                "against, so that they fail afterwards says little about the attacker's trigger. "
+                "Benign networks have suspect labels too."
                 if record.suspects
                 else "No small perturbation was found that sends most images to one of the labels "
                 "that were tried, so no trigger was trained against: a backdoor that the pruning "

@@ -13,6 +13,7 @@ from PIL import Image
 from helpers.reports import corner
 from helpers.results import PIXELS
 from nnprune_backdoor.core.answers import Answers, Stamp, Stamped
+from nnprune_backdoor.core.recovered import RecoveredTrigger
 from nnprune_backdoor.reports.confusion import confusion_of, confusion_section
 from nnprune_backdoor.reports.gallery import example_shelves, shelf_of, trigger_shelf
 from nnprune_backdoor.reports.sections import Picture
@@ -55,6 +56,17 @@ def test_a_patch_is_shown_on_grey() -> None:
     pixels = opened(picture)
     assert (pixels[:3, :3] == 255).all() and (pixels[3:] == 128).all()
     assert picture.caption == "label no. 1: patch, 9 of 1,024 pixels, on grey"
+
+
+def test_a_picture_that_shows_through_is_a_blend_and_shown_whole() -> None:
+    picture = torch.zeros(3, 32, 32)
+    picture[:, :16] = 1
+    blend = RecoveredTrigger(2, torch.full((1, 32, 32), 0.15), picture, 1.0, 9, steps=60)
+    (shelf,) = trigger_shelf([blend], PIXELS)
+    pixels = opened(shelf.pictures[0])
+    assert (pixels[:16] == 255).all() and (pixels[16:] == 0).all()
+    assert shelf.pictures[0].caption == "label 2: blend, shows through by 0.15"
+    assert example_shelves(answers(blend), PIXELS)[1].title == "With the blend of label 2"
 
 
 def test_images_are_shown_without_and_with_each_trigger() -> None:
